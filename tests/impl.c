@@ -1,0 +1,3 @@
+// The library as one object, which test programs and examples link.
+#define DIFFUSION_IMPLEMENTATION
+#include "diffusion.h"
