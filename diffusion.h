@@ -1,0 +1,12738 @@
+/* diffusion.h - v0.1.0 - diffusion models in one C header
+   SPDX-License-Identifier: MIT OR Unlicense
+
+   Tensor mathematics with gradients, noise processes, networks, training, samplers,
+   guidance, checkpoints and closed forms: C99 that is also C++11, no dependency but the C
+   library. It is meant to be used, and to be read from top to bottom.
+
+   =====================================================================================
+   // >>manual
+   =====================================================================================
+
+   DO THIS
+     #define DIFFUSION_IMPLEMENTATION      in exactly one C or C++ file,
+     #include "diffusion.h"                everywhere.
+     cc -O2 prog.c -lm                     (-lpthread too where the C library wants it)
+
+   SYNOPSIS
+     // Learn 10,000 points of the plane, draw 500 new ones. x, y [n, 2].
+     #define DIFFUSION_IMPLEMENTATION
+     #include "diffusion.h"
+     int learn(const float *x, int n, float *y)
+     {
+         df_ctx *ctx = df_ctx_create(NULL);
+         df_mlp_desc m = df_mlp_defaults();
+         df_train_desc t = df_train_defaults();
+         df_sample_desc s = df_sample_defaults();
+         df_net *net = df_mlp_create(ctx, &m);
+         df_trainer *trainer = df_trainer_create(ctx, net, x, n, NULL, &t);
+         int result = df_ctx_error(ctx);
+         if (result == DF_OK) result = df_trainer_run(trainer, 0);
+         if (result == DF_OK) {
+             df_model model = df_net_model(net);
+             result = df_sample(ctx, &model, &s, y, 500);
+         }
+         if (result != DF_OK) puts(df_ctx_message(ctx));
+         df_trainer_free(trainer);
+         df_net_free(net);
+         df_ctx_free(ctx);
+         return result;
+     }
+
+   CONTENTS (search for the marks)
+     >>manual          what you are reading
+     >>api             types and functions
+     >>private         what the chapters share with each other
+     >>foundations     errors, memory, random numbers, workers
+     >>process         alpha, sigma, lambda; tables; native times; grids
+     >>prediction      the plane of predictions; asking a model
+     >>samplers        registry; ask and answer; ancestral, ODE and SDE samplers
+     >>guidance        classifier-free guidance
+     >>tensors         values; each operation forward, backward, tangent
+     >>networks        layers; the residual MLP; checkpoints of nets
+     >>training        objective, AdamW, moving average, trainer
+     >>files           sources, sinks, JSON, safetensors
+     >>closed forms    Gaussian mixtures at every t; distances between samples
+     >>kernels         the engine room: plain loops, then the tuned ones
+
+   FIVE IDEAS
+     One path      Every process is x_t = alpha(t) x_0 + sigma(t) eps, t = 0 the data,
+                   t = 1 the noise. VP, VE, EDM, flow, ... are only alpha and sigma.
+     One plane     Every prediction is a row (a, b), meaning a x_0 + b eps. With x_t it
+                   is a 2 x 2 system; one solver turns any into any other.
+     One clock     Samplers walk points (t, alpha, sigma, lambda = log alpha/sigma). What
+                   walks lambda or rho = sigma/alpha gives one trajectory on every process.
+     One question  A model answers "here is x at these points: what do you predict?".
+                   Networks, closed forms, your code, guidance: one type.
+     Every claim runs: each formula is tested against something known exactly.
+
+   TASKS
+     train on an array            df_mlp_create, df_trainer_create, df_trainer_run
+     sample                       df_net_model, df_sample
+     sample your own network      fill a df_model (predict, self, dim, process, prediction,
+                                  time), df_sample; or the ask/answer loop, below
+     keep and load                df_net_save, df_net_load; to resume, df_trainer_...
+     see the noise schedule       df_process_at, df_process_rates, df_grid
+     convert predictions          df_plane_convert, df_plane_map
+     guide by class               label_dropout in training, df_guidance_model
+     write a sampler              df_sampler_row with a stage function, desc.row
+     write a network              df_net_create, df_layer_..., df_run_...
+     differentiate                df_record_begin, df_backward; df_set_tangent
+     compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
+     test against the truth       df_mixture_create, df_mixture_model
+
+   THE LOOP, TURNED INSIDE OUT
+   A host that may not block in a callback (a game, a GPU queue, a browser) keeps the loop:
+     df_sampler *s = df_sampler_create(ctx, &model, &desc, x, n);   // model.predict unused
+     df_query q;
+     while (df_sampler_next(s, &q)) {       // q.x [q.n, q.dim] at q.t_model [q.n]
+         my_network(&q, out);               // frames may pass here
+         df_sampler_answer(s, out);
+     }
+     if (df_sampler_result(s) != DF_OK) puts(df_ctx_message(ctx));
+     df_sampler_free(s);
+   It gives bit for bit what df_sample gives.
+
+   YOUR NETWORK BEHIND OUR SAMPLERS
+     df_model m = df_model_defaults();
+     m.predict = my_predict, m.self = my_net, m.dim = 3 * 64 * 64;
+     m.process = df_process_...; m.prediction = DF_EPS; m.time = df_time_index(1000);
+   What usual models mean, in our words:
+     DDPM, Stable Diffusion   process table; EPS or V; time index(T)
+     score_sde VP             process vp(.1, 20); SCORE, or EPS; time affine(999, 0)
+     EDM                      process edm(80), sigma_data .5; EDM_F; time log_sigma(.25);
+                              input_sigma_data .5
+     Stable Diffusion 3, Flux process flow; VELOCITY; time affine(1000, 0)
+     flow_matching (t=1 data) process flow; VELOCITY; time and clock affine(-1, 1)
+     TrigFlow                 process trig(s_d); VELOCITY; time and clock affine(pi/2, 0)
+   A velocity is dx/d(clock); ours is dx/dt with t towards noise, so clock 1 - t flips the
+   sign.
+
+   CONVENTIONS
+     df_noun_verb functions, df_noun types, DF_NOUN constants; dfi_ is private.
+     Samples are [n, dim] arrays of df_real, row by row. Images [B,C,H,W], tokens [B,T,C],
+     last axis contiguous, as in PyTorch. Weights of linear layers are [out, in].
+     Descriptors come from df_..._defaults() with real values, not magic zeros; any other
+     is refused. API comments give each field's default in [brackets].
+     Labels are ints; -1 is none.
+     t_model is the model's native time (an index, a sigma, ...); t is always ours.
+
+   ERRORS
+   Functions return a df_result (0 fine, DF_ERR_... negative) or NULL;
+   df_ctx_message has a sentence with the numbers. Tensor operations are sticky: after the
+   first failure they do nothing and pass NULL on, so a graph is checked once, at its end;
+   df_ctx_clear resumes. Your callback's own non-zero result comes back unchanged. Nothing
+   here aborts, exits or prints. NaN and Inf that enter or arise are errors that say where,
+   found by their bits, also under -Ofast.
+
+   MEMORY
+   All of it comes through df_alloc, on the context's own thread. Tensors and
+   scratch live in step memory, a stack: df_scope_begin ... y = df_scope_end(scope, y)
+   releases all but y. df_ctx_bytes and df_ctx_peak_bytes tell how much. Sizes are checked
+   before they are multiplied.
+
+   LIFETIMES
+     thing                owned by        made of / borrows, until when
+     df_ctx               you             its hooks' user pointers, until df_ctx_free
+     df_tensor            its context     until its scope ends; df_tensor_borrow: your data
+     df_process           a value         table: memory of its context (df_process_table),
+                                          or of the net whose card it is
+     df_model             a value         self, mean and scale until its last use
+     df_net               you             nothing: weights, card, scaling are its own; it
+                                          may outlive its context and be shared, const
+     df_trainer           you             net, data, labels, context, until it is freed
+     df_sampler           you             x, labels, condition, hooks, context; rest copied
+     df_guidance          you             its models, until the guided model's last use
+     df_mixture           you             its context; df_mixture_view: the mixture
+     df_safetensors       you             its context; nothing of the source
+     strings in descriptors               copied or looked up during the call
+
+   THREADS
+   A context, and what was made from it, is used by one thread at a time; contexts
+   share nothing but const nets. Inside, a context has workers (df_ctx_desc.threads) or
+   your task system (df_tasks). df_ctx_cancel may be called from anywhere.
+
+   RANDOMNESS AND DETERMINISM
+   Random numbers are Philox 4x32-10, keyed by (seed, sample,
+   draw), and the same on every machine, bit for bit. Results of sampling are bitwise equal
+   for any number of threads and any split into batches, whole or stepped; results of
+   training for any number of threads and any save and resume. That holds for one binary on
+   one instruction set: FMA and vector width change last bits, and so do compilers. The
+   noise source is a hook (df_noise).
+
+   PRECISION
+   df_real is float; with DIFFUSION_DOUBLE, double and plain kernels, for
+   checking formulas. Step coefficients, closed forms, reductions over samples are double
+   in both.
+
+   INSTRUCTION SETS
+   Plain `cc -O2` gets all of them: the kernels are compiled for SSE2,
+   AVX2+FMA and AVX-512, or NEON, and chosen at run time. df_ctx_isa says which;
+   df_ctx_desc.max_isa clamps.
+
+   CONFIGURATION, define before including                         where
+     DIFFUSION_IMPLEMENTATION  compile the bodies too           in one file
+     DIFFUSION_STATIC      every function static                in that file
+     DIFFUSION_DOUBLE      df_real is double                    everywhere the same
+     DIFFUSION_NO_SIMD     plain kernels only                   in that file
+     DIFFUSION_NO_THREADS  no workers (df_tasks still works)    in that file
+     DIFFUSION_NO_STDIO    paths are refused; memory and hooks work    in that file
+     DIFFUSION_ASSERT(x)   check internal invariants by this    in that file
+     DIFFUSION_FILE        this file's name, if you renamed it: it includes itself once for
+                           each instruction set ["diffusion.h"] in that file
+
+   LIMITS
+   int counts samples and elements of one sample. Workers need POSIX threads and GCC
+   or Clang; elsewhere give df_tasks, or run on one. Without GCC's vector extensions the
+   plain kernels run. A context's step memory shrinks only when the context is freed.
+
+   GLOSSARY
+     alpha, sigma   signal and noise factors of x_t           rho      sigma/alpha
+     lambda         log alpha/sigma, half the log SNR         eps      the noise, N(0, 1)
+     score          grad log p_t(x)                           velocity dx/dt of the ODE
+     v              alpha eps - sigma x_0                     F        EDM's network output
+     NFE            questions asked per sample                eta      noise a step adds
+     JVP, VJP       Jacobian times vector, vector times Jacobian
+     card           what a net predicts, of which process, in which time
+*/
+#ifndef DIFFUSION_H
+#define DIFFUSION_H
+
+/* =====================================================================================
+   // >>api: types and functions, in the order of the chapters
+   ===================================================================================== */
+#include <stddef.h>
+#include <stdint.h>
+
+#define DF_VERSION_MAJOR 0
+#define DF_VERSION_MINOR 1
+#define DF_VERSION_PATCH 0
+#define DF_VERSION (DF_VERSION_MAJOR * 10000 + DF_VERSION_MINOR * 100 + DF_VERSION_PATCH)
+
+#ifdef DIFFUSION_STATIC
+#if defined(__GNUC__) || defined(__clang__)
+#define DF_API static __attribute__((unused))
+#else
+#define DF_API static
+#endif
+#else
+#define DF_API extern
+#endif
+
+/* The scalar of samples, weights and tensors. Step coefficients are double in both builds.
+   df_ctx_create carries another link name in the double build, so that an object made for
+   one precision cannot be linked with a user of the other. */
+#ifdef DIFFUSION_DOUBLE
+typedef double df_real;
+#define DF_REAL_NAME "double"
+#define df_ctx_create df_ctx_create_double
+#else
+typedef float df_real;
+#define DF_REAL_NAME "float"
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- foundations: results, hooks, context ------------------------------------------ */
+
+/* What functions return. 0 is fine; a callback's own failure comes back unchanged. */
+typedef int df_result;
+enum {
+    DF_OK = 0,
+    DF_ERR_ARGUMENT = -1,    /* a value outside its documented range, an unknown name */
+    DF_ERR_MEMORY = -2,      /* the allocator said no, or a size overflows */
+    DF_ERR_SHAPE = -3,       /* tensors that do not fit together */
+    DF_ERR_SINGULAR = -4,    /* a quantity that is infinite or undefined at this point */
+    DF_ERR_NONFINITE = -5,   /* NaN or Inf came in or arose; the message says where */
+    DF_ERR_IO = -6,          /* a file cannot be opened, read or written */
+    DF_ERR_FORMAT = -7,      /* a file is not what it should be */
+    DF_ERR_UNSUPPORTED = -8, /* a valid request that this object cannot answer */
+    DF_CANCELLED = -9        /* df_ctx_cancel was called */
+};
+
+/* The context: error state, step memory, workers, hooks. One thread at a time uses a
+   context and what was made from it; different contexts share nothing but const nets. */
+typedef struct df_ctx df_ctx;
+
+/* Memory comes from here only. `size` bytes aligned to `align` (a power of two, at most
+   64); NULL says no. free gets back what alloc was asked for. Called on the context's own
+   thread. */
+typedef struct df_alloc {
+    void *(*alloc)(void *user, size_t size, size_t align);
+    void (*free)(void *user, void *ptr, size_t size, size_t align);
+    void *user;
+} df_alloc;
+
+typedef enum df_log_level { DF_LOG_ERROR, DF_LOG_WARNING, DF_LOG_INFO } df_log_level;
+
+/* Sentences without a final newline: every error, and remarks of long work. NULL:
+   silence. */
+typedef struct df_logger {
+    void (*message)(void *user, df_log_level level, const char *text);
+    void *user;
+} df_logger;
+
+/* A host's own task system. run calls task(arg, 0) .. task(arg, count-1), each exactly
+   once, in any order, on any threads, and returns when all are done. NULL: our own
+   workers. */
+typedef struct df_tasks {
+    void (*run)(void *user, int count, void (*task)(void *arg, int index), void *arg);
+    void *user;
+    int workers;             /* how many tasks run at once, at least 1 */
+} df_tasks;
+
+/* Instruction sets of the tuned kernels, in rising order within an architecture. */
+typedef enum df_isa {
+    DF_ISA_PLAIN, DF_ISA_SSE2, DF_ISA_AVX2, DF_ISA_AVX512, DF_ISA_NEON
+} df_isa;
+
+typedef struct df_ctx_desc {
+    uint32_t cookie;         /* set by df_ctx_defaults */
+    int threads;             /* workers, the caller included; 0: one per processor [0] */
+    df_isa max_isa;          /* best kernels to use, if the machine has them [NEON] */
+    df_alloc alloc;          /* [malloc and free] */
+    df_logger log;           /* [silence] */
+    df_tasks tasks;          /* [own workers, started at the first use] */
+} df_ctx_desc;
+
+DF_API df_ctx_desc df_ctx_defaults(void);
+/* A new context, or NULL: no memory, or a descriptor that df_ctx_defaults did not make
+   (the log hook hears which). desc may be NULL: the defaults. */
+DF_API df_ctx *df_ctx_create(const df_ctx_desc *desc);
+/* Frees the context and all it owns: step memory, tables of betas, workers. Nets,
+   trainers, samplers, mixtures and opened files have their own free and must be freed
+   first. NULL is fine. */
+DF_API void df_ctx_free(df_ctx *ctx);
+/* Code and sentence of the last failure ("" if none). The sentence stays until the next
+   one. */
+DF_API df_result df_ctx_error(const df_ctx *ctx);
+DF_API const char *df_ctx_message(const df_ctx *ctx);
+/* Forgets the error, the stuck state of tensor operations, and a cancel request. */
+DF_API void df_ctx_clear(df_ctx *ctx);
+/* Asks the running df_sample or df_trainer_run to stop with DF_CANCELLED at its next step.
+   The one function that any thread or a signal handler may call. */
+DF_API void df_ctx_cancel(df_ctx *ctx);
+/* Bytes the context holds now, and the most it has held. */
+DF_API size_t df_ctx_bytes(const df_ctx *ctx);
+DF_API size_t df_ctx_peak_bytes(const df_ctx *ctx);
+DF_API int df_ctx_threads(const df_ctx *ctx);
+/* "plain", "sse2", "avx2", "avx512", "neon" */
+DF_API const char *df_ctx_isa(const df_ctx *ctx);
+/* DF_VERSION and precision of the implementation, to compare with the header's. */
+DF_API int df_version(void);
+DF_API const char *df_precision(void);              /* "float" or "double" */
+DF_API const char *df_result_name(df_result result);
+
+/* ---- foundations: random numbers ---------------------------------------------------- */
+
+/* Philox 4x32-10 (Salmon et al. 2011): four random words for a key and a counter, no
+   state. Every draw of this library is keyed by (seed, sample, draw), so that sample i of
+   seed s is the same alone, in any batch, resumed or not, on every machine. */
+DF_API void df_random_bits(uint64_t seed, uint64_t sample, uint32_t draw, uint32_t block,
+                           uint32_t bits[4]);
+/* n numbers of stream (seed, sample, draw): N(0,1) by Box-Muller in integer arithmetic
+   (the same bits on every machine), or uniform on (0,1). out [n]. */
+DF_API void df_random_normal(uint64_t seed, uint64_t sample, uint32_t draw, size_t n,
+                             df_real *out);
+DF_API void df_random_uniform(uint64_t seed, uint64_t sample, uint32_t draw, size_t n,
+                              double *out);
+
+/* ---- process: x_t = alpha(t) x_0 + sigma(t) eps, t in [0,1], 0 data, 1 noise -------- */
+
+typedef enum df_process_kind {
+    DF_PROCESS_VP, DF_PROCESS_COSINE, DF_PROCESS_VE, DF_PROCESS_EDM, DF_PROCESS_SUBVP,
+    DF_PROCESS_FLOW, DF_PROCESS_TRIG, DF_PROCESS_TABLE, DF_PROCESS_COUNT
+} df_process_kind;
+
+/* How a table is read between its entries. */
+typedef enum df_interp {
+    DF_INTERP_LOG_ABAR,      /* log abar linear (default) */
+    DF_INTERP_SIGMA,         /* sigma/alpha linear, as diffusers' Euler family does */
+    DF_INTERP_LOG_SIGMA      /* log(sigma/alpha) linear, as k-diffusion does */
+} df_interp;
+
+/* A value: copy it freely. Only a table points elsewhere (memory of its context or
+   net). */
+typedef struct df_process {
+    df_process_kind kind;
+    double a, b;             /* VP, sub-VP: beta_min, beta_max; VE: sigma_min, sigma_max;
+                                EDM: -, sigma_max */
+    double sigma_data;       /* standard deviation of the data, for EDM's F and trig [.5;
+                                trig: given] */
+    const double *log_abar;  /* table: [T] log of abar_1 .. abar_T, not increasing; -inf
+                                last if zero SNR */
+    int table_size;          /* T */
+    df_interp interp;
+} df_process;
+
+/* One place on a process's path. lambda = log(alpha/sigma): +inf at the data, -inf at pure
+   noise. */
+typedef struct df_point { double t, alpha, sigma, lambda; } df_point;
+
+/* VP: log alpha = -(b-a) t^2/4 - a t/2, sigma^2 = 1 - alpha^2 (Song et al. 2021, eq.
+   33). */
+DF_API df_process df_process_vp(double beta_min, double beta_max);
+/* alpha = cos(phi)/cos(phi_0), phi = (t+.008)/1.008 pi/2 (Nichol & Dhariwal 2021, eq.
+   17). */
+DF_API df_process df_process_cosine(void);
+/* alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t: ends at sigma_min, not at the
+   data. */
+DF_API df_process df_process_ve(double sigma_min, double sigma_max);
+/* alpha = 1, sigma = sigma_max t (Karras et al. 2022). */
+DF_API df_process df_process_edm(double sigma_max);
+/* alpha of VP, sigma = 1 - alpha^2 (Song et al. 2021, eq. 29). */
+DF_API df_process df_process_subvp(double beta_min, double beta_max);
+/* Rectified flow: alpha = 1-t, sigma = t (Liu et al. 2022; Lipman et al. 2022). */
+DF_API df_process df_process_flow(void);
+/* TrigFlow: alpha = cos(pi t/2), sigma = sigma_data sin(pi t/2) (Lu & Song 2024). */
+DF_API df_process df_process_trig(double sigma_data);
+/* A DDPM table beta_1 .. beta_T (Ho et al. 2020): abar_i = prod (1-beta), t = i/T, abar(0)
+   = 1; index (0-based, as libraries count) = T t - 1. betas [T] in [0,1), the last may be
+   1 (zero terminal SNR); the context keeps a copy. Errors: ARGUMENT, MEMORY. */
+DF_API df_result df_process_table(df_ctx *ctx, const double *betas, int T,
+                                  df_process *out);
+
+typedef enum df_betas_kind {
+    DF_BETAS_LINEAR,         /* linspace(b0, b1) (Ho et al. 2020) */
+    DF_BETAS_SCALED_LINEAR,  /* linspace(sqrt b0, sqrt b1)^2 (latent diffusion) */
+    DF_BETAS_COSINE,         /* min(1 - abar((i+1)/T)/abar(i/T), .999); b0, b1 unused */
+    DF_BETAS_SIGMOID         /* b0 + (b1-b0) sigmoid(linspace(-6, 6)) (GeoDiff) */
+} df_betas_kind;
+/* Fills betas [T]. Errors: ARGUMENT. ctx may be NULL here and below: then only the code
+   tells. */
+DF_API df_result df_betas(df_ctx *ctx, df_betas_kind kind, double b0, double b1, int T,
+                          double *betas);
+/* Rescales betas [T] so that abar_T = 0: sqrt(abar) shifted and scaled (Lin et al. 2023,
+   alg. 1). */
+DF_API df_result df_betas_zero_snr(df_ctx *ctx, int T, double *betas);
+
+/* The point at t, which is clamped to [0,1]. */
+DF_API df_point df_process_at(const df_process *p, double t);
+/* The point with this lambda, or with this sigma/alpha (0: the data point); a value
+   outside the process's range gives the nearer end. */
+DF_API df_point df_process_at_lambda(const df_process *p, double lambda);
+DF_API df_point df_process_at_rho(const df_process *p, double rho);
+/* alpha = 1, sigma = 0, lambda = +inf, t = 0: any grid may end there, VE's included. */
+DF_API df_point df_point_data(void);
+DF_API const char *df_process_name(const df_process *p);
+/* OK, or what is wrong with the parameters (ARGUMENT). */
+DF_API df_result df_process_check(df_ctx *ctx, const df_process *p);
+
+enum {
+    DF_RATE_ALPHA = 1, DF_RATE_SIGMA = 2, DF_RATE_LAMBDA = 4,
+    DF_RATE_F = 8, DF_RATE_G2 = 16, DF_RATE_W = 32
+};
+/* Derivatives in t and what is made of them. */
+typedef struct df_rates {
+    double alpha, sigma, lambda; /* alpha', sigma', lambda' */
+    double f;                    /* alpha'/alpha: drift f(t) x of the forward SDE */
+    double g2;                   /* (sigma^2)' - 2 f sigma^2 = -2 sigma^2 lambda': its
+                                    g(t)^2 */
+    double w;                    /* alpha sigma' - sigma alpha' = -alpha sigma lambda' */
+} df_rates;
+/* The rates named in `want` (DF_RATE_... or-ed), the others 0. Closed forms, both ends
+   included; SINGULAR where one that is wanted is infinite (sigma' of VP at t = 0, f of
+   flow at t = 1, ...). On a table at a knot: the piece on the data side. */
+DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
+                                  unsigned want,
+                                  df_rates *out);
+
+/* A native time: how a model or a paper counts, declared as a map from our t.
+   AFFINE a t + b: T t - 1 (table index), pi t/2 (trig angle), 1 - t (t=1 is data), 1000 t,
+   ... SIGMA sigma/alpha;  LOG_SIGMA a log(sigma/alpha): EDM's c_noise with a = 1/4. */
+typedef enum df_time_kind {
+    DF_TIME_AFFINE, DF_TIME_SIGMA, DF_TIME_LOG_SIGMA
+} df_time_kind;
+typedef struct df_time { df_time_kind kind; double a, b; } df_time;
+DF_API df_time df_time_own(void);                    /* t itself */
+DF_API df_time df_time_affine(double a, double b);
+DF_API df_time df_time_index(int T);                 /* T t - 1 */
+DF_API df_time df_time_sigma(void);
+DF_API df_time df_time_log_sigma(double a);
+/* The native time at a point and its derivative d native/dt (rate may be NULL). SINGULAR
+   where either is infinite. */
+DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *time,
+                            const df_point *at, double *native, double *rate);
+/* The point at a native time. */
+DF_API df_point df_time_point(const df_process *p, const df_time *time, double native);
+
+/* ---- prediction: one plane ---------------------------------------------------------- */
+
+/* A prediction is a row (a, b), meaning a x_0 + b eps. */
+typedef enum df_prediction {
+    DF_EPS,                  /* (0, 1) */
+    DF_X0,                   /* (1, 0) */
+    DF_SCORE,                /* (0, -1/sigma): grad log p_t */
+    DF_VELOCITY,             /* (alpha', sigma'): dx/dt, t towards noise */
+    DF_V,                    /* (-sigma, alpha) (Salimans & Ho 2022) */
+    DF_EDM_F,                /* (sigma/s_d, -alpha s_d)/sqrt(alpha^2 s_d^2 + sigma^2)
+                                (Karras et al. 2022) */
+    DF_PREDICTION_COUNT
+} df_prediction;
+DF_API const char *df_prediction_name(df_prediction prediction);
+/* row[0] = a, row[1] = b at a point. SINGULAR where the row is infinite. */
+DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction prediction,
+                              const df_point *at, double row[2]);
+/* Coefficients of any conversion: to = cx x + cp from. SINGULAR where x and `from` do not
+   determine `to` (alpha = 0 for eps, sigma = 0 for x_0, ...). */
+DF_API df_result df_plane_map(df_ctx *ctx, const df_process *p, df_prediction from,
+                              df_prediction to, const df_point *at, double *cx,
+                                  double *cp);
+/* The conversion applied: x, in, out [n, dim], t [n]; out may be in. */
+DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_prediction from,
+                                  df_prediction to, const double *t, int n, int dim,
+                                  const df_real *x, const df_real *in, df_real *out);
+
+/* ---- models: one question ----------------------------------------------------------- */
+
+typedef enum df_ask {
+    DF_ASK_PREDICT = 1,      /* out [n, dim]: the prediction */
+    DF_ASK_JVP = 2,          /* out [n, dim]: (d prediction/dx) v, row by row */
+    DF_ASK_VJP = 4,          /* out [n, dim]: v^T (d prediction/dx) */
+    DF_ASK_LOG_DENSITY = 8   /* out [n]: log p_t(x) */
+} df_ask;
+
+/* "Here is x at these points: what do you predict?" Every pointer is valid for the call
+   only. */
+typedef struct df_query {
+    df_ask ask;
+    int n, dim;
+    const df_real *x;        /* [n, dim], times the model's input scale if it has one */
+    const df_real *v;        /* [n, dim] for JVP and VJP, else NULL */
+    const double *t;         /* [n] our time */
+    const double *alpha;     /* [n] */
+    const double *sigma;     /* [n] */
+    const df_real *t_model;  /* [n] the model's native time */
+    int same_time;           /* 1: all rows stand at the same point */
+    uint64_t first_sample;   /* index of row 0's sample; row r is sample first + r mod
+                                samples */
+    int samples;             /* n, or n/2 for a stacked question of guidance */
+    int step;                /* sampler's step from 0, or -1 */
+    const int *labels;       /* [n], -1 none; NULL: no labels at all */
+    const df_real *condition;      /* row r at condition + r * condition_stride, or NULL */
+    size_t condition_stride;       /* elements; 0: one condition for all rows */
+} df_query;
+
+/* Answers q into out. Runs on the caller's thread. 0 is fine; anything else ends the work
+   and comes back unchanged. */
+typedef int (*df_predict_fn)(void *self, df_ctx *ctx, const df_query *q, df_real *out);
+
+/* A network, a closed form, a user's code, guidance over other models: all are this. */
+typedef struct df_model {
+    uint32_t cookie;         /* set by df_model_defaults */
+    df_predict_fn predict;   /* may be NULL where only the ask/answer loop is used */
+    void *self;              /* handed to predict; must outlive the model's use */
+    int dim;                 /* elements of one sample */
+    unsigned answers;        /* DF_ASK_... or-ed [PREDICT] */
+    df_process process;      /* [flow] */
+    df_prediction prediction;      /* [velocity] */
+    df_time time;            /* what t_model holds [our t] */
+    df_time clock;           /* the clock of its velocity: dx/d clock; 1-t flips the sign
+                                [our t] */
+    double input_sigma_data; /* s > 0: x is scaled by 1/sqrt(alpha^2 s^2 + sigma^2), EDM's
+                                c_in; 0 off [0] */
+    int max_batch;           /* most rows of one question; 0: any [0] */
+    int stackable;           /* 1: a question may hold a sample twice, with other labels
+                                [1] */
+    int null_label;          /* the label that means "no class" in classifier-free guidance
+                                [-1] */
+    /* the model's data = mean + scale * x, applied where samples enter or leave; NULL:
+       none. Arrays of 1 (scaling_size 1) or dim elements that must outlive the model. */
+    const double *mean;
+    const double *scale;
+    int scaling_size;
+} df_model;
+DF_API df_model df_model_defaults(void);
+/* Asks a model at given times: fills the query (native time, input scale), splits by
+   max_batch. x, v [n, dim], t [n], labels [n] or NULL, out as `ask` says, in the model's
+   own prediction. */
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t,
+                              int n, const df_real *x, const df_real *v, const int *labels,
+                              df_real *out);
+
+/* ---- samplers ----------------------------------------------------------------------- */
+
+typedef struct df_sample_desc df_sample_desc;
+typedef struct df_stage df_stage;
+
+/* One draw of a sampler, n samples of dim numbers: out [n, dim]. */
+typedef struct df_noise_query {
+    uint64_t seed, first_sample;
+    uint32_t draw;           /* 0: the start; 1, 2, ... in the order a sampler draws */
+    int step;                /* -1 at the start */
+    int n, dim;
+    df_point from, to;       /* the stretch of the path this noise belongs to */
+} df_noise_query;
+/* Where noise comes from. Failure comes back unchanged. NULL: df_random_normal. */
+typedef struct df_noise {
+    int (*fill)(void *user, const df_noise_query *q, df_real *out);
+    void *user;
+} df_noise;
+
+typedef struct df_step_info {
+    int step, steps;         /* finished steps (0: the start), and all */
+    df_point at;             /* where x now stands */
+    int n, dim;
+    const df_real *x;        /* [n, dim] in the model's coordinates */
+    const df_real *x0;       /* [n, dim] the last estimate of x_0; NULL at step 0 */
+    int evaluations;         /* questions asked so far (rows of one question count once) */
+} df_step_info;
+
+typedef enum df_start {
+    DF_START_NOISE,          /* fresh noise sigma(t_max) z */
+    DF_START_GIVEN,          /* x holds the state at t_max */
+    DF_START_DATA            /* x holds data: noised to t_max first (img2img) */
+} df_start;
+typedef enum df_end {
+    DF_END_DATA,             /* the grid's last point is the data point */
+    DF_END_T_MIN             /* ... is t_min */
+} df_end;
+typedef enum df_points { DF_POINTS_T, DF_POINTS_RHO, DF_POINTS_LAMBDA } df_points;
+typedef enum df_variance { DF_VARIANCE_SMALL, DF_VARIANCE_LARGE } df_variance;
+
+/* What sampling needs to know. df_sample_defaults gives the values in brackets. */
+struct df_sample_desc {
+    uint32_t cookie;
+    const char *method;      /* a sampler's name or alias ["ddim"] */
+    const struct df_sampler_row *row; /* a sampler of your own instead [NULL] */
+    int steps;               /* N, at least 1 [50] */
+    /* the grid: see df_grid */
+    const char *grid;        /* a rule's name ["uniform"] */
+    double grid_rho;         /* exponent of karras and polyexponential; 0: the rule's own,
+                                7 and 1 [0] */
+    int grid_offset;         /* added to table indices by "leading" [0] */
+    double shift;            /* resolution shift: sigma/alpha times this [1] */
+    double t_max, t_min;     /* t_min < 0: df_process_t_min [1, -1] */
+    df_end end;              /* [DATA] */
+    const double *points;    /* a grid of your own, decreasing towards the data [NULL] */
+    int points_count;        /* N + 1 */
+    df_points points_in;     /* their unit: t, sigma/alpha or lambda [T] */
+    /* the method */
+    double eta;              /* noise of "ddim" in DDIM's convention, 0 .. 1; of
+                                "euler_maruyama" the family's, >= 0; < 0: the method's
+                                own, 0 and 1 [-1] */
+    df_variance variance;    /* of "ddpm": the posterior's, or beta's [SMALL] */
+    double churn;            /* noise added back before a step of an ODE sampler: gamma =
+                                churn/N, at most sqrt 2 - 1 (Karras et al. 2022) [0] */
+    double churn_min, churn_max;   /* where, in sigma/alpha [0, inf] */
+    double churn_noise;      /* S_noise [1] */
+    double clip;             /* > 0: x_0 is clipped to [-clip, clip], eps anew [0] */
+    /* which samples */
+    df_start start;          /* [NOISE] */
+    uint64_t seed;           /* [0] */
+    uint64_t first_sample;   /* sample i of this call is sample first_sample + i of the
+                                seed [0] */
+    df_noise noise;          /* [Philox] */
+    const int *labels;       /* [n] or NULL, borrowed */
+    const df_real *condition;      /* see df_query, borrowed */
+    size_t condition_stride;
+    /* at the start (step 0) and after each step; not 0 ends the work, comes back unchanged */
+    int (*on_step)(void *user, const df_step_info *info);
+    void *user;
+};
+DF_API df_sample_desc df_sample_defaults(void);
+
+/* Where grids end when they may not touch the data: t with sigma/alpha about .002 (EDM),
+   1e-3 (VP, sub-VP, cosine, flow, trig), 0 (VE), 1/T (table). */
+DF_API double df_process_t_min(const df_process *p);
+/* The points a descriptor means, decreasing in t, from t_max to the data point (or t_min).
+     "uniform"     t equally spaced          "lambda"       lambda equally spaced
+     ("exponential")
+     "quadratic"   sqrt t equally spaced     "karras"       (sigma/alpha)^(1/rho) equally
+     spaced "polyexponential"  log sigma/alpha = its range times u^rho, u equally spaced
+     "linspace", "leading", "trailing"  indices of a table, as diffusers' DDPM spaces them
+   A rule that can reach the data point itself does so in N steps; the others take N points
+   down to t_min and add it. out [capacity], count = N + 1. Errors: ARGUMENT (unknown rule,
+   list that does not decrease, sigma/alpha infinite at t_max where the rule needs it). */
+DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
+                         df_point *out, int capacity, int *count);
+DF_API const char *const *df_grid_names(int *count);
+
+/* n samples: x [n, dim]. The whole loop over the sampler below. Samples leave in the
+   data's units (df_model's mean and scale undone). Errors: any of those below; NONFINITE
+   when the model answers NaN or Inf (which step, which sample). On failure x is what it
+   was reached. */
+DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
+                           df_real *x, int n);
+
+/* The same loop turned inside out, for hosts that cannot block in a callback. The sampler
+   borrows x, the context and what the descriptor borrows; it copies model, descriptor,
+   names. */
+typedef struct df_sampler df_sampler;
+DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
+                                     const df_sample_desc *desc, df_real *x, int n);
+/* 1: q is a question, answer it; 0: finished, or failed (df_sampler_result tells). q and
+   what it points to stay valid until the answer. Asking again before answering repeats the
+   question. */
+DF_API int df_sampler_next(df_sampler *s, df_query *q);
+/* The answer to the last question: out [q.n, q.dim] in the model's prediction. */
+DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out);
+DF_API df_result df_sampler_result(const df_sampler *s);
+/* Steps done, all steps and questions asked so far (each may be NULL). */
+DF_API void df_sampler_progress(const df_sampler *s, int *step, int *steps,
+                                int *evaluations);
+DF_API void df_sampler_free(df_sampler *s);
+
+/* The registry: a sampler is a row and one short stage function. Public, for menus. */
+typedef enum df_clock {
+    DF_CLOCK_RHO,            /* walks lambda or sigma/alpha: one path on every process */
+    DF_CLOCK_T               /* walks t */
+} df_clock;
+enum { DF_BUFFERS = 6, DF_STAGE_NUMBERS = 16 };
+typedef enum df_next { DF_NEXT_ASK, DF_NEXT_STEP, DF_NEXT_FAIL } df_next;
+typedef df_next (*df_stage_fn)(df_stage *s);
+typedef struct df_sampler_row {
+    const char *name;
+    const char *aliases;     /* separated by blanks */
+    const char *source;      /* paper */
+    df_clock clock;
+    int order;               /* global order of accuracy; 0: not an ODE method of fixed
+                                order */
+    int start_order;         /* ... with its own start-up */
+    int evaluations;         /* questions per step */
+    int stochastic;          /* draws noise (with default settings) */
+    int from_alpha0;         /* may start where alpha = 0 */
+    int to_sigma0;           /* may end where sigma = 0 */
+    int evaluates_end;       /* asks at the step's end (not at sigma = 0) */
+    int batch_coupled;       /* a sample depends on its neighbours in the batch */
+    df_prediction wants;     /* what answers are converted to */
+    int buffers;             /* [n, dim] arrays it needs, at most DF_BUFFERS */
+    df_stage_fn stage;
+} df_sampler_row;
+DF_API const df_sampler_row *df_sampler_rows(int *count);
+/* By name or alias; NULL if unknown (ctx, unless NULL, then holds a sentence with the
+   nearest names). */
+DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name);
+
+/* What a stage function sees. Before its first call in a step the library has asked at
+   (x, from); the function combines, then says DF_NEXT_STEP (x now stands at `to`),
+       or sets up
+   a further question with df_stage_ask and says DF_NEXT_ASK. */
+struct df_stage {
+    df_ctx *ctx;
+    const df_sample_desc *desc;
+    const df_process *process;
+    const df_sampler_row *row;
+    int n, dim;
+    int step, steps;         /* this step, from 0, and their number */
+    int call;                /* answers seen in this step: 1, 2, ... */
+    df_point from, to;       /* the step's ends (from: after churn) */
+    df_point at;             /* where the last question was asked */
+    df_real *x;              /* [n, dim] the state */
+    const df_real *asked;    /* [n, dim] the array the last question was about */
+    df_real *answer;         /* [n, dim] the answer, as row->wants */
+    df_real *buffer[DF_BUFFERS];          /* [n, dim], kept from step to step */
+    double number[DF_STAGE_NUMBERS];      /* kept from step to step, 0 at the start */
+};
+/* Next question: the model at `at` on array x ([n, dim], s->x or a buffer). */
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x);
+/* out = sum_j c[j] a[j], count <= 8 arrays [n, dim]; out may be among them. */
+DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
+                             const df_real *const *a);
+/* Fresh noise into out [n, dim]. Not 0: say DF_NEXT_FAIL. */
+DF_API df_result df_stage_noise(df_stage *s, df_real *out);
+/* Rates of the process at a point, with the sampler's name in the error. */
+DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
+                                df_rates *out);
+
+/* ---- guidance ----------------------------------------------------------------------- */
+
+/* Classifier-free guidance (Ho & Salimans 2022) as a model made of a model:
+   out = uncond + scale (cond - uncond), in the model's own prediction; scale 1 is off and
+   costs one evaluation. cond asks with the query's labels, uncond with null_label, or
+   another model (same dim, process, prediction, times) without labels. Beside "1 is off"
+   libraries use "0 is off" with s = scale - 1. */
+typedef struct df_guidance {
+    const df_model *model;   /* must outlive the guidance, and that the guided model */
+    const df_model *uncond;  /* NULL: `model` with null_label */
+    double scale;
+} df_guidance;
+/* The guided model. Where model may be stacked and its max_batch allows, one question of
+   2n rows. */
+DF_API df_model df_guidance_model(df_guidance *guidance);
+
+/* ---- tensors ------------------------------------------------------------------------ */
+
+#define DF_AXES 5
+
+/* A contiguous array of up to 5 axes, last axis fastest, PyTorch's order: images
+   [B,C,H,W], tokens [B,T,C]. Lives in its context's step memory until the scope it was
+   made in ends. */
+typedef struct df_tensor df_tensor;
+struct df_tensor {
+    df_real *data;           /* [size] */
+    df_real *grad;           /* [size] d loss/d this, after df_backward; NULL if none was
+                                asked for */
+    df_tensor *tangent;      /* forward mode: its tangent, or NULL for zero */
+    size_t size;             /* product of shape */
+    int ndim;                /* 0 (a number) .. 5 */
+    int shape[DF_AXES];      /* entries from ndim on are 1 */
+    int needs_grad;
+    /* the tape: how it was made (private) */
+    const struct dfi_op *op;
+    df_tensor *in[3];
+    df_tensor *before;       /* the tensor recorded before this one */
+    int arg[8];
+    double number[2];
+    const void *extra;
+};
+
+/* Tensor operations are sticky: after a failure they do nothing and return NULL, and NULL
+   in is NULL out, so that a graph is checked once, at its end (df_ctx_error). df_ctx_clear
+   resumes. Shapes broadcast as in NumPy: aligned at the last axis, 1 stretches. */
+
+/* Step memory is a stack. A scope's end releases all that was made in it but y, which
+   moves: use the pointer returned. While recording, scopes keep everything. */
+typedef struct df_scope { void *block; size_t used; } df_scope;
+DF_API df_scope df_scope_begin(df_ctx *ctx);
+/* y may be NULL */
+DF_API df_tensor *df_scope_end(df_ctx *ctx, df_scope scope, df_tensor *y);
+
+/* Recording. Between begin and end every operation on a tensor that needs a gradient goes
+   on the tape. backward fills the gradients of all of them; loss must be one number. */
+DF_API void df_record_begin(df_ctx *ctx);
+DF_API df_result df_backward(df_ctx *ctx, df_tensor *loss);
+DF_API void df_record_end(df_ctx *ctx);
+/* Forward mode: df_set_tangent gives x a tangent; what is computed from x has one, itself
+   recorded, so that its gradient can be taken (reverse over forward). NULL removes it. */
+DF_API df_result df_set_tangent(df_ctx *ctx, df_tensor *x, df_tensor *tangent);
+
+/* Made from nothing: zeros, a constant, a copy, one number; a leaf that borrows `data`
+   and, if grad is not NULL, adds its gradient there (weights). shape [ndim]. */
+DF_API df_tensor *df_tensor_new(df_ctx *ctx, int ndim, const int *shape);
+DF_API df_tensor *df_tensor_fill(df_ctx *ctx, int ndim, const int *shape, double value);
+DF_API df_tensor *df_tensor_copy(df_ctx *ctx, int ndim, const int *shape,
+                                 const df_real *data);
+DF_API df_tensor *df_tensor_number(df_ctx *ctx, double value);
+DF_API df_tensor *df_tensor_borrow(df_ctx *ctx, int ndim, const int *shape, df_real *data,
+                                   df_real *grad);
+/* Asks for the gradient of a leaf. */
+DF_API df_tensor *df_tensor_need_grad(df_ctx *ctx, df_tensor *x);
+/* The same values, not on the tape and without tangent. */
+DF_API df_tensor *df_detach(df_ctx *ctx, df_tensor *x);
+
+/* Element by element, broadcasting. */
+DF_API df_tensor *df_add(df_ctx *ctx, df_tensor *a, df_tensor *b);
+DF_API df_tensor *df_sub(df_ctx *ctx, df_tensor *a, df_tensor *b);
+DF_API df_tensor *df_mul(df_ctx *ctx, df_tensor *a, df_tensor *b);
+DF_API df_tensor *df_div(df_ctx *ctx, df_tensor *a, df_tensor *b);
+/* a x + b */
+DF_API df_tensor *df_affine(df_ctx *ctx, df_tensor *x, double a, double b);
+DF_API df_tensor *df_scale(df_ctx *ctx, df_tensor *x, double a);               /* a x */
+DF_API df_tensor *df_square(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_exp(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_log(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_sqrt(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_sin(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_cos(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_tanh(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_sigmoid(df_ctx *ctx, df_tensor *x);
+/* x sigmoid(x) */
+DF_API df_tensor *df_silu(df_ctx *ctx, df_tensor *x);
+/* x Phi(x) */
+DF_API df_tensor *df_gelu(df_ctx *ctx, df_tensor *x);
+/* tanh approximation */
+DF_API df_tensor *df_gelu_tanh(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_erf(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_relu(df_ctx *ctx, df_tensor *x);
+/* 1 where x > 0, else 0 */
+DF_API df_tensor *df_step(df_ctx *ctx, df_tensor *x);
+/* log(1 + e^x) */
+DF_API df_tensor *df_softplus(df_ctx *ctx, df_tensor *x);
+
+/* Sums. axis may count from the end (-1 the last); keep: the axis stays with length 1. */
+/* one number */
+DF_API df_tensor *df_sum(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_mean(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_sum_axis(df_ctx *ctx, df_tensor *x, int axis, int keep);
+DF_API df_tensor *df_mean_axis(df_ctx *ctx, df_tensor *x, int axis, int keep);
+
+/* Shapes. reshape shares the data; one entry of shape may be -1. permute copies: axis i of
+   the result is axis order[i] of x. slice: [start, start+length) of an axis. pad: zeros
+   around H and W of [B,C,H,W]. broadcast stretches to a shape. */
+DF_API df_tensor *df_reshape(df_ctx *ctx, df_tensor *x, int ndim, const int *shape);
+DF_API df_tensor *df_broadcast(df_ctx *ctx, df_tensor *x, int ndim, const int *shape);
+DF_API df_tensor *df_permute(df_ctx *ctx, df_tensor *x, const int *order);
+DF_API df_tensor *df_concat(df_ctx *ctx, df_tensor *a, df_tensor *b, int axis);
+DF_API df_tensor *df_slice(df_ctx *ctx, df_tensor *x, int axis, int start, int length);
+DF_API df_tensor *df_pad2d(df_ctx *ctx, df_tensor *x, int top, int bottom, int left,
+                           int right);
+
+/* op(a) op(b) over the last two axes, leading axes broadcast; ta, tb transpose. */
+DF_API df_tensor *df_matmul(df_ctx *ctx, df_tensor *a, df_tensor *b, int ta, int tb);
+/* x [..., in], weight [out, in], bias [out] or NULL -> [..., out]. */
+DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_tensor *bias);
+/* x [B,C,H,W], weight [O,C,kh,kw], bias [O] or NULL -> [B,O,(H+2 pad-kh)/stride+1,
+   ...]. */
+DF_API df_tensor *df_conv2d(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_tensor *bias,
+                            int stride, int pad);
+/* [B,C,H,W], nearest */
+DF_API df_tensor *df_upsample2x(df_ctx *ctx, df_tensor *x);
+/* [B,C,H,W], even H and W */
+DF_API df_tensor *df_avg_pool2x2(df_ctx *ctx, df_tensor *x);
+/* x [B,C,...]: each of `groups` runs of channels has mean 0, variance 1, then weight [C],
+   bias [C] (NULL: none) (Wu & He 2018). */
+DF_API df_tensor *df_group_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
+                                df_tensor *bias,
+                                int groups, double eps);
+/* Over the last axis C; weight, bias [C] or NULL. rms_norm divides by the root mean
+   square. */
+DF_API df_tensor *df_layer_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
+                                df_tensor *bias, double eps);
+DF_API df_tensor *df_rms_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight, double eps);
+/* last axis */
+DF_API df_tensor *df_softmax(df_ctx *ctx, df_tensor *x);
+DF_API df_tensor *df_log_softmax(df_ctx *ctx, df_tensor *x);
+/* softmax(q k^T / sqrt(D)) v: q [B,H,T,D], k, v [B,H,S,D]; causal: token t sees s <= t. */
+DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tensor *v,
+                               int causal);
+/* Rotary positions on the last axis of [B,H,T,D], halves paired (x_i, x_{i+D/2}), angle
+   t base^(-2i/D) (Su et al. 2021). */
+DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base);
+/* Rows ids[i] of table [V,C] -> [n,C]; an id of -1 gives zeros. */
+DF_API df_tensor *df_embedding(df_ctx *ctx, df_tensor *table, const int *ids, int n);
+/* t [B] -> [B, dim]: [sin(t f_k), cos(t f_k)] (cos first if cos_first), f_k =
+   period^(-k/(half-shift)),
+           k < half = dim/2; an odd dim ends with 0 (Vaswani et al. 2017; shift as
+           diffusers' freq_shift). */
+DF_API df_tensor *df_sinusoidal(df_ctx *ctx, df_tensor *t, int dim, double period,
+                                int cos_first,
+                                double shift);
+/* x with probability p of each element being 0, the rest scaled by 1/(1-p); stream (seed,
+   sample, draw). */
+DF_API df_tensor *df_dropout(df_ctx *ctx, df_tensor *x, double p, uint64_t seed,
+                             uint64_t sample, uint32_t draw);
+/* Losses. cross_entropy: logits [n,V], targets [n] (-1: ignored) -> [n]. mse: mean of
+   squares -> number. */
+DF_API df_tensor *df_cross_entropy(df_ctx *ctx, df_tensor *logits, const int *targets);
+DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b);
+
+/* ---- files: where bytes come from and go to ----------------------------------------- */
+
+/* A source of bytes: a path, memory, or hooks. Values; strings and memory are borrowed for
+   the call that takes them. read returns how many bytes it gave, 0 at the end or on
+   failure. */
+typedef struct df_source {
+    const char *path;        /* not NULL: a file */
+    const void *memory;      /* else not NULL: `size` bytes */
+    size_t size;
+    size_t (*read)(void *user, void *buffer, size_t size); /* else: called until it returns
+                                                              0 */
+    void *user;
+    const char *name;        /* what error messages call it; NULL: the path */
+} df_source;
+DF_API df_source df_source_path(const char *path);
+DF_API df_source df_source_memory(const void *memory, size_t size);
+DF_API df_source df_source_hooks(size_t (*read)(void *user, void *buffer, size_t size),
+                                 void *user);
+
+/* Bytes in memory from a sink; free with df_buffer_free on the same context. Start with
+   zeros. */
+typedef struct df_buffer { unsigned char *data; size_t size, capacity; } df_buffer;
+DF_API void df_buffer_free(df_ctx *ctx, df_buffer *buffer);
+
+/* A sink of bytes. A path is replaced whole: written beside, flushed to the disk, renamed,
+   so that a kill at any moment leaves the old file or the new one. write returns 0 if it
+   took all. */
+typedef struct df_sink {
+    const char *path;
+    df_buffer *buffer;       /* else not NULL: appended to */
+    int (*write)(void *user, const void *data, size_t size);
+    void *user;
+} df_sink;
+DF_API df_sink df_sink_path(const char *path);
+DF_API df_sink df_sink_buffer(df_buffer *buffer);
+DF_API df_sink df_sink_hooks(int (*write)(void *user, const void *data, size_t size),
+                             void *user);
+
+/* safetensors: u64 header length, JSON header, little-endian data. Input is hostile: every
+   size, offset, type and name is checked before use. */
+typedef enum df_dtype {
+    DF_DTYPE_F32, DF_DTYPE_F64, DF_DTYPE_F16, DF_DTYPE_BF16, DF_DTYPE_I64, DF_DTYPE_I32,
+    DF_DTYPE_U8, DF_DTYPE_COUNT
+} df_dtype;
+typedef struct df_file_tensor {
+    const char *name;
+    df_dtype dtype;
+    int ndim;                /* 0 .. 8 */
+    uint64_t shape[8];
+    size_t count;            /* product of shape */
+    const unsigned char *bytes;    /* little-endian, no alignment promised */
+} df_file_tensor;
+typedef struct df_safetensors df_safetensors;
+/* Reads and checks a whole file. NULL on failure: IO, FORMAT, MEMORY; the message names
+   the file and the key. */
+DF_API df_safetensors *df_safetensors_open(df_ctx *ctx, df_source source);
+DF_API void df_safetensors_close(df_safetensors *file);
+DF_API int df_safetensors_count(const df_safetensors *file);
+DF_API const df_file_tensor *df_safetensors_at(const df_safetensors *file, int index);
+DF_API const df_file_tensor *df_safetensors_find(const df_safetensors *file,
+                                                 const char *name);
+/* or NULL */
+DF_API const char *df_safetensors_metadata(const df_safetensors *file, const char *key);
+/* Tensor `name` of exactly this shape, widened or narrowed to df_real, into out. Errors:
+   FORMAT (missing, wrong shape or type: the message has both), NONFINITE (NaN or Inf:
+   which element). */
+DF_API df_result df_safetensors_read(df_ctx *ctx, const df_safetensors *file,
+                                     const char *name,
+                                     int ndim, const int *shape, df_real *out);
+typedef struct df_save_tensor {
+    const char *name;
+    df_dtype dtype;          /* F32 or F64: what the file holds */
+    int ndim;
+    int shape[DF_AXES];
+    const void *data;        /* df_real */
+    int data_is_double;      /* 1: `data` is double whatever df_real is */
+} df_save_tensor;
+typedef struct df_save_text { const char *key, *value; } df_save_text;
+DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
+                                      const df_save_tensor *tensors, int count,
+                                      const df_save_text *metadata, int metadata_count);
+
+/* ---- networks ----------------------------------------------------------------------- */
+
+/* A net owns its weights (one array, all parameters in order), their moving average if
+   training made one, and a card that says what it predicts, of which process, in which
+   time, of data scaled how: enough to sample it. Const nets may be used by several
+   contexts at once. */
+typedef struct df_net df_net;
+
+typedef struct df_param {
+    const char *name;
+    int ndim;
+    int shape[DF_AXES];
+    size_t offset, size;     /* elements within the net's weights */
+} df_param;
+
+typedef enum df_init {       /* how a parameter starts */
+    DF_INIT_ZERO, DF_INIT_ONE,
+    DF_INIT_FAN_IN,          /* uniform(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's for
+                                linear and conv */
+    DF_INIT_XAVIER,          /* uniform(+-sqrt(6/(fan_in + fan_out))) (Glorot & Bengio
+                                2010) */
+    DF_INIT_NORMAL,          /* N(0, 1), PyTorch's embedding */
+    DF_INIT_NORMAL_02        /* N(0, .02^2) */
+} df_init;
+
+/* One forward pass: which weights, and where their gradients are added. */
+typedef struct df_run {
+    df_ctx *ctx;
+    const df_net *net;
+    const df_real *weights;  /* the net's, or its average */
+    df_real *grads;          /* same layout, added to by df_backward; NULL: none */
+    int training;            /* 1: dropout acts */
+    uint64_t seed, draw;     /* of dropout */
+} df_run;
+/* The average where there is one, no gradients. */
+DF_API df_run df_run_defaults(df_ctx *ctx, const df_net *net);
+
+/* A network's body: x [B, shape...], t [B] in the net's native time, labels [B] or NULL ->
+   prediction, same shape as x. */
+typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *t,
+                    const int *labels);
+
+/* A net of your own: make it, add layers, keep the returned indices in `config`. shape
+   [ndim <= 3] of one sample. NULL on failure. */
+DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
+                             df_forward_fn forward, uint64_t seed);
+DF_API void df_net_free(df_net *net);
+/* Adds a parameter, filled by `init` (fan_in, fan_out from its shape: [out, in, ...]);
+   returns its index, or -1. Names are unique. */
+DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
+                      const int *shape, df_init init);
+/* A slot for one integer of the network's own, such as a width or a parameter's index. */
+DF_API void df_net_set(df_net *net, int slot, int value);      /* slot in [0, 64) */
+DF_API int df_net_get(const df_net *net, int slot);
+
+/* Layers: "name.weight", "name.bias" are added; returns the weight's index (bias: the
+   next). */
+DF_API int df_layer_linear(df_ctx *ctx, df_net *net, const char *name, int in, int out,
+                           df_init init);
+DF_API int df_layer_conv2d(df_ctx *ctx, df_net *net, const char *name, int in, int out,
+                           int kernel, df_init init);
+DF_API int df_layer_norm_affine(df_ctx *ctx, df_net *net, const char *name, int channels);
+DF_API int df_layer_embedding(df_ctx *ctx, df_net *net, const char *name, int rows,
+                              int dim, df_init init);
+/* ... and run. */
+DF_API df_tensor *df_run_param(const df_run *run, int index);
+DF_API df_tensor *df_run_linear(const df_run *run, int index, df_tensor *x);
+DF_API df_tensor *df_run_conv2d(const df_run *run, int index, df_tensor *x, int stride,
+                                int pad);
+DF_API df_tensor *df_run_group_norm(const df_run *run, int index, df_tensor *x, int groups,
+                                    double eps);
+DF_API df_tensor *df_run_layer_norm(const df_run *run, int index, df_tensor *x,
+                                    double eps);
+DF_API df_tensor *df_run_embedding(const df_run *run, int index, const int *ids, int n);
+/* The whole network. */
+DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
+                             const int *labels);
+
+/* Residual MLP on points: h = SiLU(Linear([x, emb(t) + label])), depth times h +=
+   SiLU(Linear(h)), Linear. emb: sinusoidal [cos,
+       sin] of the native time times time_scale. */
+typedef struct df_mlp_desc {
+    uint32_t cookie;
+    int dim;                 /* elements of a sample [2] */
+    int width;               /* [256] */
+    int depth;               /* residual layers [4] */
+    int embed;               /* time embedding, even [128] */
+    double time_scale;       /* native time is multiplied by this: 1000 for t in [0,1]
+                                [1000] */
+    double period;           /* longest period / (2 pi) of the embedding [10000] */
+    int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    uint64_t seed;           /* of the initial weights [0] */
+} df_mlp_desc;
+DF_API df_mlp_desc df_mlp_defaults(void);
+DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
+
+DF_API const char *df_net_kind(const df_net *net);
+DF_API int df_net_dim(const df_net *net);
+DF_API int df_net_classes(const df_net *net);
+DF_API size_t df_net_size(const df_net *net);                  /* parameters in all */
+DF_API int df_net_count(const df_net *net);                    /* named parameters */
+DF_API const df_param *df_net_param(const df_net *net, int index);
+DF_API int df_net_find(const df_net *net, const char *name);   /* index or -1 */
+DF_API df_real *df_net_weights(df_net *net);
+DF_API df_real *df_net_average(df_net *net);                   /* NULL if there is none */
+
+/* What the net was trained to say. df_trainer_create writes it; set it for weights from
+   elsewhere. */
+typedef struct df_card {
+    df_process process;
+    df_prediction prediction;
+    df_time time, clock;
+    double input_sigma_data;
+} df_card;
+DF_API df_card df_card_defaults(void);                         /* as df_model_defaults */
+/* copies a table */
+DF_API df_result df_net_set_card(df_ctx *ctx, df_net *net, const df_card *card);
+DF_API const df_card *df_net_card(const df_net *net);
+/* Data scaling kept with the net: data = mean + scale x; size 1 or dim, 0 none. */
+DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const double *mean,
+                                    const double *scale);
+
+/* The net as a model (its average, if any); answers PREDICT, JVP, VJP. The net must
+   outlive it. */
+DF_API df_model df_net_model(const df_net *net);
+/* A checkpoint: safetensors with weights, "average.*", card and scaling. load makes nets
+   of the kinds built in; for a net of your own, create it and use df_net_load_into. */
+DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink);
+DF_API df_net *df_net_load(df_ctx *ctx, df_source source);
+DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
+
+/* ---- training ----------------------------------------------------------------------- */
+
+typedef enum df_weighting {
+    DF_WEIGHT_UNIFORM,       /* 1 on the net's own prediction */
+    DF_WEIGHT_MIN_SNR,       /* min(alpha^2/sigma^2, gamma) on x_0 (Hang et al. 2023) */
+    DF_WEIGHT_EDM            /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
+                                (Karras et al. 2022, table 1) */
+} df_weighting;
+typedef enum df_density {
+    DF_DENSITY_UNIFORM,      /* t uniform on [t_min, t_max] */
+    DF_DENSITY_LOGIT_NORMAL, /* logit t ~ N(mean, std^2) (Esser et al. 2024) */
+    DF_DENSITY_LOG_NORMAL,   /* log sigma/alpha ~ N(mean, std^2) (Karras et al. 2022: -1.2,
+                                1.2) */
+    DF_DENSITY_INDEX         /* a table's entries, each as likely */
+} df_density;
+typedef enum df_scaling { DF_SCALING_NONE, DF_SCALING_GLOBAL, DF_SCALING_EACH } df_scaling;
+
+typedef struct df_train_info {
+    int64_t step, steps;
+    double loss;             /* mean over the last `report` steps */
+    double validation;       /* last held-out loss of the averaged weights; < 0 before the
+                                first */
+    double gradient_norm;    /* before clipping */
+    double learning_rate;
+    double seconds_left;     /* estimate; < 0 without a clock */
+} df_train_info;
+
+typedef struct df_train_desc {
+    uint32_t cookie;
+    df_card card;            /* process, prediction, time ... [flow, velocity, t] */
+    df_weighting weighting;  /* [UNIFORM] */
+    double snr_gamma;        /* of MIN_SNR [5] */
+    df_density density;      /* [UNIFORM] */
+    double density_mean, density_std;   /* [0, 1] */
+    double t_min, t_max;     /* t_min < 0: df_process_t_min, or 0 where the target is
+                                finite there [-1, 1] */
+    df_scaling scaling;      /* data to mean 0, deviation 1: not, by one number, each
+                                dimension [GLOBAL] */
+    int batch;               /* [256] */
+    int64_t steps;           /* [5000] */
+    double learning_rate;    /* [1e-3] */
+    int64_t warmup;          /* steps of linear rise [100] */
+    double final_rate;       /* cosine decay to this fraction; 1: constant [.01] */
+    double beta1, beta2, adam_eps, weight_decay;   /* [.9, .999, 1e-8, .01] */
+    double clip;             /* most gradient norm; 0: off [1] */
+    double ema;              /* decay of the average; 0: off [.999] */
+    int ema_warmup;          /* decay min(ema, (1+n)/(10+n)) [1] */
+    double validation;       /* fraction held out [.05] */
+    int64_t validate_every;  /* steps; 0: never [500] */
+    double label_dropout;    /* probability of label -1 (classifier-free guidance) [0] */
+    uint64_t seed;           /* order of data, times, noise [0] */
+    int64_t report;          /* steps between calls of on_step [50] */
+    int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
+                                                                  back unchanged */
+    void *user;
+} df_train_desc;
+DF_API df_train_desc df_train_defaults(void);
+
+typedef struct df_trainer df_trainer;
+/* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
+   and scaling into the net. Errors: ARGUMENT, MEMORY, NONFINITE (which row of data). */
+DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
+                                     const int *labels, const df_train_desc *desc);
+DF_API void df_trainer_free(df_trainer *trainer);
+/* `steps` more steps, at most to the descriptor's end; 0: to the end. loss = E w |net -
+   target|^2, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
+   step; weights as before it), CANCELLED. After either it may be saved or run on. */
+DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
+DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
+/* Mean loss on the held-out part, fixed times and noise. */
+DF_API df_result df_trainer_validate(df_trainer *trainer, double *loss);
+/* A checkpoint as df_net_save's with the optimiser beside: load and run gives bit for bit
+   what an uninterrupted run gives. The trainer must have been made with the same net, data
+   and descriptor (FORMAT otherwise). */
+DF_API df_result df_trainer_save(df_trainer *trainer, df_sink sink);
+DF_API df_result df_trainer_load(df_trainer *trainer, df_source source);
+
+/* The optimiser by itself, for loops of your own: flat arrays as a net's weights
+   [size]. */
+typedef struct df_adamw { double learning_rate, beta1, beta2, eps,
+    weight_decay; } df_adamw;
+/* Step number `step` (from 1); gradients are multiplied by grad_scale first. */
+DF_API void df_adamw_step(df_ctx *ctx, const df_adamw *adamw, int64_t step, size_t size,
+                          df_real *w, df_real *m, df_real *v, const df_real *g,
+                              double grad_scale);
+/* L2 norm, and the factor min(1, limit/(norm + 1e-6)) that clips it (1 if limit is 0). */
+DF_API double df_clip_factor(df_ctx *ctx, size_t size, const df_real *g, double limit,
+                             double *norm);
+/* average = decay average + (1 - decay) w; the decay of step n (from 0) under warm-up. */
+DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_real *w,
+                        double decay);
+DF_API double df_ema_warmup(double decay, int64_t n);
+
+/* ---- closed forms ------------------------------------------------------------------- */
+
+/* A Gaussian mixture p_0 = sum_k w_k N(mu_k, S_k). On any process p_t is again one:
+   M_k = alpha mu_k, C_k = alpha^2 S_k + sigma^2 I. All sums in double. */
+typedef struct df_mixture df_mixture;
+/* weights [K] > 0 (normalised), means [K, dim], covariances [K, dim, dim] symmetric,
+   positive semi-definite. All copied. NULL on failure. */
+DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *weights,
+                                     const double *means, const double *covariances);
+DF_API void df_mixture_free(df_mixture *mixture);
+/* The test distribution "8 gaussians": radius 2 sqrt 2, deviation sqrt(1/8) (FFJORD's
+   scaling). */
+DF_API df_mixture *df_mixture_ring(df_ctx *ctx, int K, double radius, double deviation);
+/* At a point of a path, for x [n, dim]: log p_t [n]; score [n, dim]; E[x_0|x] [n, dim];
+   Cov[x_0|x] [n, dim, dim]. SINGULAR where a C_k is not positive definite (alpha = 0 for
+   the posterior is fine: it is the prior's). Thread-safe for a const mixture with own
+   contexts. */
+DF_API df_result df_mixture_log_density(df_ctx *ctx, const df_mixture *m,
+                                        const df_point *at, int n, const df_real *x,
+                                        double *out);
+DF_API df_result df_mixture_score(df_ctx *ctx, const df_mixture *m, const df_point *at,
+                                  int n, const df_real *x, df_real *out);
+DF_API df_result df_mixture_posterior(df_ctx *ctx, const df_mixture *m,
+                                      const df_point *at, int n, const df_real *x,
+                                      df_real *mean, df_real *covariance /* or NULL */);
+/* Samples first .. first+n-1 of p_t: x [n, dim]. */
+DF_API df_result df_mixture_sample(df_ctx *ctx, const df_mixture *m, const df_point *at,
+                                   uint64_t seed,
+                                   uint64_t first, int n, df_real *x);
+/* The exact model of this data on a process; answers PREDICT, JVP, VJP, LOG_DENSITY. */
+typedef struct df_mixture_view {
+    const df_mixture *mixture;     /* must outlive the view, as must the view its model */
+    df_process process;
+    df_prediction prediction;
+} df_mixture_view;
+DF_API df_model df_mixture_model(df_mixture_view *view);
+
+/* Distances between samples a [na, dim], b [nb, dim], in double. */
+/* sqrt of the mean, over `projections` random directions, of the squared W_2 in one
+   dimension. */
+DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
+                                       const df_real *b, int nb,
+                                       int dim, int projections, uint64_t seed,
+                                           double *out);
+/* 2 E|a-b| - E|a-a'| - E|b-b'| (Szekely & Rizzo 2013), and MMD^2 with exp(-|x-y|^2/(2
+   h^2)), both unbiased (a pair of one sample with itself left out); cost na nb dim. */
+DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
+                                    const df_real *b, int nb, int dim, double *out);
+DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
+                        int dim, double bandwidth, double *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* DIFFUSION_H */
+/* ======================================================================================
+   Implementation. Stands outside the include guard, with a once-guard of its own, so that
+   a header which included the declarations first does not hide it.
+   ===================================================================================== */
+#if defined(DIFFUSION_IMPLEMENTATION) && !defined(DFI_IMPLEMENTED)
+#define DFI_IMPLEMENTED
+
+/* -------------------------------------------------------------------------------------
+   // >>private: what the chapters share with each other
+   ------------------------------------------------------------------------------------- */
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DFI_PI 3.14159265358979323846
+#define DFI_ALIGN 64           /* bytes; one cache line, one AVX-512 vector */
+#define DFI_MESSAGE 512        /* bytes of an error sentence, the final 0 included */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define DFI_PRINTF(at, from) __attribute__((format(printf, at, from)))
+#define DFI_INLINE static inline __attribute__((always_inline, unused))
+#else
+#define DFI_PRINTF(at, from)
+#define DFI_INLINE static inline
+#endif
+
+#ifdef DIFFUSION_ASSERT
+#define DFI_ASSERT(x) DIFFUSION_ASSERT(x)
+#else
+#define DFI_ASSERT(x) ((void)0)
+#endif
+
+/* ---- kernels (chapter 14): one constant table for each instruction set ---- */
+
+/* y = f(x) for one array. The derivative of STEP counts as 0 everywhere. */
+enum {
+    DFI_EXP, DFI_LOG, DFI_SQRT, DFI_SIN, DFI_COS, DFI_TANH, DFI_SIGMOID, DFI_SILU,
+    DFI_GELU_TANH, DFI_GELU_ERF, DFI_ERF, DFI_RELU, DFI_STEP, DFI_SOFTPLUS, DFI_UNARY_COUNT
+};
+enum { DFI_ADD, DFI_SUB, DFI_MUL, DFI_DIV, DFI_BINARY_COUNT };
+
+#define DFI_TERMS 8            /* most terms of a linear combination */
+
+/* All arrays are contiguous and need no alignment. Element-wise kernels compute each
+   element the same way wherever it stands (a tail runs the vector code on a padded copy),
+   so that a result never depends on how an array was cut. Reductions depend on n and the
+   values only. */
+typedef struct dfi_kernels {
+    const char *name;          /* "plain", "sse2", "avx2", "avx512", "neon" */
+    df_isa isa;
+
+    /* y[i] = a[i * sa] op b[i * sb], sa and sb in {0, 1} */
+    void (*binary[DFI_BINARY_COUNT])(size_t n, const df_real *a, size_t sa,
+                                     const df_real *b, size_t sb, df_real *y);
+    /* y = f(x);  dx += f'(x) dy, with y = f(x) at hand */
+    void (*unary[DFI_UNARY_COUNT])(size_t n, const df_real *x, df_real *y);
+    void (*unary_back[DFI_UNARY_COUNT])(size_t n, const df_real *x, const df_real *y,
+                                        const df_real *dy, df_real *dx);
+    void (*affine)(size_t n, df_real a, const df_real *x, df_real b, df_real *y); /* y = a
+                                                                                     x + b
+                                                                                     */
+    void (*axpy)(size_t n, df_real a, const df_real *x, df_real *y);              /* y += a
+                                                                                     x */
+    /* y[i] += a[i * sa] * b[i * sb] */
+    void (*muladd)(size_t n, const df_real *a, size_t sa, const df_real *b, size_t sb,
+                   df_real *y);
+    /* y = sum_j c[j] * x[j], j = 0 .. count-1 <= DFI_TERMS; y may be one of the x */
+    void (*combine)(size_t n, int count, const double *c, const df_real *const *x,
+                    df_real *y);
+
+    double (*sum)(size_t n, const df_real *x);
+    double (*dot)(size_t n, const df_real *a, const df_real *b);
+    df_real (*max)(size_t n, const df_real *x);
+    /* y[j] += sum_i x[i * stride + j], i < rows, j < cols */
+    void (*colsum)(size_t rows, size_t cols, size_t stride, const df_real *x, df_real *y);
+    /* mean and variance (divided by n, two passes) of one row */
+    void (*moments)(size_t n, const df_real *x, double *mean, double *variance);
+    size_t (*nonfinite)(size_t n, const df_real *x);     /* index of the first NaN or Inf,
+                                                            or n */
+
+    /* one row: y = softmax(x);  dx += y (dy - <y, dy>) */
+    void (*softmax)(size_t n, const df_real *x, df_real *y);
+    void (*softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
+    /* one row: y = x - log sum exp x;  dx += dy - exp(y) sum dy */
+    void (*log_softmax)(size_t n, const df_real *x, df_real *y);
+    void (*log_softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
+
+    /* AdamW: w *= 1 - lr wd; m, v moving averages of scale*g and its square;
+       w -= lr/(1-b1^t) m / (sqrt(v)/sqrt(1-b2^t) + eps), the corrections given as c1,
+       c2 */
+    void (*adamw)(size_t n, df_real *w, df_real *m, df_real *v, const df_real *g, double
+    scale,
+                  double lr, double b1, double b2, double eps, double wd, double c1,
+                      double c2);
+    void (*ema)(size_t n, df_real *average, const df_real *w, double decay); /* a = d a +
+                                                                                (1-d) w */
+
+    /* the matrix product's micro-kernel: see chapter 14 */
+    int mr, nr;
+    void (*tile)(size_t k, const df_real *a, const df_real *b, df_real *c);
+} dfi_kernels;
+
+/* C[M,N] (+)= op(A) op(B), row-major with leading dimensions lda, ldb, ldc (elements).
+   ta: A is stored [K,M]; tb: B is stored [N,K]. accumulate: C += instead of C =. Runs on
+   the context's workers; the order of summation over K depends on K alone. */
+static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_t K,
+                          const df_real *A, size_t lda, const df_real *B, size_t ldb,
+                          int accumulate, df_real *C, size_t ldc);
+/* `batch` products, matrix b of each at A + b*sa, B + b*sb, C + b*sc (sa or sb may be
+   0) */
+static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_t M,
+                                size_t N,
+                                size_t K, const df_real *A, size_t lda, size_t sa,
+                                const df_real *B, size_t ldb, size_t sb, int accumulate,
+                                df_real *C, size_t ldc, size_t sc);
+/* The best table this machine can run, at most `max_isa`. */
+static const dfi_kernels *dfi_kernels_select(df_isa max_isa);
+
+/* ---- foundations (chapter 1) ---- */
+
+/* Step memory is a chain of blocks; a tensor or scratch array is cut from the current
+   one. */
+typedef struct dfi_block {
+    struct dfi_block *next;
+    size_t capacity;           /* bytes behind this header */
+    size_t used;
+    size_t size;               /* of the whole allocation */
+} dfi_block;
+
+/* memory that lives as long as the context (tables of betas) */
+typedef struct dfi_owned {
+    struct dfi_owned *next;
+    size_t size;
+} dfi_owned;
+
+struct dfi_pool;
+
+struct df_ctx {
+    df_alloc alloc;
+    df_logger log;
+    df_tasks tasks;
+    int threads;
+    const dfi_kernels *k;
+    int cancel;                /* written from anywhere: __atomic access only */
+    df_result code;
+    df_result stuck;           /* first failure of a tensor operation since df_ctx_clear */
+    char message[DFI_MESSAGE];
+    char stuck_message[DFI_MESSAGE];
+    size_t bytes, peak;
+    dfi_block *first, *block;  /* step memory: all blocks, the current one */
+    dfi_owned *owned;
+    int recording;             /* df_record_begin .. _end */
+    int no_tangent;            /* > 0 while a tangent is being composed */
+    df_tensor *tape;           /* last recorded tensor */
+    struct dfi_pool *pool;
+};
+
+/* Sets the context's error (ctx may be NULL) and returns `code`. */
+static df_result dfi_fail(df_ctx *ctx, df_result code, const char *format,
+                          ...) DFI_PRINTF(3, 4);
+/* The same, and makes tensor operations stick; returns NULL. */
+static df_tensor *dfi_fail_tensor(df_ctx *ctx, df_result code, const char *format,
+                                  ...) DFI_PRINTF(3, 4);
+/* If stuck: puts the stuck sentence back and returns its code, else DF_OK. */
+static df_result dfi_stuck(df_ctx *ctx);
+
+/* Zeroed memory of the context's allocator, DFI_ALIGN aligned. NULL sets DF_ERR_MEMORY. */
+static void *dfi_new(df_ctx *ctx, size_t size);
+static void dfi_delete(df_ctx *ctx, void *ptr, size_t size);       /* ptr may be NULL */
+/* The same by hooks alone, for objects that outlive contexts (nets). No error is set. */
+static void *dfi_new_by(const df_alloc *alloc, size_t size);
+static void dfi_delete_by(const df_alloc *alloc, void *ptr, size_t size);
+/* Zeroed memory freed with the context. */
+static void *dfi_new_owned(df_ctx *ctx, size_t size);
+/* a * b, a + b, or SIZE_MAX if that overflows (no allocation of SIZE_MAX succeeds). */
+static size_t dfi_mul(size_t a, size_t b);
+static size_t dfi_plus(size_t a, size_t b);
+
+/* Step memory, not zeroed, DFI_ALIGN aligned. NULL sets DF_ERR_MEMORY. Released by
+   scopes. */
+static void *dfi_scratch(df_ctx *ctx, size_t bytes);
+static df_scope dfi_scratch_mark(df_ctx *ctx);
+/* also while recording */
+static void dfi_scratch_release(df_ctx *ctx, df_scope mark);
+/* made since mark? */
+static int dfi_scratch_after(df_ctx *ctx, df_scope mark, const void *ptr);
+
+/* fn(arg, 0) .. fn(arg, count-1) on the workers; returns when all are done. */
+static void dfi_parallel(df_ctx *ctx, int count, void (*fn)(void *arg, int index),
+                         void *arg);
+static int dfi_cancelled(df_ctx *ctx);
+
+/* NaN or Inf, by the bits: comparisons vanish under -Ofast. */
+static int dfi_nonfinite(double x);
+/* "nan", "inf" or "-inf" of a number that dfi_nonfinite flags. */
+static const char *dfi_nonfinite_name(double x);
+
+/* A copy of a string by the context's allocator. */
+static char *dfi_strdup(df_ctx *ctx, const char *s);
+
+#define DFI_COOKIE 0xd1ff5e01u /* marks a descriptor made by its df_..._defaults */
+
+/* ---- process (chapter 2) ---- */
+/* c_in, 1 if off */
+static double dfi_model_scale(const df_model *m, const df_point *at);
+/* to = cx x + cp answer for a model's own answer (prediction and clock). */
+static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
+                               const df_point *at,
+                               double *cx, double *cp);
+
+/* =====================================================================================
+   // >>foundations: errors, memory, random numbers, workers
+
+   Nothing here knows about diffusion. Four promises are kept in this chapter: the library
+   never aborts or prints, it takes memory only through hooks, its random numbers are
+   functions of (seed, sample, draw) and of nothing else, and it works on as many threads
+   as it is given without any result depending on how many those are.
+   ===================================================================================== */
+#ifndef DIFFUSION_NO_THREADS
+#if (defined(__unix__) || defined(__APPLE__)) && (defined(__GNUC__) || defined(__clang__))
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
+#define DFI_THREADS 1
+#endif
+#endif
+#ifndef DFI_THREADS
+#define DFI_THREADS 0
+#endif
+
+/* ---- bits ---- */
+
+/* The exponent field of a NaN or Inf is all ones. memcpy keeps -Ofast from assuming that
+   no such number exists. */
+static int dfi_nonfinite(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return ((bits >> 52) & 0x7ff) == 0x7ff;
+}
+
+static const char *dfi_nonfinite_name(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if ((bits << 12) != 0) return "nan";
+    return (bits >> 63) != 0 ? "-inf" : "inf";
+}
+
+/* Sizes saturate: SIZE_MAX stands for "does not fit", and no allocator can serve it. */
+static size_t dfi_mul(size_t a, size_t b) {
+    return b != 0 && a > SIZE_MAX / b ? SIZE_MAX : a * b;
+}
+
+static size_t dfi_plus(size_t a, size_t b) {
+    return a > SIZE_MAX - b ? SIZE_MAX : a + b;
+}
+
+/* ---- errors ---- */
+
+static void dfi_log(const df_ctx *ctx, df_log_level level, const char *text) {
+    if (ctx->log.message != NULL) ctx->log.message(ctx->log.user, level, text);
+}
+
+static void dfi_set_error(df_ctx *ctx, df_result code, const char *format, va_list args) {
+    char text[DFI_MESSAGE];    /* an argument may be the old message itself */
+    vsnprintf(text, sizeof text, format, args);
+    memcpy(ctx->message, text, sizeof text);
+    ctx->code = code;
+    dfi_log(ctx, DF_LOG_ERROR, ctx->message);
+}
+
+static df_result dfi_fail(df_ctx *ctx, df_result code, const char *format, ...) {
+    va_list args;
+    if (ctx == NULL) return code;
+    va_start(args, format);
+    dfi_set_error(ctx, code, format, args);
+    va_end(args);
+    return code;
+}
+
+static df_tensor *dfi_fail_tensor(df_ctx *ctx, df_result code, const char *format, ...) {
+    va_list args;
+    if (ctx->stuck != DF_OK) return NULL;
+    va_start(args, format);
+    dfi_set_error(ctx, code, format, args);
+    va_end(args);
+    ctx->stuck = code;
+    memcpy(ctx->stuck_message, ctx->message, sizeof ctx->message);
+    return NULL;
+}
+
+static df_result dfi_stuck(df_ctx *ctx) {
+    if (ctx->stuck == DF_OK) return DF_OK;
+    ctx->code = ctx->stuck;
+    memcpy(ctx->message, ctx->stuck_message, sizeof ctx->message);
+    return ctx->stuck;
+}
+
+DF_API df_result df_ctx_error(const df_ctx *ctx) { return ctx->code; }
+DF_API const char *df_ctx_message(const df_ctx *ctx) { return ctx->message; }
+
+DF_API void df_ctx_clear(df_ctx *ctx) {
+    ctx->code = ctx->stuck = DF_OK;
+    ctx->message[0] = ctx->stuck_message[0] = 0;
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(&ctx->cancel, 0, __ATOMIC_RELAXED);
+#else
+    ctx->cancel = 0;
+#endif
+}
+
+DF_API const char *df_result_name(df_result result) {
+    static const char *const names[] = {
+        "ok", "wrong argument", "no memory", "shapes do not fit", "singular", "not finite",
+        "input/output", "wrong format", "unsupported", "cancelled"
+    };
+    if (result > 0 || result < DF_CANCELLED) return "a callback's failure";
+    return names[-result];
+}
+
+DF_API void df_ctx_cancel(df_ctx *ctx) {
+#if defined(__GNUC__) || defined(__clang__)
+    __atomic_store_n(&ctx->cancel, 1, __ATOMIC_RELAXED);
+#else
+    *(volatile int *)&ctx->cancel = 1;
+#endif
+}
+
+/* Reports a cancel request once: the next piece of work starts afresh. */
+static int dfi_cancelled(df_ctx *ctx) {
+#if defined(__GNUC__) || defined(__clang__)
+    return __atomic_exchange_n(&ctx->cancel, 0, __ATOMIC_RELAXED);
+#else
+    int was = *(volatile int *)&ctx->cancel;
+    if (was) *(volatile int *)&ctx->cancel = 0;
+    return was;
+#endif
+}
+
+/* ---- memory from the host ---- */
+
+/* malloc promises 16 bytes at most. We ask for `align` more, round up, and keep the
+   distance to the true start in the byte before the result; aligned_alloc is missing from
+   C99. */
+static void *dfi_malloc(void *user, size_t size, size_t align) {
+    unsigned char *raw, *aligned;
+    (void)user;
+    if (size > SIZE_MAX - align) return NULL;
+    raw = (unsigned char *)malloc(size + align);
+    if (raw == NULL) return NULL;
+    aligned = raw + (align - (uintptr_t)raw % align);
+    aligned[-1] = (unsigned char)(aligned - raw);     /* 1 .. align <= 64 */
+    return aligned;
+}
+
+static void dfi_malloc_free(void *user, void *ptr, size_t size, size_t align) {
+    unsigned char *aligned = (unsigned char *)ptr;
+    (void)user, (void)size, (void)align;
+    free(aligned - aligned[-1]);
+}
+
+static void *dfi_new_by(const df_alloc *alloc, size_t size) {
+    void *ptr = size == SIZE_MAX ? NULL : alloc->alloc(alloc->user, size, DFI_ALIGN);
+    if (ptr != NULL) memset(ptr, 0, size);
+    return ptr;
+}
+
+static void dfi_delete_by(const df_alloc *alloc, void *ptr, size_t size) {
+    if (ptr != NULL) alloc->free(alloc->user, ptr, size, DFI_ALIGN);
+}
+
+/* Every byte of a context passes here, so that it can be counted. Not zeroed: step memory
+   would pay for it. */
+static void *dfi_take(df_ctx *ctx, size_t size) {
+    void *ptr = NULL;
+    if (size != SIZE_MAX) ptr = ctx->alloc.alloc(ctx->alloc.user, size, DFI_ALIGN);
+    if (ptr == NULL) {
+        dfi_fail(ctx, DF_ERR_MEMORY, "no memory: %.6g MiB asked for, %.6g MiB in use",
+                 (double)size / 1048576.0, (double)ctx->bytes / 1048576.0);
+        return NULL;
+    }
+    ctx->bytes += size;
+    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
+    return ptr;
+}
+
+static void *dfi_new(df_ctx *ctx, size_t size) {
+    void *ptr = dfi_take(ctx, size);
+    if (ptr != NULL) memset(ptr, 0, size);
+    return ptr;
+}
+
+static void dfi_delete(df_ctx *ctx, void *ptr, size_t size) {
+    if (ptr == NULL) return;
+    ctx->alloc.free(ctx->alloc.user, ptr, size, DFI_ALIGN);
+    ctx->bytes -= size;
+}
+
+static void *dfi_new_owned(df_ctx *ctx, size_t size) {
+    size_t total = dfi_plus(DFI_ALIGN, size);
+    dfi_owned *o = (dfi_owned *)dfi_new(ctx, total);
+    if (o == NULL) return NULL;
+    o->size = total;
+    o->next = ctx->owned;
+    ctx->owned = o;
+    return (unsigned char *)o + DFI_ALIGN;
+}
+
+static char *dfi_strdup(df_ctx *ctx, const char *s) {
+    size_t size = strlen(s) + 1;
+    char *copy = (char *)dfi_new(ctx, size);
+    if (copy != NULL) memcpy(copy, s, size);
+    return copy;
+}
+
+/* ---- step memory ----
+   A stack made of blocks. Cutting from the current block is an addition; when it is full
+   the next one follows, twice the size of all before, so that after a step or two
+   everything fits in few blocks. Releasing to a mark keeps the blocks for the next
+   step. */
+
+enum { DFI_FIRST_BLOCK = 1 << 16 };    /* bytes; a small host pays for what it uses */
+#define DFI_BLOCK_HEAD (((sizeof(dfi_block) + DFI_ALIGN - 1) / DFI_ALIGN) * DFI_ALIGN)
+
+static unsigned char *dfi_block_data(dfi_block *b) {
+    return (unsigned char *)b + DFI_BLOCK_HEAD;
+}
+
+/* Makes a block that holds at least `bytes` the current one. Blocks behind the current one
+   are empty: the first that is large enough is moved up, else a new one is put there. */
+static dfi_block *dfi_block_next(df_ctx *ctx, size_t bytes) {
+    dfi_block **link = ctx->block != NULL ? &ctx->block->next : &ctx->first;
+    dfi_block **spare = link, *b;
+    size_t total = 0, want;
+    while (*spare != NULL && (*spare)->capacity < bytes) spare = &(*spare)->next;
+    if (*spare != NULL) {
+        b = *spare;
+        *spare = b->next;
+    } else {
+        for (b = ctx->first; b != NULL; b = b->next) total = dfi_plus(total, b->capacity);
+        want = total > bytes ? total : bytes;
+        if (want < DFI_FIRST_BLOCK) want = DFI_FIRST_BLOCK;
+        b = (dfi_block *)dfi_take(ctx, dfi_plus(DFI_BLOCK_HEAD, want));
+        if (b == NULL) return NULL;
+        b->capacity = want;
+        b->size = DFI_BLOCK_HEAD + want;
+    }
+    b->used = 0;
+    b->next = *link;
+    *link = b;
+    ctx->block = b;
+    return b;
+}
+
+static void *dfi_scratch(df_ctx *ctx, size_t bytes) {
+    dfi_block *b = ctx->block;
+    size_t rounded = dfi_plus(bytes, DFI_ALIGN - 1);
+    void *ptr;
+    if (rounded != SIZE_MAX) rounded = rounded / DFI_ALIGN * DFI_ALIGN;
+    if (b == NULL || rounded > b->capacity - b->used) {
+        b = dfi_block_next(ctx, rounded);
+        if (b == NULL) return NULL;
+    }
+    ptr = dfi_block_data(b) + b->used;
+    b->used += rounded;
+    return ptr;
+}
+
+static df_scope dfi_scratch_mark(df_ctx *ctx) {
+    df_scope mark;
+    mark.block = ctx->block;
+    mark.used = ctx->block != NULL ? ctx->block->used : 0;
+    return mark;
+}
+
+static void dfi_scratch_release(df_ctx *ctx, df_scope mark) {
+    ctx->block = (dfi_block *)mark.block;
+    if (ctx->block != NULL) ctx->block->used = mark.used;
+}
+
+static int dfi_scratch_after(df_ctx *ctx, df_scope mark, const void *ptr) {
+    dfi_block *b = mark.block != NULL ? (dfi_block *)mark.block : ctx->first;
+    const unsigned char *p = (const unsigned char *)ptr;
+    size_t from = mark.block != NULL ? mark.used : 0;
+    for (; b != NULL; b = b->next, from = 0) {
+        const unsigned char *data = dfi_block_data(b);
+        if (p >= data + from && p < data + b->used) return 1;
+        if (b == ctx->block) break;
+    }
+    return 0;
+}
+
+static void dfi_scratch_free(df_ctx *ctx) {
+    while (ctx->first != NULL) {
+        dfi_block *b = ctx->first;
+        ctx->first = b->next;
+        dfi_delete(ctx, b, b->size);
+    }
+    ctx->block = NULL;
+}
+
+/* ---- random numbers ----
+   Philox 4x32-10: ten rounds of two 32x32 -> 64 bit products on a 128-bit counter, keyed
+   by 64 bits (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2,
+   3"). Counter: {block, draw, sample low, sample high}; key: seed. */
+DF_API void df_random_bits(uint64_t seed, uint64_t sample, uint32_t draw, uint32_t block,
+                           uint32_t bits[4]) {
+    uint32_t c0 = block, c1 = draw, c2 = (uint32_t)sample, c3 = (uint32_t)(sample >> 32);
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    int round;
+    for (round = 0; round < 10; round++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)p1;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;     /* golden ratio and sqrt 3 - 1, as fractions of 2^32 */
+        k1 += 0xBB67AE85u;
+    }
+    bits[0] = c0, bits[1] = c1, bits[2] = c2, bits[3] = c3;
+}
+
+/* Normal numbers are made by Box & Muller (1958): with r = sqrt(-2 ln u), r cos(theta) and
+   r sin(theta). libm's ln, cos and sin differ between machines in the last bit, and
+   compilers fuse products and sums as they like; so both are computed here in integers
+   with 30 fractional bits (Q30, error below 1e-8), which no compiler may change. sqrt and
+   one product of doubles are exact to rounding everywhere. */
+
+/* -ln((word + 1/2) / 2^32) in Q30, at least 0. With v = 2 word + 1 = 2^top (1 + f):
+   (33 - top) ln 2 - ln(1 + f), and ln(1 + f) by its Chebyshev interpolant on [0, 1]. */
+static int64_t dfi_minus_log(uint32_t word) {
+    static const int32_t c[11] = {
+        0, 1073741577, -536860845, 357751363, -267061634, 207787834, -156057253, 101743012,
+        -50520772, 16165559, -2427725
+    };
+    uint64_t v = 2 * (uint64_t)word + 1;
+    int64_t f, ln = c[10], result;
+    int top = 32, k;
+    while ((v >> top) == 0) top--;
+    f = (int64_t)((v << (32 - top)) & 0xffffffffu);                    /* Q32 */
+    for (k = 9; k >= 0; k--) ln = c[k] + ((ln * f) >> 32);
+    result = (33 - top) * (int64_t)744261118 - ln;                     /* ln 2 in Q30 */
+    return result > 0 ? result : 0;
+}
+
+/* cos and sin of 2 pi word / 2^32 in Q30. The circle is cut in quarters around 0, 1/4,
+   1/2, 3/4; within one, y in [-1, 1) stands for [-pi/4, pi/4), and Taylor's series in y^2
+   serve. */
+static void dfi_cos_sin(uint32_t word, int64_t *cosine, int64_t *sine) {
+    static const int32_t s[6] = { 843314857, -86699834, 2674041, -39273, 336, -2 };
+    static const int32_t c[6] = { 1073741824, -331168970, 17023473, -350031, 3856, -26 };
+    uint32_t turned = word + 0x20000000u;                              /* + 1/8 turn */
+    int64_t y = (int64_t)(turned & 0x3fffffffu) - 0x20000000;          /* Q29 */
+    int64_t y2 = (y * y) >> 26;                                        /* Q32 */
+    int64_t a = s[5], b = c[5];
+    int k;
+    for (k = 4; k >= 0; k--) {
+        a = s[k] + ((a * y2) >> 32);
+        b = c[k] + ((b * y2) >> 32);
+    }
+    a = (a * y) >> 29;
+    switch (turned >> 30) {
+    case 0: *cosine = b, *sine = a; break;
+    case 1: *cosine = -a, *sine = b; break;
+    case 2: *cosine = -b, *sine = -a; break;
+    default: *cosine = a, *sine = -b; break;
+    }
+}
+
+/* Four normal numbers from one block of bits. */
+static void dfi_normal4(const uint32_t bits[4], double out[4]) {
+    int pair;
+    for (pair = 0; pair < 2; pair++) {
+        double r = sqrt((double)(2 * dfi_minus_log(bits[2 * pair])) / 1073741824.0);
+        int64_t cosine, sine;
+        dfi_cos_sin(bits[2 * pair + 1], &cosine, &sine);
+        out[2 * pair] = r * ((double)cosine / 1073741824.0);
+        out[2 * pair + 1] = r * ((double)sine / 1073741824.0);
+    }
+}
+
+DF_API void df_random_normal(uint64_t seed, uint64_t sample, uint32_t draw, size_t n,
+                             df_real *out) {
+    size_t i;
+    for (i = 0; i < n; i += 4) {
+        uint32_t bits[4];
+        double four[4];
+        size_t j;
+        df_random_bits(seed, sample, draw, (uint32_t)(i / 4), bits);
+        dfi_normal4(bits, four);
+        for (j = 0; j < 4 && i + j < n; j++) out[i + j] = (df_real)four[j];
+    }
+}
+
+DF_API void df_random_uniform(uint64_t seed, uint64_t sample, uint32_t draw, size_t n,
+                              double *out) {
+    size_t i;
+    for (i = 0; i < n; i += 4) {
+        uint32_t bits[4];
+        size_t j;
+        df_random_bits(seed, sample, draw, (uint32_t)(i / 4), bits);
+        for (j = 0; j < 4 && i + j < n; j++)
+            out[i + j] = ((double)bits[j] + 0.5) / 4294967296.0;
+    }
+}
+
+/* ---- workers ----
+   One job at a time: tasks 0 .. count-1. `ticket` holds the job's number (high half) and
+   how many tasks are still to be taken (low half); taking one is a compare-and-swap, which
+   fails if the job has changed meanwhile, so a late worker can never touch a job that is
+   over. Between jobs workers spin for some microseconds, since graphs come as bursts of
+   short jobs, then sleep. */
+#if DFI_THREADS
+
+typedef struct dfi_pool {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_t *thread;
+    int threads;               /* workers beside the caller */
+    int sleepers, stop;        /* __atomic */
+    uint64_t ticket;           /* __atomic: job << 32 | tasks left */
+    int done;                  /* __atomic: tasks finished */
+    int count;
+    void (*fn)(void *arg, int index);
+    void *arg;
+} dfi_pool;
+
+enum { DFI_SPINS = 4000 };     /* about 40 microseconds of pauses */
+
+DFI_INLINE void dfi_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Takes and runs one task; 0 if none is left. */
+static int dfi_pool_work(dfi_pool *p) {
+    uint64_t ticket = __atomic_load_n(&p->ticket, __ATOMIC_ACQUIRE);
+    while ((uint32_t)ticket != 0) {
+        if (__atomic_compare_exchange_n(&p->ticket, &ticket, ticket - 1, 0,
+                                        __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            p->fn(p->arg, p->count - (int)(uint32_t)ticket);
+            __atomic_fetch_add(&p->done, 1, __ATOMIC_RELEASE);
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static void dfi_pool_sleep(dfi_pool *p) {
+    pthread_mutex_lock(&p->lock);
+    __atomic_fetch_add(&p->sleepers, 1, __ATOMIC_SEQ_CST);
+    while ((uint32_t)__atomic_load_n(&p->ticket, __ATOMIC_SEQ_CST) == 0 &&
+           !__atomic_load_n(&p->stop, __ATOMIC_SEQ_CST))
+        pthread_cond_wait(&p->wake, &p->lock);
+    __atomic_fetch_sub(&p->sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void *dfi_pool_main(void *arg) {
+    dfi_pool *p = (dfi_pool *)arg;
+    int idle = 0;
+    while (!__atomic_load_n(&p->stop, __ATOMIC_ACQUIRE)) {
+        if (dfi_pool_work(p)) {
+            idle = 0;
+        } else if (++idle < DFI_SPINS) {
+            dfi_pause();
+        } else {
+            dfi_pool_sleep(p);
+            idle = 0;
+        }
+    }
+    return NULL;
+}
+
+static void dfi_pool_wake(dfi_pool *p) {
+    if (__atomic_load_n(&p->sleepers, __ATOMIC_SEQ_CST) == 0) return;
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void dfi_pool_free(df_ctx *ctx) {
+    dfi_pool *p = (dfi_pool *)ctx->pool;
+    int i;
+    if (p == NULL) return;
+    __atomic_store_n(&p->stop, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&p->lock);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+    for (i = 0; i < p->threads; i++) pthread_join(p->thread[i], NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    dfi_delete(ctx, p, sizeof *p + (size_t)ctx->threads * sizeof *p->thread);
+    ctx->pool = NULL;
+}
+
+/* Started at the first parallel work. Without memory or threads the caller works alone:
+   slower, never wrong, so no error. */
+static dfi_pool *dfi_pool_get(df_ctx *ctx) {
+    dfi_pool *p = (dfi_pool *)ctx->pool;
+    size_t size = sizeof *p + (size_t)ctx->threads * sizeof *p->thread;
+    if (p != NULL) return p;
+    p = (dfi_pool *)ctx->alloc.alloc(ctx->alloc.user, size, DFI_ALIGN);
+    if (p == NULL) return NULL;
+    memset(p, 0, size);
+    ctx->bytes += size;
+    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    p->thread = (pthread_t *)(p + 1);
+    while (p->threads < ctx->threads - 1 &&
+           pthread_create(&p->thread[p->threads], NULL, dfi_pool_main, p) == 0)
+        p->threads++;
+    ctx->pool = p;
+    return p;
+}
+
+static void dfi_pool_run(dfi_pool *p, int count, void (*fn)(void *arg, int index),
+                         void *arg) {
+    uint64_t job = (__atomic_load_n(&p->ticket, __ATOMIC_RELAXED) >> 32) + 1;
+    int spins = 0;
+    p->fn = fn, p->arg = arg, p->count = count;
+    __atomic_store_n(&p->done, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&p->ticket, (job << 32) | (uint64_t)(uint32_t)count,
+                     __ATOMIC_SEQ_CST);
+    dfi_pool_wake(p);
+    while (dfi_pool_work(p)) { }
+    while (__atomic_load_n(&p->done, __ATOMIC_ACQUIRE) != count) {
+        if (++spins < DFI_SPINS) dfi_pause();
+        else sched_yield();
+    }
+}
+
+static int dfi_processors(void) {
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 256 ? 256 : (int)n;
+}
+
+#else
+
+static void dfi_pool_free(df_ctx *ctx) { (void)ctx; }
+static int dfi_processors(void) { return 1; }
+
+#endif
+
+static void dfi_parallel(df_ctx *ctx, int count, void (*fn)(void *arg, int index),
+                         void *arg) {
+    int i;
+    if (count > 1 && ctx->threads > 1) {
+        if (ctx->tasks.run != NULL) {
+            ctx->tasks.run(ctx->tasks.user, count, fn, arg);
+            return;
+        }
+#if DFI_THREADS
+        {
+            dfi_pool *pool = dfi_pool_get(ctx);
+            if (pool != NULL) {
+                dfi_pool_run(pool, count, fn, arg);
+                return;
+            }
+        }
+#endif
+    }
+    for (i = 0; i < count; i++) fn(arg, i);
+}
+
+/* ---- context ---- */
+
+DF_API df_ctx_desc df_ctx_defaults(void) {
+    df_ctx_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.max_isa = DF_ISA_NEON;
+    return d;
+}
+
+/* The sentence for a context that never came to be: there is only the log hook to tell. */
+static df_ctx *dfi_ctx_refuse(const df_ctx_desc *desc, const char *text) {
+    if (desc->cookie == DFI_COOKIE && desc->log.message != NULL)
+        desc->log.message(desc->log.user, DF_LOG_ERROR, text);
+    return NULL;
+}
+
+DF_API df_ctx *df_ctx_create(const df_ctx_desc *desc) {
+    df_ctx_desc d = desc != NULL ? *desc : df_ctx_defaults();
+    df_ctx *ctx;
+    if (d.cookie != DFI_COOKIE)
+        return dfi_ctx_refuse(&d,
+                "df_ctx_create: start the descriptor with df_ctx_defaults()");
+    if ((d.alloc.alloc == NULL) != (d.alloc.free == NULL))
+        return dfi_ctx_refuse(&d, "df_ctx_create: give both alloc and free, or neither");
+    if (d.threads < 0 || d.threads > 1024 || (d.tasks.run != NULL && d.tasks.workers < 1))
+        return dfi_ctx_refuse(&d, "df_ctx_create: threads 0 .. 1024, workers at least 1");
+    if (d.alloc.alloc == NULL) {
+        d.alloc.alloc = dfi_malloc;
+        d.alloc.free = dfi_malloc_free;
+    }
+    ctx = (df_ctx *)dfi_new_by(&d.alloc, sizeof *ctx);
+    if (ctx == NULL) return dfi_ctx_refuse(&d, "df_ctx_create: no memory");
+    ctx->alloc = d.alloc;
+    ctx->log = d.log;
+    ctx->tasks = d.tasks;
+    ctx->threads = d.tasks.run != NULL ? d.tasks.workers
+                 : d.threads > 0 ? d.threads : dfi_processors();
+    ctx->k = dfi_kernels_select(d.max_isa);
+    ctx->bytes = ctx->peak = sizeof *ctx;
+    return ctx;
+}
+
+DF_API void df_ctx_free(df_ctx *ctx) {
+    df_alloc alloc;
+    if (ctx == NULL) return;
+    dfi_pool_free(ctx);
+    dfi_scratch_free(ctx);
+    while (ctx->owned != NULL) {
+        dfi_owned *o = ctx->owned;
+        ctx->owned = o->next;
+        dfi_delete(ctx, o, o->size);
+    }
+    alloc = ctx->alloc;        /* the context goes back by hooks that it holds itself */
+    dfi_delete_by(&alloc, ctx, sizeof *ctx);
+}
+
+DF_API size_t df_ctx_bytes(const df_ctx *ctx) { return ctx->bytes; }
+DF_API size_t df_ctx_peak_bytes(const df_ctx *ctx) { return ctx->peak; }
+DF_API int df_ctx_threads(const df_ctx *ctx) { return ctx->threads; }
+DF_API const char *df_ctx_isa(const df_ctx *ctx) { return ctx->k->name; }
+DF_API int df_version(void) { return DF_VERSION; }
+DF_API const char *df_precision(void) { return DF_REAL_NAME; }
+/* -------------------------------------------------------------------------------------
+   // >>process: alpha, sigma, lambda; tables of betas; native times; grids
+
+   Every Gaussian process here is a path x_t = alpha(t) x_0 + sigma(t) eps, eps ~ N(0, I),
+   t = 0 the data, t = 1 the noise. Two functions of t say all:
+       lambda = log(alpha/sigma)                   half the log signal-to-noise ratio
+       f   = alpha'/alpha                          drift of the SDE dx = f x dt + g dW
+       g^2 = (sigma^2)' - 2 f sigma^2 = -2 sigma^2 lambda'   noise (Kingma et al. 2021)
+       W   = alpha sigma' - sigma alpha' = -alpha sigma lambda'
+   alpha falls and sigma rises, so the differences above add terms of one sign: no digits
+   are lost, and only alpha, sigma, alpha', sigma' and (sigma^2)' need a closed form. The
+   last one is there because sigma' of VP is infinite at the data while (sigma^2)' is not.
+   A kind of process is a row of five functions; nothing else knows which one it is in.
+   ------------------------------------------------------------------------------------- */
+
+#define DFI_LAMBDA_MOST 700.0  /* beyond, alpha or sigma = exp(-|lambda|) underflows */
+
+/* Infinity from memory, and tests by the bits: -Ofast takes licence with the literal. */
+static double dfi_infinity(int negative) {
+    uint64_t bits = negative ? UINT64_C(0xfff0000000000000) : UINT64_C(0x7ff0000000000000);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static int dfi_is_nan(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & UINT64_C(0x7fffffffffffffff)) > UINT64_C(0x7ff0000000000000);
+}
+
+static int dfi_is_negative(double x) {          /* the sign bit, also of -inf */
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (int)(bits >> 63);
+}
+
+/* Derivatives of a path at a point, in closed form. */
+typedef struct dfi_speeds {
+    double alpha;              /* alpha' */
+    double sigma;              /* sigma'; 0 and the flag below where it is infinite */
+    double sigma2;             /* (sigma^2)' */
+    int sigma_infinite;
+} dfi_speeds;
+
+typedef struct dfi_process_row {
+    const char *name;
+    int to_data;               /* sigma(0) = 0? */
+    int to_noise;              /* alpha(1) = 0? A table decides by its last entry. */
+    df_point (*at)(const df_process *p, double t);
+    void (*slopes)(const df_process *p, const df_point *at, dfi_speeds *out);
+    double (*alpha)(const df_process *p, double rho);          /* at this sigma/alpha */
+    double (*time)(const df_process *p, const df_point *at);   /* t of the other three */
+    const char *(*wrong)(const df_process *p);                 /* a parameter, or NULL */
+} dfi_process_row;
+
+static df_point dfi_point(double t, double alpha, double sigma, double lambda) {
+    df_point q;
+    q.t = t;
+    q.alpha = alpha;
+    q.sigma = sigma;
+    q.lambda = lambda;
+    return q;
+}
+
+/* For a t that is none, or no process at all; whoever can say so reports it. */
+static df_point dfi_point_nan(void) {
+    uint64_t bits = UINT64_C(0x7ff8000000000000);
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return dfi_point(x, x, x, x);
+}
+
+/* 1 - t, which -Ofast shall not multiply out: c (1 - t) is 0 at t = 1, c - c t is not. */
+static double dfi_from_noise(double t) {
+    volatile double u = 1 - t;
+    return u;
+}
+
+/* (0, inf): the strictly positive, finite numbers. */
+static int dfi_positive(double x) { return !dfi_nonfinite(x) && x > 0; }
+
+/* -log alpha of a variance preserving path: log(1 + e^{-2 lambda})/2, for any lambda. */
+static double dfi_vp_depth(double lambda) {
+    return lambda < 0 ? -lambda + 0.5 * log1p(exp(2 * lambda))
+                      : 0.5 * log1p(exp(-2 * lambda));
+}
+
+/* The point with log alpha = l < 0 where alpha^2 + sigma^2 = 1. */
+static df_point dfi_vp_point(double t, double l) {
+    double s2 = -expm1(2 * l);
+    return dfi_point(t, exp(l), sqrt(s2), l - 0.5 * log(s2));
+}
+
+/* alpha = 1/sqrt(1 + rho^2) there; hypot, because rho^2 may overflow. */
+static double dfi_vp_alpha(const df_process *p, double rho) {
+    (void)p;
+    return 1 / hypot(1.0, rho);
+}
+
+/* Slopes where alpha^2 + sigma^2 = 1: (sigma^2)' = -2 alpha alpha' and sigma' =
+   (sigma^2)'/(2 sigma), infinite at sigma = 0. */
+static void dfi_vp_slopes_from(const df_point *at, double alpha_rate, dfi_speeds *out) {
+    out->alpha = alpha_rate;
+    out->sigma2 = -2 * at->alpha * alpha_rate;
+    out->sigma_infinite = at->sigma <= 0;
+    out->sigma = out->sigma_infinite ? 0 : 0.5 * out->sigma2 / at->sigma;
+}
+
+/* Slopes where sigma' is finite everywhere: (sigma^2)' = 2 sigma sigma'. */
+static void dfi_plain_slopes(const df_point *at, double alpha_rate, double sigma_rate,
+                             dfi_speeds *out) {
+    out->alpha = alpha_rate;
+    out->sigma = sigma_rate;
+    out->sigma2 = 2 * at->sigma * sigma_rate;
+    out->sigma_infinite = 0;
+}
+
+/* ---- VP and sub-VP ----
+   Song et al. 2021: the limit of DDPM's chain is dx = -beta/2 x dt + sqrt(beta) dW with
+   beta(t) = a + (b - a) t. Its mean decays as
+       log alpha = -1/2 int_0^t beta = -(b - a) t^2/4 - a t/2,
+   and alpha^2 + sigma^2 = 1: data of unit variance keeps it ("variance preserving"). Near
+   the data sigma ~ sqrt(a t), so sigma' is infinite there, while g^2 = beta is a. */
+
+static double dfi_beta(const df_process *p, double t) { return p->a + (p->b - p->a) * t; }
+
+static double dfi_beta_log_alpha(const df_process *p, double t) {
+    return -0.25 * t * (2 * p->a + (p->b - p->a) * t);
+}
+
+/* The inverse: (b - a)/4 t^2 + a/2 t = c = -log alpha. The textbook root -a + sqrt(a^2 +
+   ...) subtracts nearly equal numbers for small c; multiplied by its conjugate it does
+   not. */
+static double dfi_beta_time(const df_process *p, double c) {
+    double disc = p->a * p->a + 4 * (p->b - p->a) * c;
+    return 4 * c / (p->a + sqrt(disc > 0 ? disc : 0));
+}
+
+static const char *dfi_beta_wrong(const df_process *p) {
+    if (!dfi_positive(p->a)) return "beta_min must be above 0";
+    if (!dfi_positive(p->b)) return "beta_max must be above 0";
+    if (p->a + p->b > 4 * 300.0)
+        return "alpha(1) = e^{-(beta_min + beta_max)/4} underflows";
+    return NULL;
+}
+
+static df_point dfi_vp_at(const df_process *p, double t) {
+    return dfi_vp_point(t, dfi_beta_log_alpha(p, t));
+}
+
+static void dfi_vp_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    dfi_vp_slopes_from(at, -0.5 * dfi_beta(p, at->t) * at->alpha, out);
+}
+
+static double dfi_vp_time(const df_process *p, const df_point *at) {
+    return dfi_beta_time(p, dfi_vp_depth(at->lambda));
+}
+
+/* sub-VP: less noise at equal alpha, sigma = 1 - alpha^2 in place of its square root, and
+   g^2 = beta (1 - alpha^4); variance is no longer preserved. Inverse: rho = 1/alpha -
+   alpha = -2 sinh(log alpha), so alpha = 1/(r + sqrt(1 + r^2)) with r = rho/2. */
+static df_point dfi_subvp_at(const df_process *p, double t) {
+    double l = dfi_beta_log_alpha(p, t), s = -expm1(2 * l);
+    return dfi_point(t, exp(l), s, l - log(s));
+}
+
+static void dfi_subvp_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    double alpha_rate = -0.5 * dfi_beta(p, at->t) * at->alpha;
+    dfi_plain_slopes(at, alpha_rate, -2 * at->alpha * alpha_rate, out);
+}
+
+static double dfi_subvp_alpha(const df_process *p, double rho) {
+    (void)p;
+    return 1 / (0.5 * rho + hypot(1.0, 0.5 * rho));
+}
+
+static double dfi_subvp_time(const df_process *p, const df_point *at) {
+    return dfi_beta_time(p, asinh(0.5 * exp(-at->lambda)));
+}
+
+/* ---- cosine ----
+   Nichol & Dhariwal 2021: alpha = cos(phi)/cos(phi_0), phi = c (t + .008), c = pi/2/1.008,
+   variance preserving. The linear beta destroys the image too early; this alpha falls
+   about linearly over the middle. The small phi_0 keeps the first betas of a table from
+   vanishing. alpha(1) = 0: the last step's f and g^2 are infinite, and a table made of it
+   caps beta. */
+
+#define DFI_COSINE_S 0.008
+#define DFI_COSINE_C (0.5 * DFI_PI / (1 + DFI_COSINE_S))
+
+/* The complementary sine, cos(phi) = sin(c (1 - t)), is exactly 0 at t = 1; and sigma^2 =
+   1 - alpha^2 = sin(phi - phi_0) sin(phi + phi_0)/cos^2 phi_0 subtracts nothing. */
+static df_point dfi_cosine_at(const df_process *p, double t) {
+    double c = DFI_COSINE_C, cos0 = sin(c);
+    double alpha = sin(c * dfi_from_noise(t)) / cos0;
+    double s2 = sin(c * t) * sin(c * (t + 2 * DFI_COSINE_S)) / (cos0 * cos0);
+    (void)p;
+    return dfi_point(t, alpha, sqrt(s2), alpha > 0 ? log(alpha) - 0.5 * log(s2) : 0);
+}
+
+static void dfi_cosine_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    double c = DFI_COSINE_C;
+    (void)p;
+    dfi_vp_slopes_from(at, -c * sin(c * (at->t + DFI_COSINE_S)) / sin(c), out);
+}
+
+/* phi - phi_0 by its sine and cosine; sin^2 phi = sin^2 phi_0 + sigma^2 cos^2 phi_0. */
+static double dfi_cosine_time(const df_process *p, const df_point *at) {
+    double c = DFI_COSINE_C, sin0 = sin(c * DFI_COSINE_S), cos0 = sin(c);
+    double cosp = at->alpha * cos0, sinp = hypot(sin0, at->sigma * cos0);
+    double over = at->sigma * cos0;
+    (void)p;
+    return atan2(over * over / (sinp * cos0 + cosp * sin0), cosp * cos0 + sinp * sin0) / c;
+}
+
+/* ---- VE and EDM ----
+   alpha = 1: noise is added and nothing shrinks, dx = g dW with g^2 = (sigma^2)'. VE (Song
+   et al. 2021, eq. 30) walks sigma geometrically from sigma_min, never 0, to sigma_max;
+   EDM (Karras et al. 2022) takes sigma itself as time, here t = sigma/sigma_max, and does
+   reach the data. */
+
+static double dfi_one_alpha(const df_process *p, double rho) {
+    (void)p;
+    (void)rho;
+    return 1;
+}
+
+/* sigma_min (sigma_max/sigma_min)^t, written from the nearer end: exact at both. */
+static df_point dfi_ve_at(const df_process *p, double t) {
+    double r = log(p->b / p->a);
+    double sigma = t < 0.5 ? p->a * exp(r * t) : p->b * exp(-r * (1 - t));
+    return dfi_point(t, 1, sigma, -log(sigma));
+}
+
+static void dfi_ve_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    dfi_plain_slopes(at, 0, at->sigma * log(p->b / p->a), out);
+}
+
+static double dfi_ve_time(const df_process *p, const df_point *at) {
+    return (-at->lambda - log(p->a)) / log(p->b / p->a);
+}
+
+static const char *dfi_ve_wrong(const df_process *p) {
+    if (!dfi_positive(p->a)) return "sigma_min must be above 0";
+    if (!dfi_positive(p->b) || p->b <= p->a) return "sigma_max must be above sigma_min";
+    return NULL;
+}
+
+static df_point dfi_edm_at(const df_process *p, double t) {
+    double sigma = p->b * t;
+    return dfi_point(t, 1, sigma, sigma > 0 ? -log(sigma) : 0);
+}
+
+static void dfi_edm_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    dfi_plain_slopes(at, 0, p->b, out);
+}
+
+static double dfi_edm_time(const df_process *p, const df_point *at) {
+    return at->sigma / p->b;
+}
+
+static const char *dfi_edm_wrong(const df_process *p) {
+    return dfi_positive(p->b) ? NULL : "sigma_max must be above 0";
+}
+
+/* ---- flow and trig ----
+   Rectified flow (Liu et al. 2022) moves on the straight line (1 - t) x_0 + t eps;
+   TrigFlow (Lu & Song 2024) on the circle cos x_0 + sin (s_d eps), whose radius is the
+   data's deviation s_d, so that x has one variance at every t. Both end in pure noise:
+   alpha(1) = 0. Their alpha and sigma are smooth; what is infinite is f at t = 1 and
+   lambda' at both ends. */
+
+static df_point dfi_flow_at(const df_process *p, double t) {
+    (void)p;
+    return dfi_point(t, 1 - t, t, t < 1 ? log1p(-t) - log(t) : 0);
+}
+
+static void dfi_flow_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    (void)p;
+    dfi_plain_slopes(at, -1, 1, out);
+}
+
+static double dfi_flow_alpha(const df_process *p, double rho) {
+    (void)p;
+    return 1 / (1 + rho);
+}
+static double dfi_flow_time(const df_process *p, const df_point *at) {
+    (void)p;
+    return at->sigma;
+}
+static const char *dfi_none_wrong(const df_process *p) { (void)p; return NULL; }
+
+static df_point dfi_trig_at(const df_process *p, double t) {
+    double alpha = sin(0.5 * DFI_PI * dfi_from_noise(t)),
+           sigma = p->sigma_data * sin(0.5 * DFI_PI * t);
+    return dfi_point(t, alpha, sigma, alpha > 0 ? log(alpha) - log(sigma) : 0);
+}
+
+static void dfi_trig_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    double sd = p->sigma_data, w = 0.5 * DFI_PI;
+    dfi_plain_slopes(at, -w * at->sigma / sd, w * sd * at->alpha, out);
+}
+
+static double dfi_trig_alpha(const df_process *p, double rho) {
+    return 1 / hypot(1.0, rho / p->sigma_data);
+}
+
+static double dfi_trig_time(const df_process *p, const df_point *at) {
+    return atan2(at->sigma / p->sigma_data, at->alpha) / (0.5 * DFI_PI);
+}
+
+/* ---- a table of betas ----
+   Ho et al. 2020: x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, hence alpha_k^2 =
+   abar_k = prod_{i <= k} (1 - beta_i) and sigma_k^2 = 1 - abar_k. Knot k stands at t =
+   k/T, the data at k = 0; libraries count entries from 0, so their index is T t - 1. A
+   network trained on the entries alone is asked at the entries; what stands between
+   matters to solvers that choose their own times, and there libraries differ
+   (df_interp). */
+
+/* Between two knots one of four quantities is linear. The piece before an entry abar_T = 0
+   (zero terminal SNR) takes alpha itself, because the others are infinite there; the piece
+   from the data cannot take log rho = -inf at t = 0 and stays with log abar. */
+typedef enum dfi_line {
+    DFI_LINE_LOG_ABAR, DFI_LINE_ALPHA, DFI_LINE_RHO, DFI_LINE_LOG_RHO
+} dfi_line;
+
+typedef struct dfi_piece {
+    dfi_line line;
+    int k;                     /* between knots k and k + 1 */
+    double lo, hi;             /* log abar of both */
+} dfi_piece;
+
+static dfi_piece dfi_table_piece(const df_process *p, int k) {
+    dfi_piece piece;
+    piece.k = k;
+    piece.lo = k > 0 ? p->log_abar[k - 1] : 0;
+    piece.hi = p->log_abar[k];
+    piece.line = DFI_LINE_LOG_ABAR;
+    if (dfi_nonfinite(piece.hi)) piece.line = DFI_LINE_ALPHA;
+    else if (p->interp == DF_INTERP_SIGMA) piece.line = DFI_LINE_RHO;
+    else if (p->interp == DF_INTERP_LOG_SIGMA && piece.lo < 0)
+        piece.line = DFI_LINE_LOG_RHO;
+    return piece;
+}
+
+/* rho = sqrt(1/abar - 1) */
+static double dfi_table_rho(double log_abar) { return sqrt(expm1(-log_abar)); }
+
+/* What is linear, at both knots of a piece: value(w) = a + (b - a) w, w = T t - k. */
+static void dfi_piece_ends(const dfi_piece *piece, double *a, double *b) {
+    switch (piece->line) {
+    case DFI_LINE_LOG_ABAR: *a = piece->lo; *b = piece->hi; break;
+    case DFI_LINE_ALPHA: *a = exp(0.5 * piece->lo); *b = 0; break;
+    case DFI_LINE_RHO: *a = dfi_table_rho(piece->lo); *b = dfi_table_rho(piece->hi); break;
+    default: *a = log(dfi_table_rho(piece->lo)); *b = log(dfi_table_rho(piece->hi)); break;
+    }
+}
+
+/* The piece (k/T, (k+1)/T] that holds t, and w in (0, 1]. k/T rounds, so a T t within two
+   roundings of a whole number is that knot; it belongs to the piece on its data side. */
+static dfi_piece dfi_table_find(const df_process *p, double t, double *w) {
+    double s = t * p->table_size, knot = rint(s);
+    int k;
+    if (fabs(s - knot) <= 2 * DBL_EPSILON * s) s = knot;
+    k = (int)ceil(s) - 1;
+    if (k < 0) k = 0;
+    if (k > p->table_size - 1) k = p->table_size - 1;
+    *w = s - k;
+    return dfi_table_piece(p, k);
+}
+
+/* The point with this rho where alpha^2 + sigma^2 = 1. */
+static df_point dfi_rho_point(double t, double rho, double log_rho) {
+    double alpha = dfi_vp_alpha(NULL, rho);
+    return dfi_point(t, alpha, rho * alpha, -log_rho);
+}
+
+static df_point dfi_table_at(const df_process *p, double t) {
+    double w, a, b, value;
+    dfi_piece piece = dfi_table_find(p, t, &w);
+    dfi_piece_ends(&piece, &a, &b);
+    value = a + (b - a) * w;
+    switch (piece.line) {
+    case DFI_LINE_LOG_ABAR: return dfi_vp_point(t, 0.5 * value);
+    case DFI_LINE_RHO: return dfi_rho_point(t, value, value > 0 ? log(value) : 0);
+    case DFI_LINE_LOG_RHO: return dfi_rho_point(t, exp(value), value);
+    default: break;
+    }
+    if (t >= 1) return dfi_point(t, 0, 1, 0);
+    /* alpha = e^{lo/2} (1 - w); near t = 1, T (1 - t) keeps the digits of 1 - w */
+    value = w < 0.5 ? log1p(-w) : log(p->table_size * dfi_from_noise(t));
+    return dfi_vp_point(t, 0.5 * piece.lo + value);
+}
+
+static void dfi_table_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
+    double w, a, b, rate, rho_rate, alpha = at->alpha, alpha3 = alpha * alpha * alpha;
+    dfi_piece piece = dfi_table_find(p, at->t, &w);
+    dfi_piece_ends(&piece, &a, &b);
+    rate = (b - a) * p->table_size;
+    if (piece.line == DFI_LINE_LOG_ABAR || piece.line == DFI_LINE_ALPHA) {
+        double alpha_rate = piece.line == DFI_LINE_ALPHA ? rate : 0.5 * rate * alpha;
+        dfi_vp_slopes_from(at, alpha_rate, out);
+        return;
+    }
+    /* alpha = (1 + rho^2)^{-1/2}: alpha' = -rho alpha^3 rho', sigma' = alpha^3 rho' */
+    rho_rate = piece.line == DFI_LINE_RHO ? rate : rate * at->sigma / alpha;
+    dfi_plain_slopes(at, -at->sigma / alpha * alpha3 * rho_rate, alpha3 * rho_rate, out);
+}
+
+/* log abar falls along the table, so bisection finds the piece; its line is then solved
+   for w. The comparison is by log abar = -log(1 + e^{-2 lambda}), whichever quantity is
+   linear. */
+static double dfi_table_time(const df_process *p, const df_point *at) {
+    double l = -2 * dfi_vp_depth(at->lambda), a, b, value, w;
+    int low = 0, high = p->table_size - 1;
+    dfi_piece piece;
+    while (low < high) {                       /* the first entry at most l */
+        int mid = low + (high - low) / 2;
+        if (p->log_abar[mid] <= l) high = mid;
+        else low = mid + 1;
+    }
+    piece = dfi_table_piece(p, low);
+    dfi_piece_ends(&piece, &a, &b);
+    switch (piece.line) {
+    case DFI_LINE_LOG_ABAR: value = l; break;
+    case DFI_LINE_ALPHA: return 1 - at->alpha / a / p->table_size;
+    case DFI_LINE_RHO: value = at->sigma / at->alpha; break;
+    default: value = -at->lambda; break;
+    }
+    w = fabs(b - a) > 0 ? (value - a) / (b - a) : 0; /* a flat piece: its start */
+    if (w > 1) w = 1;
+    return (low + (w > 0 ? w : 0)) / p->table_size;
+}
+
+static const char *dfi_table_wrong(const df_process *p) {
+    double before = 0;
+    if (!p->log_abar || p->table_size < 1) return "no table: make one by df_process_table";
+    if ((unsigned)p->interp > DF_INTERP_LOG_SIGMA) return "unknown interpolation";
+    for (int i = 0; i < p->table_size; i++) {
+        double l = p->log_abar[i];
+        int zero = dfi_nonfinite(l) && dfi_is_negative(l) && !dfi_is_nan(l);
+        if (zero && i == p->table_size - 1) return NULL;
+        if (dfi_nonfinite(l)) return "an entry of the table is not finite";
+        if (l > before) return "log abar rises in the table";
+        before = l;
+    }
+    if (before >= 0) return "the table adds no noise: every beta is 0";
+    return before < -600.0 ? "abar_T underflows: let the last beta be 1" : NULL;
+}
+
+/* ---- the rows, and what is built on them ----
+   From here on nobody asks which process it is. */
+
+/* In the order of df_process_kind. */
+#define DFI_PROCESS_ROW(name, data, noise, alpha, wrong)                              \
+    { #name, data, noise, dfi_##name##_at, dfi_##name##_slopes, alpha,                \
+      dfi_##name##_time, wrong }
+static const dfi_process_row dfi_process_rows[DF_PROCESS_COUNT] = {
+    DFI_PROCESS_ROW(vp, 1, 0, dfi_vp_alpha, dfi_beta_wrong),
+    DFI_PROCESS_ROW(cosine, 1, 1, dfi_vp_alpha, dfi_none_wrong),
+    DFI_PROCESS_ROW(ve, 0, 0, dfi_one_alpha, dfi_ve_wrong),
+    DFI_PROCESS_ROW(edm, 1, 0, dfi_one_alpha, dfi_edm_wrong),
+    DFI_PROCESS_ROW(subvp, 1, 0, dfi_subvp_alpha, dfi_beta_wrong),
+    DFI_PROCESS_ROW(flow, 1, 1, dfi_flow_alpha, dfi_none_wrong),
+    DFI_PROCESS_ROW(trig, 1, 1, dfi_trig_alpha, dfi_none_wrong),
+    DFI_PROCESS_ROW(table, 1, 0, dfi_vp_alpha, dfi_table_wrong)
+};
+
+/* The row, or NULL for a process that cannot even be looked at. */
+static const dfi_process_row *dfi_process_row_of(const df_process *p) {
+    if (!p || (unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT) return NULL;
+    if (p->kind == DF_PROCESS_TABLE && (!p->log_abar || p->table_size < 1)) return NULL;
+    return &dfi_process_rows[p->kind];
+}
+
+static df_process dfi_process_make(df_process_kind kind, double a, double b,
+                                   double sigma_data) {
+    df_process p;
+    memset(&p, 0, sizeof p);
+    p.kind = kind;
+    p.a = a;
+    p.b = b;
+    p.sigma_data = sigma_data;
+    return p;
+}
+
+DF_API df_process df_process_vp(double beta_min, double beta_max) {
+    return dfi_process_make(DF_PROCESS_VP, beta_min, beta_max, 0.5);
+}
+DF_API df_process df_process_cosine(void) {
+    return dfi_process_make(DF_PROCESS_COSINE, 0, 0, 0.5);
+}
+DF_API df_process df_process_ve(double sigma_min, double sigma_max) {
+    return dfi_process_make(DF_PROCESS_VE, sigma_min, sigma_max, 0.5);
+}
+DF_API df_process df_process_edm(double sigma_max) {
+    return dfi_process_make(DF_PROCESS_EDM, 0, sigma_max, 0.5);
+}
+DF_API df_process df_process_subvp(double beta_min, double beta_max) {
+    return dfi_process_make(DF_PROCESS_SUBVP, beta_min, beta_max, 0.5);
+}
+DF_API df_process df_process_flow(void) {
+    return dfi_process_make(DF_PROCESS_FLOW, 0, 0, 0.5);
+}
+DF_API df_process df_process_trig(double sigma_data) {
+    return dfi_process_make(DF_PROCESS_TRIG, 0, 0, sigma_data);
+}
+
+DF_API const char *df_process_name(const df_process *p) {
+    return p && (unsigned)p->kind < (unsigned)DF_PROCESS_COUNT
+               ? dfi_process_rows[p->kind].name
+               : "unknown";
+}
+
+DF_API df_result df_process_check(df_ctx *ctx, const df_process *p) {
+    const char *wrong;
+    if (!p) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_check: no process (NULL)");
+    if ((unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_process_check: kind %d is not one of the %d", (int)p->kind,
+                        (int)DF_PROCESS_COUNT);
+    wrong = dfi_process_rows[p->kind].wrong(p);
+    if (!wrong && !dfi_positive(p->sigma_data)) wrong = "sigma_data must be above 0";
+    if (wrong)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_process_check: %s: %s (a %g, b %g, sigma_data "
+                        "%g, table of %d)",
+                        dfi_process_rows[p->kind].name, wrong, p->a, p->b, p->sigma_data,
+                        p->table_size);
+    return DF_OK;
+}
+
+DF_API df_point df_point_data(void) { return dfi_point(0, 1, 0, dfi_infinity(0)); }
+
+/* Does alpha reach 0 at t = 1? */
+static int dfi_process_to_noise(const df_process *p) {
+    if (p->kind == DF_PROCESS_TABLE) return dfi_nonfinite(p->log_abar[p->table_size - 1]);
+    return dfi_process_rows[p->kind].to_noise;
+}
+
+DF_API df_point df_process_at(const df_process *p, double t) {
+    const dfi_process_row *row = dfi_process_row_of(p);
+    df_point q;
+    if (!row || dfi_is_nan(t)) return dfi_point_nan();
+    if (dfi_nonfinite(t)) t = dfi_is_negative(t) ? 0 : 1;
+    t = t < 1 ? t : 1;
+    if (t <= 0) t = 0;                         /* -0 as well */
+    if (t <= 0 && row->to_data) return df_point_data();
+    q = row->at(p, t);
+    if (q.sigma <= 0) q.lambda = dfi_infinity(0);  /* t so small that sigma underflows */
+    if (q.alpha <= 0) q.lambda = dfi_infinity(1);
+    return q;
+}
+
+/* Between the ends rho = e^{-lambda} gives alpha and sigma directly, t comes last. So two
+   processes asked for one lambda agree in rho to the last digits, whatever t rounds to. */
+DF_API df_point df_process_at_lambda(const df_process *p, double lambda) {
+    const dfi_process_row *row = dfi_process_row_of(p);
+    df_point q, end;
+    double rho;
+    if (!row || dfi_is_nan(lambda)) return dfi_point_nan();
+    if (dfi_nonfinite(lambda))
+        return dfi_is_negative(lambda) ? df_process_at(p, 1) : df_point_data();
+    end = df_process_at(p, 1);
+    if (lambda < -DFI_LAMBDA_MOST) return end;
+    if (!dfi_nonfinite(end.lambda) && lambda <= end.lambda) return end;
+    end = df_process_at(p, 0);
+    if (lambda > DFI_LAMBDA_MOST) return end;
+    if (!dfi_nonfinite(end.lambda) && lambda >= end.lambda) return end;
+    rho = exp(-lambda);
+    q.alpha = row->alpha(p, rho);
+    q.sigma = rho * q.alpha;
+    q.lambda = lambda;
+    q.t = row->time(p, &q);
+    if (q.t > 1) q.t = 1;
+    if (q.t < 0) q.t = 0;
+    return q;
+}
+
+DF_API df_point df_process_at_rho(const df_process *p, double rho) {
+    if (dfi_nonfinite(rho)) {
+        if (dfi_is_nan(rho)) return dfi_point_nan();
+        return dfi_is_negative(rho) ? df_point_data() : df_process_at(p, 1);
+    }
+    return rho > 0 ? df_process_at_lambda(p, -log(rho)) : df_point_data();
+}
+
+/* ---- making tables ----
+   log abar is kept, not abar: sums of log(1 - beta) carry the first entries, where abar is
+   close to 1 and sigma^2 = -expm1(log abar) small, and the last, where abar is tiny. */
+
+DF_API df_result df_process_table(df_ctx *ctx, const double *betas, int T,
+                                  df_process *out) {
+    double *log_abar, sum = 0;
+    df_process p;
+    if (!ctx || !betas || !out || T < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_table: %s",
+                        T < 1 ? "T must be at least 1"
+                              : "ctx, betas and out must not be NULL");
+    for (int i = 0; i < T; i++)
+        if (dfi_nonfinite(betas[i]) || !(betas[i] >= 0) || !(betas[i] < 1 || i == T - 1) ||
+            betas[i] > 1)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_process_table: betas[%d] = %g of %d is "
+                            "outside [0, 1) (1 is allowed for the last)",
+                            i, betas[i], T);
+    log_abar = (double *)dfi_new_owned(ctx, dfi_mul((size_t)T, sizeof *log_abar));
+    if (!log_abar) return DF_ERR_MEMORY;
+    for (int i = 0; i < T; i++) {              /* log abar_i = sum log(1 - beta) */
+        if (betas[i] < 1) sum += log1p(-betas[i]);
+        else sum = dfi_infinity(1);
+        log_abar[i] = sum;
+    }
+    p = dfi_process_make(DF_PROCESS_TABLE, 0, 0, 0.5);
+    p.log_abar = log_abar;
+    p.table_size = T;
+    p.interp = DF_INTERP_LOG_ABAR;
+    if (df_process_check(ctx, &p) != DF_OK) return DF_ERR_ARGUMENT;
+    *out = p;
+    return DF_OK;
+}
+
+/* One beta of a schedule, u = i/(T - 1) in [0, 1]. */
+static double dfi_beta_of(df_betas_kind kind, double b0, double b1, int i, int T) {
+    double u = T > 1 ? (double)i / (T - 1) : 0, root;
+    switch (kind) {
+    case DF_BETAS_LINEAR: return b0 + (b1 - b0) * u;
+    case DF_BETAS_SCALED_LINEAR:
+        root = sqrt(b0) + (sqrt(b1) - sqrt(b0)) * u;
+        return root * root;
+    case DF_BETAS_SIGMOID: return b0 + (b1 - b0) / (1 + exp(6 - 12 * u));
+    default: break;
+    }
+    /* Nichol & Dhariwal 2021: cos^2 of this entry over cos^2 of the one before */
+    root = sin(DFI_COSINE_C * (T - 1 - i) / T) / sin(DFI_COSINE_C * (T - i) / T);
+    return 1 - root * root < 0.999 ? 1 - root * root : 0.999;
+}
+
+DF_API df_result df_betas(df_ctx *ctx, df_betas_kind kind, double b0, double b1, int T,
+                          double *betas) {
+    if (!betas || T < 1 || (unsigned)kind > (unsigned)DF_BETAS_SIGMOID)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_betas: kind %d, T = %d, betas %s: want a "
+                        "df_betas_kind, T >= 1 and an array",
+                        (int)kind, T, betas ? "given" : "NULL");
+    if (kind != DF_BETAS_COSINE &&
+        (!dfi_positive(b0) || !dfi_positive(b1) || b0 >= 1 || b1 >= 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_betas: b0 = %g and b1 = %g must lie in (0, 1)", b0, b1);
+    for (int i = 0; i < T; i++) betas[i] = dfi_beta_of(kind, b0, b1, i, T);
+    return DF_OK;
+}
+
+/* Lin et al. 2023, alg. 1: r_i = sqrt(abar_i) becomes (r_i - r_T) r_1/(r_1 - r_T), so r_1
+   stays and r_T is 0. The factor drops out of the later betas: beta_i = 1 - q^2 with
+   q = (r_i - r_T)/(r_{i-1} - r_T), and 1 - q = (r_{i-1} - r_i)/(r_{i-1} - r_T), where
+   r_{i-1} - r_i = r_{i-1} beta/(1 + sqrt(1 - beta)): small betas keep their digits. */
+DF_API df_result df_betas_zero_snr(df_ctx *ctx, int T, double *betas) {
+    double last = 1, r;
+    if (!betas || T < 2)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_betas_zero_snr: wants an array of T >= 2, not %d", T);
+    for (int i = 0; i < T; i++) {
+        if (dfi_nonfinite(betas[i]) || betas[i] < 0 || betas[i] > 1 ||
+            (betas[i] >= 1 && i < T - 1))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_betas_zero_snr: betas[%d] = %g is outside "
+                            "[0, 1)",
+                            i, betas[i]);
+        last *= sqrt(1 - betas[i]);
+    }
+    r = sqrt(1 - betas[0]);
+    if (r <= last)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_betas_zero_snr: all betas after the first are 0");
+    for (int i = 1; i < T; i++) {
+        double root = sqrt(1 - betas[i]), fall = r * betas[i] / (1 + root);
+        double loss = i == T - 1 ? 1 : fall / (r - last);      /* 1 - q */
+        betas[i] = loss * (2 - loss);
+        r *= root;
+    }
+    return DF_OK;
+}
+
+/* ---- rates ----
+   Everything from four closed forms. An infinite quantity is never computed: which ones
+   are follows from sigma = 0, alpha = 0 and the process's word on sigma'. */
+
+static const char *const dfi_rate_names[] = {"alpha'", "sigma'", "lambda'",
+                                             "f",      "g^2",    "W"};
+
+/* Which rates are infinite at a point. */
+static unsigned dfi_rates_infinite(const df_point *at, const dfi_speeds *d) {
+    unsigned bad = 0;
+    if (d->sigma_infinite) bad |= DF_RATE_SIGMA | DF_RATE_W;
+    if (at->sigma <= 0 || at->alpha <= 0) bad |= DF_RATE_LAMBDA;
+    if (at->alpha <= 0) bad |= DF_RATE_F | DF_RATE_G2;
+    return bad;
+}
+
+/* The rates at a point of the path, from its own alpha and sigma rather than from t, which
+   may be rounded (df_process_at_lambda). `who` asks, for the sentence. */
+static df_result dfi_rates_at(df_ctx *ctx, const char *who, const df_process *p,
+                              const df_point *at, unsigned want, df_rates *out) {
+    const dfi_process_row *row = dfi_process_row_of(p);
+    dfi_speeds d;
+    unsigned bad;
+    memset(out, 0, sizeof *out);
+    if (!row) return df_process_check(ctx, p) != DF_OK ? DF_ERR_ARGUMENT : DF_OK;
+    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: t = %g, alpha = %g, sigma = %g on %s",
+                        who, at->t, at->alpha, at->sigma, row->name);
+    row->slopes(p, at, &d);
+    bad = dfi_rates_infinite(at, &d) & want;
+    for (int i = 0; i < 6; i++)
+        if (bad >> i & 1u)
+            return dfi_fail(ctx, DF_ERR_SINGULAR,
+                            "%s: %s of %s is infinite at t = %g (alpha = %g, "
+                            "sigma = %g): stay %s",
+                            who, dfi_rate_names[i], row->name, at->t, at->alpha, at->sigma,
+                            at->alpha > 0 ? "above t = 0 (t_min)" : "below t = 1 (t_max)");
+    if (want & DF_RATE_ALPHA) out->alpha = d.alpha;
+    if (want & DF_RATE_SIGMA) out->sigma = d.sigma;
+    if (want & DF_RATE_LAMBDA) out->lambda = d.alpha / at->alpha - d.sigma / at->sigma;
+    if (want & DF_RATE_F) out->f = d.alpha / at->alpha;
+    if (want & DF_RATE_G2)
+        out->g2 = d.sigma2 - 2 * d.alpha / at->alpha * at->sigma * at->sigma;
+    if (want & DF_RATE_W) out->w = at->alpha * d.sigma - at->sigma * d.alpha;
+    return DF_OK;
+}
+
+DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
+                                  unsigned want, df_rates *out) {
+    df_point at = df_process_at(p, t);
+    if (!out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_rates: out is NULL");
+    return dfi_rates_at(ctx, "df_process_rates", p, &at, want, out);
+}
+
+/* ---- native times ----
+   A network has its own way to tell time: the index of a table (0 .. 999), 1000 t, EDM's
+   log(sigma)/4, an angle, or flows that count from noise to data. Each is a map of our t,
+   given with its derivative, because a velocity is per unit of somebody's time:
+       dx/dt = (dx/d native) (d native/dt). */
+
+static df_time dfi_time_make(df_time_kind kind, double a, double b) {
+    df_time time;
+    time.kind = kind;
+    time.a = a;
+    time.b = b;
+    return time;
+}
+
+DF_API df_time df_time_own(void) { return dfi_time_make(DF_TIME_AFFINE, 1, 0); }
+DF_API df_time df_time_affine(double a, double b) {
+    return dfi_time_make(DF_TIME_AFFINE, a, b);
+}
+DF_API df_time df_time_index(int T) { return dfi_time_make(DF_TIME_AFFINE, T, -1); }
+DF_API df_time df_time_sigma(void) { return dfi_time_make(DF_TIME_SIGMA, 1, 0); }
+DF_API df_time df_time_log_sigma(double a) {
+    return dfi_time_make(DF_TIME_LOG_SIGMA, a, 0);
+}
+
+static df_result dfi_time_check(df_ctx *ctx, const df_time *time) {
+    if (!time || (unsigned)time->kind > (unsigned)DF_TIME_LOG_SIGMA)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_time: %s",
+                        time ? "unknown kind" : "NULL");
+    if (dfi_nonfinite(time->a) || dfi_nonfinite(time->b) || (time->a <= 0 && time->a >= 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_time: slope a = %g, b = %g: want finite numbers "
+                        "and a not 0",
+                        time->a, time->b);
+    return DF_OK;
+}
+
+/* d(sigma/alpha)/dt = W/alpha^2,  d log(sigma/alpha)/dt = -lambda'. */
+static df_result dfi_time_rate(df_ctx *ctx, const df_process *p, const df_time *time,
+                               const df_point *at, double *rate) {
+    df_rates d;
+    df_result result;
+    if (time->kind == DF_TIME_AFFINE) {
+        *rate = time->a;
+        return DF_OK;
+    }
+    result = dfi_rates_at(ctx, "df_time_at", p, at,
+                          time->kind == DF_TIME_SIGMA ? DF_RATE_W : DF_RATE_LAMBDA, &d);
+    if (result != DF_OK) return result;
+    *rate =
+        time->kind == DF_TIME_SIGMA ? d.w / (at->alpha * at->alpha) : -time->a * d.lambda;
+    return DF_OK;
+}
+
+DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *time,
+                            const df_point *at, double *native, double *rate) {
+    df_result result = dfi_time_check(ctx, time);
+    if (result != DF_OK) return result;
+    if (!p || !at || !native)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_time_at: process, point and native must be given");
+    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
+        return dfi_fail(ctx, DF_ERR_NONFINITE,
+                        "df_time_at: t = %g, alpha = %g, sigma = %g", at->t, at->alpha,
+                        at->sigma);
+    if ((time->kind != DF_TIME_AFFINE && at->alpha <= 0) ||
+        (time->kind == DF_TIME_LOG_SIGMA && at->sigma <= 0))
+        return dfi_fail(ctx, DF_ERR_SINGULAR,
+                        "df_time_at: %s is infinite at t = %g of %s (alpha = "
+                        "%g, sigma = %g): stay %s",
+                        time->kind == DF_TIME_SIGMA ? "sigma/alpha" : "log(sigma/alpha)",
+                        at->t, df_process_name(p), at->alpha, at->sigma,
+                        at->alpha > 0 ? "above t = 0 (t_min)" : "below t = 1 (t_max)");
+    switch (time->kind) {
+    case DF_TIME_SIGMA: *native = at->sigma / at->alpha; break;
+    case DF_TIME_LOG_SIGMA: *native = -time->a * at->lambda; break;
+    default: *native = time->a * at->t + time->b; break;
+    }
+    return rate ? dfi_time_rate(ctx, p, time, at, rate) : DF_OK;
+}
+
+DF_API df_point df_time_point(const df_process *p, const df_time *time, double native) {
+    if (dfi_time_check(NULL, time) != DF_OK) return dfi_point_nan();
+    switch (time->kind) {
+    case DF_TIME_SIGMA: return df_process_at_rho(p, native);
+    case DF_TIME_LOG_SIGMA: return df_process_at_lambda(p, -native / time->a);
+    default: return df_process_at(p, (native - time->b) / time->a);
+    }
+}
+
+/* ---- grids: where a sampler stops on its way from t_max to the data ----
+   The error of a step depends on how far the score bends in it, and that is uneven in
+   every clock. Equal steps of t follow the training times; equal steps of lambda suit
+   exponential integrators (Lu et al. 2022); Karras et al. take equal steps of rho^{1/7},
+   between the two. None of them but t can be equal all the way to sigma = 0, where lambda
+   is infinite: there the rule stops at t_min and one last step goes to the data. */
+
+typedef struct dfi_grid {
+    df_ctx *ctx;
+    const df_process *p;
+    const df_sample_desc *d;
+    int N;                     /* steps */
+    df_point first, last;      /* the stretch a rule divides */
+    df_point *out;
+    int capacity, count;
+} dfi_grid;
+
+/* A rule divides the stretch: place gives the point at fraction u in (0, 1) of it. One for
+   tables lists entries instead: index gives the i-th of N, falling. */
+typedef struct dfi_grid_rule {
+    const char *name, *aliases;
+    int reaches;               /* can divide a stretch that ends at sigma = 0 */
+    int from_noise;            /* ... that starts at alpha = 0 */
+    df_point (*place)(const dfi_grid *g, double u);
+    double (*index)(int T, int N, int i, int offset);
+} dfi_grid_rule;
+
+static double dfi_between(double a, double b, double u) { return a + (b - a) * u; }
+
+/* t_i = t_max + (t_min - t_max) i/N */
+static df_point dfi_place_uniform(const dfi_grid *g, double u) {
+    return df_process_at(g->p, dfi_between(g->first.t, g->last.t, u));
+}
+
+/* The same for sqrt t: shorter steps near the data (Song et al. 2020a, DDIM, app. D). */
+static df_point dfi_place_quadratic(const dfi_grid *g, double u) {
+    double root = dfi_between(sqrt(g->first.t), sqrt(g->last.t), u);
+    return df_process_at(g->p, root * root);
+}
+
+/* lambda_i equally spaced: sigma/alpha falls by one factor a step. */
+static df_point dfi_place_lambda(const dfi_grid *g, double u) {
+    return df_process_at_lambda(g->p, dfi_between(g->first.lambda, g->last.lambda, u));
+}
+
+/* rho_i = (a + (b - a) i/(N-1))^r, a = rho_max^{1/r}, b = rho_min^{1/r} (Karras et al.
+   2022, eq. 5). */
+static df_point dfi_place_karras(const dfi_grid *g, double u) {
+    double r = g->d->grid_rho > 0 ? g->d->grid_rho : 7.0;
+    double a = pow(g->first.sigma / g->first.alpha, 1 / r);
+    double b = pow(g->last.sigma / g->last.alpha, 1 / r);
+    return df_process_at_rho(g->p, pow(dfi_between(a, b, u), r));
+}
+
+/* log rho_i = log rho_min + (log rho_max - log rho_min) u^r, u = 1 - i/(N-1),
+   k-diffusion's. */
+static df_point dfi_place_polyexponential(const dfi_grid *g, double u) {
+    double r = g->d->grid_rho > 0 ? g->d->grid_rho : 1.0;
+    return df_process_at_lambda(
+        g->p, dfi_between(g->last.lambda, g->first.lambda, pow(1 - u, r)));
+}
+
+/* The three spacings of diffusers' DDPM, with numpy's rounding (half to even) and its way
+   of adding up. linspace(0, T-1, N) begins with entry 0, so a single step stands there. */
+static double dfi_index_linspace(int T, int N, int i, int offset) {
+    (void)offset;
+    return N > 1 ? rint((N - 1 - i) * ((T - 1) / (double)(N - 1))) : 0;
+}
+
+static double dfi_index_leading(int T, int N, int i, int offset) {
+    return (double)(N - 1 - i) * (T / N) + offset;
+}
+
+static double dfi_index_trailing(int T, int N, int i, int offset) {
+    double delta = (T - T / (double)N) - T;    /* arange's step: second entry - first */
+    (void)offset;
+    return rint(T + i * delta) - 1;
+}
+
+static const dfi_grid_rule dfi_grid_rules[] = {
+    { "uniform", "linear time_uniform", 1, 1, dfi_place_uniform, NULL },
+    { "quadratic", "quad time_quadratic", 1, 1, dfi_place_quadratic, NULL },
+    { "lambda", "exponential logsnr", 0, 0, dfi_place_lambda, NULL },
+    { "karras", "edm", 0, 0, dfi_place_karras, NULL },
+    { "polyexponential", "", 0, 0, dfi_place_polyexponential, NULL },
+    { "linspace", "", 1, 1, NULL, dfi_index_linspace },
+    { "leading", "", 1, 1, NULL, dfi_index_leading },
+    { "trailing", "", 1, 1, NULL, dfi_index_trailing }
+};
+enum { DFI_GRID_RULES = (int)(sizeof dfi_grid_rules / sizeof dfi_grid_rules[0]) };
+static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = {
+    "uniform", "quadratic", "lambda", "karras", "polyexponential",
+    "linspace", "leading", "trailing"
+};
+
+DF_API const char *const *df_grid_names(int *count) {
+    if (count) *count = DFI_GRID_RULES;
+    return dfi_grid_rule_names;
+}
+
+/* Is `word` the name, or one of the aliases, which blanks separate? */
+static int dfi_named(const char *word, const char *name, const char *aliases) {
+    size_t length = strlen(word);
+    if (length == 0) return 0;
+    if (strcmp(word, name) == 0) return 1;
+    for (const char *a = aliases; *a;) {
+        size_t span = strcspn(a, " ");
+        if (span == length && memcmp(a, word, span) == 0) return 1;
+        a += span;
+        a += strspn(a, " ");
+    }
+    return 0;
+}
+
+/* The usual places to stop short of the data: EDM's sigma = .002; 1e-3 or 1e-5 in
+   score_sde; a table's first entry. VE needs none, its t = 0 is sigma_min. */
+DF_API double df_process_t_min(const df_process *p) {
+    if (!dfi_process_row_of(p)) return 0;
+    switch (p->kind) {
+    case DF_PROCESS_VE: return 0;
+    case DF_PROCESS_EDM: return p->b > 0.004 ? 0.002 / p->b : 0.5;
+    case DF_PROCESS_TABLE: return 1.0 / p->table_size;
+    default: return 1e-3;
+    }
+}
+
+static df_result dfi_grid_push(dfi_grid *g, df_point q) {
+    if (g->count >= g->capacity)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: the grid has more than %d points, room "
+                        "for %d",
+                        g->count, g->capacity);
+    g->out[g->count++] = q;
+    return DF_OK;
+}
+
+/* The points of a rule with `place`. It divides the stretch down to the data in N steps if
+   it can; otherwise its N points end at t_min, and the data point is one more. */
+static df_result dfi_grid_divide(dfi_grid *g, const dfi_grid_rule *rule) {
+    int data = g->d->end == DF_END_DATA;
+    int reaches = data && rule->reaches && dfi_process_rows[g->p->kind].to_data;
+    int M = data && !reaches ? g->N : g->N + 1;        /* points the rule sets */
+    double t_min = dfi_is_negative(g->d->t_min) ? df_process_t_min(g->p) : g->d->t_min;
+    df_result result = DF_OK;
+    g->first = df_process_at(g->p, g->d->t_max);
+    g->last = reaches ? df_point_data() : df_process_at(g->p, t_min);
+    if (M > 1 && g->last.t >= g->first.t)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: t_min = %g is not below t_max = %g", g->last.t,
+                        g->first.t);
+    if (M > 1 && !rule->from_noise && g->first.alpha <= 0)
+        return dfi_fail(
+            g->ctx, DF_ERR_ARGUMENT,
+            "df_grid: \"%s\" divides sigma/alpha, which is "
+            "infinite at t = 1 of %s: set t_max below 1 (.999), or use \"uniform\"",
+            rule->name, df_process_name(g->p));
+    if (M > 1 && !rule->reaches && g->last.sigma <= 0)
+        return dfi_fail(
+            g->ctx, DF_ERR_ARGUMENT,
+            "df_grid: \"%s\" cannot divide down to sigma = 0 "
+            "at t_min = %g of %s: set t_min above 0, or below 0 for the default",
+            rule->name, t_min, df_process_name(g->p));
+    for (int i = 0; i < M && result == DF_OK; i++)
+        result = dfi_grid_push(g, i == 0 ? g->first : i == M - 1 ? g->last
+                                                  : rule->place(g, i / (double)(M - 1)));
+    if (data && !reaches && result == DF_OK) result = dfi_grid_push(g, df_point_data());
+    return result;
+}
+
+/* N entries of a table, then the data point; or entry 0, unless it is there already. */
+static df_result dfi_grid_entries(dfi_grid *g, const dfi_grid_rule *rule) {
+    int T = g->p->table_size;
+    double index = -1;
+    df_result result = DF_OK;
+    if (g->p->kind != DF_PROCESS_TABLE)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: \"%s\" lists entries of a table, which "
+                        "%s has none of: use \"uniform\"",
+                        rule->name, df_process_name(g->p));
+    if (g->N > T || g->d->t_max < 1)
+        return dfi_fail(
+            g->ctx, DF_ERR_ARGUMENT,
+            "df_grid: \"%s\" spaces %d steps over all %d "
+            "entries, t_max = %g: want N at most T and t_max 1 (give other lists as "
+            "points)",
+            rule->name, g->N, T, g->d->t_max);
+    for (int i = 0; i < g->N && result == DF_OK; i++) {
+        index = rule->index(T, g->N, i, g->d->grid_offset);
+        if (index < 0 || index > T - 1)
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                            "df_grid: \"%s\", N = %d, offset %d: index %g "
+                            "lies outside the table's 0 .. %d",
+                            rule->name, g->N, g->d->grid_offset, index, T - 1);
+        result = dfi_grid_push(g, df_process_at(g->p, (index + 1) / T));
+    }
+    if (result != DF_OK) return result;
+    if (g->d->end == DF_END_DATA) return dfi_grid_push(g, df_point_data());
+    return index > 0 ? dfi_grid_push(g, df_process_at(g->p, 1.0 / T)) : DF_OK;
+}
+
+/* A number of the user's list. Lists are often kept in float, so one that passes an end of
+   the process by less than 1e-6 means that end. */
+static df_result dfi_grid_number(dfi_grid *g, int i, df_point *out) {
+    static const char *const units[] = { "t", "sigma/alpha", "lambda" };
+    double value = g->d->points[i], lambda, slack = 1e-6;
+    df_point noise = df_process_at(g->p, 1), data = df_process_at(g->p, 0);
+    int unit = (int)g->d->points_in, last = i == g->d->points_count - 1,
+        bad = dfi_is_nan(value);
+    if (bad) lambda = 0;
+    else if (g->d->points_in == DF_POINTS_T) {
+        /* VE's t = 0 is sigma_min: the data point too, if the grid is to end there */
+        *out = last && g->d->end == DF_END_DATA && value <= 0 ? df_point_data()
+                                                              : df_process_at(g->p, value);
+        bad = dfi_nonfinite(value) || value < 0 || value > 1 + slack;
+        lambda = 0;
+    } else {
+        lambda = g->d->points_in == DF_POINTS_LAMBDA ? value
+                 : value > 0 ? (dfi_nonfinite(value) ? dfi_infinity(1) : -log(value))
+                             : dfi_infinity(0);
+        *out = df_process_at_lambda(g->p, lambda);
+        if (g->d->points_in == DF_POINTS_RHO) bad = value < 0;
+        if (dfi_nonfinite(lambda)) bad |= dfi_is_negative(lambda) && noise.alpha > 0;
+        else bad |= (noise.alpha > 0 && lambda < noise.lambda - slack) ||
+                    (data.sigma > 0 && lambda > data.lambda + slack);
+    }
+    if (!bad) return DF_OK;
+    return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                    "df_grid: points[%d] = %g (%s) lies outside %s, whose "
+                    "lambda runs from %g to %g",
+                    i, value, units[unit], df_process_name(g->p), noise.lambda,
+                    data.lambda);
+}
+
+/* The user's own points, in t, sigma/alpha or lambda; their number decides N. */
+static df_result dfi_grid_list(dfi_grid *g) {
+    df_result result = DF_OK;
+    if (g->d->points_count < 2 || (unsigned)g->d->points_in > (unsigned)DF_POINTS_LAMBDA)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: points_count = %d, points_in = %d: want "
+                        "N + 1 >= 2 points and a df_points unit",
+                        g->d->points_count, (int)g->d->points_in);
+    for (int i = 0; i < g->d->points_count && result == DF_OK; i++) {
+        df_point q;
+        result = dfi_grid_number(g, i, &q);
+        if (result == DF_OK) result = dfi_grid_push(g, q);
+    }
+    return result;
+}
+
+/* Resolution shift (Hoogeboom et al. 2023; Esser et al. 2024, eq. 23): s sigma/alpha;
+   on flow t -> s t/(1 + (s-1) t). Pure noise stays that; the last point stays in place. */
+static df_result dfi_grid_shift(dfi_grid *g) {
+    double log_s = log(g->d->shift);
+    df_point noise = df_process_at(g->p, 1), most;
+    if (fabs(g->d->shift - 1) <= 0) return DF_OK;
+    for (int i = 0; i + 1 < g->count; i++) {
+        df_point *q = &g->out[i];
+        double lambda = q->lambda - log_s;
+        if (q->alpha <= 0 || q->sigma <= 0) continue;
+        if (noise.alpha > 0 && lambda < noise.lambda - 1e-12 * (1 + fabs(noise.lambda))) {
+            most = df_process_at_lambda(g->p, noise.lambda + log_s);
+            return dfi_fail(
+                g->ctx, DF_ERR_ARGUMENT,
+                "df_grid: shift = %g takes point %d (t = %g) "
+                "beyond the noise end of %s, sigma/alpha = %g: set t_max to at most %g",
+                g->d->shift, i, q->t, df_process_name(g->p), noise.sigma / noise.alpha,
+                most.t);
+        }
+        *q = df_process_at_lambda(g->p, lambda);
+    }
+    return DF_OK;
+}
+
+/* t falls and lambda rises from point to point; only VE's last stretch, from sigma_min to
+   the data point, stands at one t. */
+static df_result dfi_grid_falls(const dfi_grid *g) {
+    for (int i = 0; i < g->count; i++) {
+        const df_point *q = &g->out[i], *before = i > 0 ? q - 1 : NULL;
+        if (dfi_nonfinite(q->t) || dfi_nonfinite(q->alpha) || dfi_nonfinite(q->sigma))
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: point %d is not a number",
+                            i);
+        if (!before) continue;
+        int to_data = q->sigma <= 0 && before->sigma > 0;
+        int t_falls = q->t < before->t || (to_data && q->t <= before->t);
+        /* sigma/alpha falls; compared by cross products, alpha may be 0 */
+        if (!t_falls || !(q->sigma * before->alpha < before->sigma * q->alpha))
+            return dfi_fail(
+                g->ctx, DF_ERR_ARGUMENT,
+                "df_grid: the grid must fall, but point %d "
+                "(t = %.9g, sigma/alpha = %.9g) follows t = %.9g, sigma/alpha = %.9g: "
+                "use fewer steps, or another grid",
+                i, q->t, exp(-q->lambda), before->t, exp(-before->lambda));
+    }
+    return DF_OK;
+}
+
+/* What a descriptor says about the grid, looked at before anything is computed. */
+static df_result dfi_grid_check(df_ctx *ctx, const df_process *p,
+                                const df_sample_desc *d) {
+    df_result result = df_process_check(ctx, p);
+    if (result != DF_OK) return result;
+    if (!d || d->cookie != DFI_COOKIE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_grid: make the descriptor by df_sample_defaults");
+    if (!d->points && d->steps < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: steps = %d, must be at least 1",
+                        d->steps);
+    if (!d->points && (!dfi_positive(d->t_max) || d->t_max > 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: t_max = %g is outside (0, 1]",
+                        d->t_max);
+    if (dfi_nonfinite(d->t_min) || d->t_min >= 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_grid: t_min = %g: want [0, t_max), or -1 for "
+                        "df_process_t_min",
+                        d->t_min);
+    if (!dfi_positive(d->shift))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: shift = %g must be above 0",
+                        d->shift);
+    if (dfi_nonfinite(d->grid_rho) || d->grid_rho < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_grid: grid_rho = %g: want above 0, or 0 for the "
+                        "rule's own",
+                        d->grid_rho);
+    return DF_OK;
+}
+
+DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
+                         df_point *out, int capacity, int *count) {
+    const dfi_grid_rule *rule = NULL;
+    df_result result = dfi_grid_check(ctx, p, desc);
+    dfi_grid g;
+    if (result != DF_OK) return result;
+    if (!out || !count)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: out or count is NULL");
+    memset(&g, 0, sizeof g);
+    g.ctx = ctx;
+    g.p = p;
+    g.d = desc;
+    g.N = desc->steps;
+    g.out = out;
+    g.capacity = capacity;
+    for (int i = 0; i < DFI_GRID_RULES && desc->grid && !desc->points; i++)
+        if (dfi_named(desc->grid, dfi_grid_rules[i].name, dfi_grid_rules[i].aliases))
+            rule = &dfi_grid_rules[i];
+    if (!rule && !desc->points)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_grid: no grid is called \"%s\": uniform, quadratic"
+                        ", lambda, karras, polyexponential, linspace, leading, trailing",
+                        desc->grid ? desc->grid : "NULL");
+    result = desc->points ? dfi_grid_list(&g)
+             : rule->index ? dfi_grid_entries(&g, rule) : dfi_grid_divide(&g, rule);
+    if (result == DF_OK) result = dfi_grid_shift(&g);
+    if (result == DF_OK) result = dfi_grid_falls(&g);
+    if (result == DF_OK) *count = g.count;
+    return result;
+}
+/* -------------------------------------------------------------------------------------
+   // >>prediction: one plane, and the question asked of a model
+
+   At one time x_t = alpha x_0 + sigma eps, so every vector a network may be trained to
+   predict is a x_0 + b eps for some row (a, b): eps itself, x_0, the score -eps/sigma, the
+   velocity dx/dt, v, EDM's F. Two different rows fix x_0 and eps, hence any third:
+       [ x    ]   [ alpha  sigma ] [ x_0 ]
+       [ from ] = [   a      b   ] [ eps ],      det = alpha b - sigma a,
+       to = a2 x_0 + b2 eps = cx x + cp from,
+       cx = (a2 b - b2 a)/det,   cp = (alpha b2 - sigma a2)/det = det(to)/det(from).
+   One solver, and no formula for any particular pair (Kingma & Gao 2023 tabulate them).
+   det = 0 says that `from` is x over again: eps at alpha = 0, x_0 at sigma = 0.
+   ------------------------------------------------------------------------------------- */
+
+#ifdef DIFFUSION_DOUBLE
+#define DFI_REAL_EPSILON DBL_EPSILON
+#define DFI_REAL_MOST DBL_MAX
+#else
+#define DFI_REAL_EPSILON FLT_EPSILON
+#define DFI_REAL_MOST FLT_MAX
+#endif
+
+/* ---- rows ----
+   Each kind of prediction is a row of the table below: its (a, b) at a point, and which
+   end makes it infinite. d holds alpha' and sigma' there, for the velocity. */
+typedef struct dfi_row_rule {
+    const char *name;
+    void (*row)(const df_process *p, const df_point *at, const dfi_speeds *d,
+                double row[2]);
+    int over_sigma;            /* infinite at sigma = 0 */
+    int slopes;                /* infinite where sigma' is */
+} dfi_row_rule;
+
+/* The noise itself (Ho et al. 2020): nearly x at the noise end, so x_0 suffers there. */
+static void dfi_row_eps(const df_process *p, const df_point *at, const dfi_speeds *d,
+                        double row[2]) {
+    (void)p; (void)at; (void)d;
+    row[0] = 0;
+    row[1] = 1;
+}
+
+/* The clean sample, E[x_0 | x_t] once trained: nearly x at the data end. */
+static void dfi_row_x0(const df_process *p, const df_point *at, const dfi_speeds *d,
+                       double row[2]) {
+    (void)p; (void)at; (void)d;
+    row[0] = 1;
+    row[1] = 0;
+}
+
+/* grad log p(x_t | x_0) = -(x_t - alpha x_0)/sigma^2 (Vincent 2011) */
+static void dfi_row_score(const df_process *p, const df_point *at, const dfi_speeds *d,
+                          double row[2]) {
+    (void)p; (void)d;
+    row[0] = 0;
+    row[1] = -1 / at->sigma;
+}
+
+/* dx/dt at fixed x_0 and eps (Lipman et al. 2022) */
+static void dfi_row_velocity(const df_process *p, const df_point *at, const dfi_speeds *d,
+                             double row[2]) {
+    (void)p; (void)at;
+    row[0] = d->alpha;
+    row[1] = d->sigma;
+}
+
+/* v = alpha eps - sigma x_0, at a right angle to x where alpha^2 + sigma^2 = 1, so that
+   both x_0 and eps are well determined at every t (Salimans & Ho 2022, app. D). */
+static void dfi_row_v(const df_process *p, const df_point *at, const dfi_speeds *d,
+                      double row[2]) {
+    (void)p; (void)d;
+    row[0] = -at->sigma;
+    row[1] = at->alpha;
+}
+
+/* F = (x_0 - c_skip x)/c_out (Karras et al. 2022, table 1): of unit variance for data of
+   deviation s_d, and uncorrelated with x. hypot, because sigma^2 may underflow. */
+static void dfi_row_edm_f(const df_process *p, const df_point *at, const dfi_speeds *d,
+                          double row[2]) {
+    double s = p->sigma_data, root = hypot(at->alpha * s, at->sigma);
+    (void)d;
+    row[0] = at->sigma / s / root;
+    row[1] = -at->alpha * s / root;
+}
+
+/* In the order of df_prediction. */
+static const dfi_row_rule dfi_row_rules[DF_PREDICTION_COUNT] = {
+    { "eps", dfi_row_eps, 0, 0 },       { "x_0", dfi_row_x0, 0, 0 },
+    { "score", dfi_row_score, 1, 0 },   { "velocity", dfi_row_velocity, 0, 1 },
+    { "v", dfi_row_v, 0, 0 },           { "edm_f", dfi_row_edm_f, 0, 0 }
+};
+
+DF_API const char *df_prediction_name(df_prediction prediction) {
+    return (unsigned)prediction < (unsigned)DF_PREDICTION_COUNT
+               ? dfi_row_rules[prediction].name
+               : "unknown";
+}
+
+/* Is there a process, a prediction and a point to speak about? */
+static df_result dfi_plane_check(df_ctx *ctx, const char *who, const df_process *p,
+                                 df_prediction prediction, const df_point *at) {
+    if ((unsigned)prediction >= (unsigned)DF_PREDICTION_COUNT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: prediction %d is not one of the %d",
+                        who, (int)prediction, (int)DF_PREDICTION_COUNT);
+    if (!at) return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: no point (NULL)", who);
+    if (!dfi_process_row_of(p)) {
+        df_result result = df_process_check(ctx, p);
+        return result != DF_OK ? result : DF_ERR_ARGUMENT;
+    }
+    if (prediction == DF_EDM_F && !dfi_positive(p->sigma_data))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: edm_f wants the process's sigma_data above 0, "
+                        "not %g",
+                        who, p->sigma_data);
+    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: t = %g, alpha = %g, sigma = %g on %s",
+                        who, at->t, at->alpha, at->sigma, df_process_name(p));
+    return DF_OK;
+}
+
+DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction prediction,
+                              const df_point *at, double row[2]) {
+    df_result result = dfi_plane_check(ctx, "df_plane_row", p, prediction, at);
+    const dfi_row_rule *rule;
+    dfi_speeds d;
+    if (result != DF_OK) return result;
+    rule = &dfi_row_rules[prediction];
+    memset(&d, 0, sizeof d);
+    if (rule->slopes) dfi_process_row_of(p)->slopes(p, at, &d);
+    if ((rule->over_sigma && at->sigma <= 0) || (rule->slopes && d.sigma_infinite))
+        return dfi_fail(
+            ctx, DF_ERR_SINGULAR,
+            "df_plane_row: %s is infinite on %s at t = %g "
+            "(alpha = %g, sigma = %g): stay above t = 0, or take x_0 or v there",
+            rule->name, df_process_name(p), at->t, at->alpha, at->sigma);
+    rule->row(p, at, &d, row);
+    return DF_OK;
+}
+
+/* Where the answer drowns: cx x and cp from may be large and opposite, and rounding errors
+   of the scalar then grow by the condition number
+       (|cx| |row of x| + |cp| |row of from|) / |row of to|,
+   which has no units. Past 1/epsilon of df_real no digit is left, an error like det = 0
+   itself. x_0 from eps: about 2 sigma/alpha, so a flow may go up to t = 1 - 3e-7 in float;
+   the score at sigma = 1e-5 is a large number, but a sharp one. */
+static int dfi_plane_drowns(const df_point *at, const double from[2], const double to[2],
+                            double cx, double cp) {
+    double terms, size = hypot(to[0], to[1]);
+    if (dfi_nonfinite(cx) || dfi_nonfinite(cp)) return 1;
+    if (fabs(cx) > DFI_REAL_MOST || fabs(cp) > DFI_REAL_MOST) return 1;
+    terms = fabs(cx) * hypot(at->alpha, at->sigma) + fabs(cp) * hypot(from[0], from[1]);
+    return dfi_nonfinite(terms) || terms * DFI_REAL_EPSILON > size;
+}
+
+static df_result dfi_plane_singular(df_ctx *ctx, const df_process *p, df_prediction from,
+                                    df_prediction to, const df_point *at) {
+    return dfi_fail(ctx, DF_ERR_SINGULAR,
+                    "df_plane_map: x and %s do not determine %s on %s at t = "
+                    "%.9g (alpha = %g, sigma = %g): %s, or let the model predict v",
+                    df_prediction_name(from), df_prediction_name(to), df_process_name(p),
+                    at->t, at->alpha, at->sigma,
+                    at->alpha < at->sigma ? "start below this t (t_max)"
+                                          : "end above this t (t_min)");
+}
+
+/* The solver of this chapter's head. One thing needs no x at all: a row parallel to `from`
+   is a multiple of it, at alpha = 0 too (score = -eps/sigma). */
+DF_API df_result df_plane_map(df_ctx *ctx, const df_process *p, df_prediction from,
+                              df_prediction to, const df_point *at, double *cx,
+                              double *cp) {
+    double r[2] = { 0, 0 }, q[2] = { 0, 0 }, det, turn;
+    df_result result;
+    if (!cx || !cp)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_plane_map: cx or cp is NULL");
+    *cx = 0;
+    *cp = 1;
+    if (from == to) return dfi_plane_check(ctx, "df_plane_map", p, from, at);
+    result = df_plane_row(ctx, p, from, at, r);
+    if (result == DF_OK) result = df_plane_row(ctx, p, to, at, q);
+    if (result != DF_OK) return result;
+    det = at->alpha * r[1] - at->sigma * r[0];
+    turn = q[0] * r[1] - q[1] * r[0];
+    if (fabs(turn) <= 0) {                     /* parallel (eps, score): x is not needed */
+        *cp = fabs(r[0]) > fabs(r[1]) ? q[0] / r[0] : q[1] / r[1];
+    } else if (fabs(det) > 0) {
+        *cx = turn / det;
+        *cp = (at->alpha * q[1] - at->sigma * q[0]) / det;
+    } else {
+        return dfi_plane_singular(ctx, p, from, to, at);
+    }
+    if (dfi_plane_drowns(at, r, q, *cx, *cp))
+        return dfi_plane_singular(ctx, p, from, to, at);
+    return DF_OK;
+}
+
+/* How many rows from `row` on stand at the same t. */
+static int dfi_same_times(const double *t, int row, int n) {
+    int end = row + 1;
+    while (end < n && memcmp(&t[end], &t[row], sizeof *t) == 0) end++;
+    return end - row;
+}
+
+/* Rows at one time share their two coefficients and go through the kernel together. */
+DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_prediction from,
+                                  df_prediction to, const double *t, int n, int dim,
+                                  const df_real *x, const df_real *in, df_real *out) {
+    if (!ctx || !t || !x || !in || !out || n < 0 || dim < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_plane_convert: [n, dim] = [%d, %d]; ctx, t, x, in "
+                        "and out must be given",
+                        n, dim);
+    for (int row = 0; row < n;) {
+        int rows = dfi_same_times(t, row, n);
+        size_t first = (size_t)row * (size_t)dim;
+        df_point at = df_process_at(p, t[row]);
+        const df_real *terms[2];
+        double c[2];
+        df_result result = df_plane_map(ctx, p, from, to, &at, &c[0], &c[1]);
+        if (result != DF_OK) return result;
+        terms[0] = x + first;
+        terms[1] = in + first;
+        ctx->k->combine((size_t)rows * (size_t)dim, 2, c, terms, out + first);
+        row += rows;
+    }
+    return DF_OK;
+}
+
+/* ---- the question ----
+   A model may live in other units than the sampler: its own time, x scaled to unit
+   variance, at most so many rows at once. All of that is undone here, in one place, so
+   that networks, closed forms and users' callbacks answer one and the same question. */
+
+DF_API df_model df_model_defaults(void) {
+    df_model m;
+    memset(&m, 0, sizeof m);
+    m.cookie = DFI_COOKIE;
+    m.answers = DF_ASK_PREDICT;
+    m.process = df_process_flow();
+    m.prediction = DF_VELOCITY;
+    m.time = df_time_own();
+    m.clock = df_time_own();
+    m.stackable = 1;
+    m.null_label = -1;
+    return m;
+}
+
+/* c_in = 1/sqrt(alpha^2 s^2 + sigma^2): x of unit variance for data of deviation s (Karras
+   et al. 2022, table 1, there with alpha = 1). */
+static double dfi_model_scale(const df_model *m, const df_point *at) {
+    return m->input_sigma_data > 0 ? 1 / hypot(at->alpha * m->input_sigma_data, at->sigma)
+                                   : 1;
+}
+
+/* A velocity model's answer is dx/d clock, so dx/dt = answer (d clock/dt). */
+static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
+                               const df_point *at, double *cx, double *cp) {
+    double clock, rate;
+    df_result result = df_plane_map(ctx, &m->process, m->prediction, to, at, cx, cp);
+    if (result != DF_OK || m->prediction != DF_VELOCITY) return result;
+    result = df_time_at(ctx, &m->process, &m->clock, at, &clock, &rate);
+    if (result == DF_OK) *cp *= rate;
+    return result;
+}
+
+/* NULL for anything but one of the four. */
+static const char *dfi_ask_name(df_ask ask) {
+    switch (ask) {
+    case DF_ASK_PREDICT: return "PREDICT";
+    case DF_ASK_JVP: return "JVP";
+    case DF_ASK_VJP: return "VJP";
+    case DF_ASK_LOG_DENSITY: return "LOG_DENSITY";
+    default: return NULL;
+    }
+}
+
+/* Everything that can be wrong with a question before it is asked. */
+static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, df_ask ask, const double *t,
+                               int n, const df_real *x, const df_real *v,
+                               const df_real *out) {
+    int wants_v = ask == DF_ASK_JVP || ask == DF_ASK_VJP;
+    if (!ctx || !m || !t || !x || !out || (wants_v && !v))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s is NULL",
+                        !ctx   ? "ctx"
+                        : !m   ? "model"
+                        : !t   ? "t"
+                        : !x   ? "x"
+                        : !out ? "out"
+                               : "v (of JVP and VJP)");
+    if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || n < 1 || m->max_batch < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_model_ask: n = %d, model's dim = %d, max_batch = "
+                        "%d, predict %s, %s by df_model_defaults",
+                        n, m->dim, m->max_batch, m->predict ? "given" : "NULL",
+                        m->cookie == DFI_COOKIE ? "made" : "not made");
+    if (dfi_nonfinite(m->input_sigma_data))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
+                        dfi_nonfinite_name(m->input_sigma_data));
+    if (!dfi_ask_name(ask) || !(m->answers & (unsigned)ask))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_model_ask: this model does not answer %s "
+                        "(ask = %d, its `answers` = %u)",
+                        dfi_ask_name(ask) ? dfi_ask_name(ask) : "that", (int)ask,
+                        m->answers);
+    return df_process_check(ctx, &m->process);
+}
+
+/* Room for one question of at most `rows` rows. */
+typedef struct dfi_asking {
+    double *alpha, *sigma, *scale;
+    df_real *t_model, *x, *v;  /* x and v: scaled copies, NULL if the model wants none */
+} dfi_asking;
+
+static df_result dfi_asking_room(df_ctx *ctx, const df_model *m, int rows, int wants_v,
+                                 dfi_asking *a) {
+    size_t doubles = dfi_mul((size_t)rows, sizeof(double));
+    size_t matrix = dfi_mul(dfi_mul((size_t)rows, (size_t)m->dim), sizeof(df_real));
+    int scaled = m->input_sigma_data > 0;
+    memset(a, 0, sizeof *a);
+    a->alpha = (double *)dfi_scratch(ctx, doubles);
+    a->sigma = (double *)dfi_scratch(ctx, doubles);
+    a->scale = (double *)dfi_scratch(ctx, doubles);
+    a->t_model = (df_real *)dfi_scratch(ctx, dfi_mul((size_t)rows, sizeof(df_real)));
+    if (scaled) a->x = (df_real *)dfi_scratch(ctx, matrix);
+    if (scaled && wants_v) a->v = (df_real *)dfi_scratch(ctx, matrix);
+    if (!a->alpha || !a->sigma || !a->scale || !a->t_model || (scaled && !a->x) ||
+        (scaled && wants_v && !a->v))
+        return DF_ERR_MEMORY;
+    return DF_OK;
+}
+
+/* out[r] = c[r] in[r], one call where the factors agree. */
+static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const df_real *in,
+                           df_real *out) {
+    for (int row = 0; row < n;) {
+        int rows = dfi_same_times(c, row, n);
+        const df_real *from = in + (size_t)row * (size_t)dim;
+        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from,
+                        out + (size_t)row * (size_t)dim);
+        row += rows;
+    }
+}
+
+/* alpha, sigma, native time and input scale of each row; rows may stand at different
+   times, as in training and likelihoods. */
+static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, const double *t, int n,
+                               dfi_asking *a) {
+    for (int i = 0; i < n; i++) {
+        df_point at = df_process_at(&m->process, t[i]);
+        double native;
+        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
+        if (result != DF_OK) return result;
+        a->alpha[i] = at.alpha;
+        a->sigma[i] = at.sigma;
+        a->scale[i] = dfi_model_scale(m, &at);
+        a->t_model[i] = (df_real)native;
+    }
+    return DF_OK;
+}
+
+/* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
+   scales its v, VJP its answer. */
+static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q,
+                              const dfi_asking *a, df_real *out) {
+    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)m->dim, bad, total;
+    df_result result;
+    int answer;
+    q->alpha = a->alpha;
+    q->sigma = a->sigma;
+    q->t_model = a->t_model;
+    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
+    if (a->x) {
+        dfi_scale_rows(ctx, q->n, m->dim, a->scale, q->x, a->x);
+        q->x = a->x;
+        if (q->ask == DF_ASK_JVP) {
+            dfi_scale_rows(ctx, q->n, m->dim, a->scale, q->v, a->v);
+            q->v = a->v;
+        }
+    }
+    answer = m->predict(m->self, ctx, q, out);
+    if (answer != 0) return answer;
+    if (a->x && q->ask == DF_ASK_VJP)
+        dfi_scale_rows(ctx, q->n, m->dim, a->scale, out, out);
+    total = (size_t)q->n * width;
+    bad = ctx->k->nonfinite(total, out);
+    result = DF_OK;
+    if (bad < total)
+        result = dfi_fail(ctx, DF_ERR_NONFINITE,
+                          "df_model_ask: the model answered %s in row %llu, "
+                          "element %llu, at t = %g",
+                          dfi_nonfinite_name((double)out[bad]),
+                          (unsigned long long)(q->first_sample + bad / width),
+                          (unsigned long long)(bad % width), q->t[bad / width]);
+    return result;
+}
+
+/* The query for `rows` rows from `row` on, before scaling. */
+static df_query dfi_ask_query(const df_model *m, df_ask ask, const double *t, int row,
+                              int rows, const df_real *x, const df_real *v,
+                              const int *labels) {
+    size_t first = (size_t)row * (size_t)m->dim;
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = ask;
+    q.n = q.samples = rows;
+    q.dim = m->dim;
+    q.x = x + first;
+    q.v = v && (ask == DF_ASK_JVP || ask == DF_ASK_VJP) ? v + first : NULL;
+    q.t = t + row;
+    q.first_sample = (uint64_t)row;
+    q.step = -1;
+    q.labels = labels ? labels + row : NULL;
+    return q;
+}
+
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t, int n, const df_real *x, const df_real *v,
+                              const int *labels, df_real *out) {
+    df_result result = dfi_ask_check(ctx, model, ask, t, n, x, v, out);
+    size_t width;
+    int most;
+    dfi_asking a;
+    df_scope mark;
+    if (result != DF_OK) return result;
+    width = ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)model->dim;
+    most = model->max_batch > 0 && model->max_batch < n ? model->max_batch : n;
+    mark = dfi_scratch_mark(ctx);
+    result = dfi_asking_room(ctx, model, most, ask == DF_ASK_JVP, &a);
+    for (int row = 0; row < n && result == DF_OK; row += most) {
+        int rows = n - row < most ? n - row : most;
+        df_query q = dfi_ask_query(model, ask, t, row, rows, x, v, labels);
+        result = dfi_ask_times(ctx, model, q.t, rows, &a);
+        if (result == DF_OK)
+            result = dfi_ask_rows(ctx, model, &q, &a, out + (size_t)row * width);
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* -------------------------------------------------------------------------------------
+   // >>samplers: from noise to data in N steps
+
+   A model that predicts x_0 (or eps, or any row of the plane) at every point of the path
+   carries noise back to data, along one family of paths with the same p_t at every t:
+       dx = [f x - (1 + eta^2)/2 g^2 s] dt + eta g dW,      s = grad log p_t(x)
+   eta = 0 is the probability flow ODE, eta = 1 the reverse SDE (Song et al. 2021, eq. 6
+   and 13). In r = x/alpha and rho = sigma/alpha the ODE is dr/d rho = eps(x): the process
+   is gone, and a sampler that walks rho (or lambda = -log rho) takes the same path on
+   every process.
+
+   A sampler walks a grid of points s = from -> t = to with lambda rising (h = lambda_t -
+   lambda_s > 0). The machine below asks the model, puts the answer into the plane's row
+   that the sampler wants, and calls the sampler's stage function, which combines arrays
+   and says "step" or "ask again". A sampler is such a function and one row of the
+   registry. A stage may exchange the pointers `answer` and buffer[i]: history without a
+   copy. What `answer` points to holds nothing from one step to the next.
+   ------------------------------------------------------------------------------------- */
+
+/* NEW: x is not set up. READY: a question is due. ASKED: it is out, its answer is awaited.
+   DONE: finished, or failed with `result`. */
+enum dfi_phase { DFI_PHASE_NEW, DFI_PHASE_READY, DFI_PHASE_ASKED, DFI_PHASE_DONE };
+
+struct df_sampler {
+    df_stage stage; /* first, so that a stage's helpers find the sampler again */
+    df_model model;
+    df_sample_desc desc; /* strings and lists gone, eta < 0 replaced by the method's own */
+    df_sampler_row row;
+    size_t bytes;              /* of the one allocation that holds all of this */
+    size_t size;               /* n dim */
+    df_point *grid;            /* [steps + 1] */
+    double *t, *alpha, *sigma; /* [n] of the question */
+    df_real *t_model;          /* [n] */
+    df_real *input;            /* [n, dim] x times c_in; NULL: the model takes x itself */
+    df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
+    df_query query;
+    enum dfi_phase phase;
+    uint32_t draw; /* of the next noise */
+    int evaluations;
+    df_result result;
+};
+
+DF_API df_sample_desc df_sample_defaults(void)
+{
+    df_sample_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.method = "ddim";
+    d.steps = 50;
+    d.grid = "uniform";
+    d.shift = 1;
+    d.t_max = 1;
+    d.t_min = -1;
+    d.end = DF_END_DATA;
+    d.points_in = DF_POINTS_T;
+    d.eta = -1;
+    d.variance = DF_VARIANCE_SMALL;
+    d.churn_max = HUGE_VAL;
+    d.churn_noise = 1;
+    d.start = DF_START_NOISE;
+    return d;
+}
+
+/* ---- asking ---- */
+
+/* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
+   question that holds the samples twice (guidance) is also cut where they begin again. */
+static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
+                         df_real *out)
+{
+    size_t dim = (size_t)q->dim, width = q->ask == DF_ASK_LOG_DENSITY ? 1 : dim;
+    int most = model->max_batch; /* 0: any */
+    if (most <= 0 || q->n <= most) return model->predict(model->self, ctx, q, out);
+    for (int at = 0; at < q->n;) {
+        int inside = q->samples > 0 ? at % q->samples : at;
+        int rows = q->n - at < most ? q->n - at : most;
+        if (q->samples > 0 && rows > q->samples - inside) rows = q->samples - inside;
+        df_query part = *q;
+        df_result r;
+        part.n = part.samples = rows;
+        part.first_sample = q->first_sample + (uint64_t)inside;
+        part.x = q->x + (size_t)at * dim;
+        if (q->v) part.v = q->v + (size_t)at * dim;
+        part.t = q->t + at;
+        part.alpha = q->alpha + at;
+        part.sigma = q->sigma + at;
+        part.t_model = q->t_model + at;
+        if (q->labels) part.labels = q->labels + at;
+        if (q->condition) part.condition = q->condition + (size_t)at * q->condition_stride;
+        r = model->predict(model->self, ctx, &part, out + (size_t)at * width);
+        if (r != DF_OK) return r;
+        at += rows;
+    }
+    return DF_OK;
+}
+
+/* ---- one pass over arrays ---- */
+
+/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf. Blocks
+   of a few thousand elements keep every array of the pass in the nearest cache; parts of a
+   large array go to the workers. Elements do not see each other, so cuts do not show in
+   the result. */
+#define DFI_SWEEP_BLOCK ((size_t)4096)
+#define DFI_SWEEP_PART  ((size_t)16384)
+#define DFI_SWEEP_PARTS 64
+typedef struct dfi_sweep {
+    const dfi_kernels *k;
+    size_t size, part;
+    int count;
+    double c[DFI_TERMS];
+    const df_real *in[DFI_TERMS];
+    df_real *out;
+    double clip;                 /* 0: off */
+    const df_real *check;        /* [size], or NULL */
+    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
+} dfi_sweep;
+
+/* NaN passes both comparisons and stays; it was reported before. */
+static void dfi_clip(size_t n, df_real limit, df_real *x)
+{
+    for (size_t i = 0; i < n; i++) {
+        df_real v = x[i] > limit ? limit : x[i];
+        x[i] = v < -limit ? -limit : v;
+    }
+}
+
+static void dfi_sweep_part(void *arg, int index)
+{
+    dfi_sweep *w = (dfi_sweep *)arg;
+    size_t begin = (size_t)index * w->part;
+    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
+    w->bad[index] = w->size;
+    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
+        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
+        const df_real *in[DFI_TERMS];
+        size_t bad = w->check ? w->k->nonfinite(n, w->check + at) : n;
+        if (bad < n) {
+            w->bad[index] = at + bad; /* left as it is, for the error to name */
+            return;
+        }
+        if (w->count == 0) continue;
+        for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
+        w->k->combine(n, w->count, w->c, in, w->out + at);
+        if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
+    }
+}
+
+/* Runs the pass; returns the first bad element of `check`, or size. */
+static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w)
+{
+    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
+    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
+    if (parts < 1 || ctx->threads < 2) parts = 1;
+    w->k = ctx->k;
+    w->part = (w->size + parts - 1) / parts;
+    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
+    parts = (w->size + w->part - 1) / w->part;
+    if (parts < 2)
+        dfi_sweep_part(w, 0);
+    else
+        dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
+    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
+    return bad;
+}
+
+/* First NaN or Inf of x [size], or size. */
+static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x)
+{
+    dfi_sweep w;
+    memset(&w, 0, offsetof(dfi_sweep, bad));
+    w.size = size;
+    w.check = x;
+    return dfi_sweep_run(ctx, &w);
+}
+
+/* out = sum_j c[j] a[j] over whole arrays. */
+static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
+                        const df_real *const *a)
+{
+    dfi_sweep w;
+    memset(&w, 0, offsetof(dfi_sweep, bad));
+    w.size = size;
+    w.count = count < DFI_TERMS ? count : DFI_TERMS;
+    for (int j = 0; j < w.count; j++) {
+        w.c[j] = c[j];
+        w.in[j] = a[j];
+    }
+    w.out = out;
+    dfi_sweep_run(ctx, &w);
+}
+
+/* ---- what a stage function may call ---- */
+
+/* A stage function knows its df_stage only; it is the sampler's first member. */
+static df_sampler *dfi_sampler_of(df_stage *stage) { return (df_sampler *)(void *)stage; }
+
+/* Ends the run with a sentence that says where it stood; `why` may be the context's. */
+static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why)
+{
+    char copy[DFI_MESSAGE];
+    size_t length = strlen(why);
+    if (length >= sizeof copy) length = sizeof copy - 1;
+    memcpy(copy, why, length);
+    copy[length] = 0;
+    s->phase = DFI_PHASE_DONE;
+    s->result =
+        dfi_fail(s->stage.ctx, code, "df_sample: %s, step %d of %d (t = %g): %s",
+                 s->row.name, s->stage.step + 1, s->stage.steps, s->stage.at.t, copy);
+    return s->result;
+}
+
+/* The same for NaN and Inf: which number of which array stands where. */
+static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df_real *x,
+                                       size_t at)
+{
+    df_stage *st = &s->stage;
+    s->phase = DFI_PHASE_DONE;
+    s->result = dfi_fail(
+        st->ctx, DF_ERR_NONFINITE,
+        "df_sample: %s %s at step %d of %d (t = %g), sample %llu, element %llu", what,
+        dfi_nonfinite_name((double)x[at]), st->step + 1, st->steps, st->at.t,
+        (unsigned long long)(s->desc.first_sample + at / (size_t)st->dim),
+        (unsigned long long)(at % (size_t)st->dim));
+    return s->result;
+}
+
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x)
+{
+    s->at = *at;
+    s->asked = x;
+    dfi_sampler_of(s)->phase = DFI_PHASE_READY;
+    return DF_NEXT_ASK;
+}
+
+DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
+                             const df_real *const *a)
+{
+    dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, count, c, a);
+}
+
+DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
+                                df_rates *out)
+{
+    df_result r = df_process_rates(s->ctx, s->process, at->t, want, out);
+    return r == DF_OK ? r : dfi_sampler_fail(dfi_sampler_of(s), r, s->ctx->message);
+}
+
+/* Row by row on the workers: each row is a stream of its own. */
+typedef struct dfi_noise_job {
+    uint64_t seed, first_sample;
+    uint32_t draw;
+    size_t dim;
+    df_real *out;
+} dfi_noise_job;
+static void dfi_noise_row(void *arg, int row)
+{
+    dfi_noise_job *j = (dfi_noise_job *)arg;
+    df_random_normal(j->seed, j->first_sample + (uint64_t)row, j->draw, j->dim,
+                     j->out + (size_t)row * j->dim);
+}
+
+/* The next draw of every sample, keyed by the sample, not by its place in the batch. */
+static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_point to,
+                                   df_real *out)
+{
+    const df_sample_desc *d = &s->desc;
+    uint32_t draw = s->draw++;
+    if (d->noise.fill) {
+        df_noise_query q;
+        memset(&q, 0, sizeof q);
+        q.seed = d->seed;
+        q.first_sample = d->first_sample;
+        q.draw = draw;
+        q.step = step;
+        q.n = s->stage.n;
+        q.dim = s->stage.dim;
+        q.from = from;
+        q.to = to;
+        s->result = d->noise.fill(d->noise.user, &q, out);
+        if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
+        return s->result;
+    }
+    dfi_noise_job job;
+    job.seed = d->seed;
+    job.first_sample = d->first_sample;
+    job.draw = draw;
+    job.dim = (size_t)s->stage.dim;
+    job.out = out;
+    if (s->size < 4096)
+        for (int i = 0; i < s->stage.n; i++) dfi_noise_row(&job, i);
+    else
+        dfi_parallel(s->stage.ctx, s->stage.n, dfi_noise_row, &job);
+    return DF_OK;
+}
+
+DF_API df_result df_stage_noise(df_stage *s, df_real *out)
+{
+    return dfi_sampler_noise(dfi_sampler_of(s), s->step, s->from, s->to, out);
+}
+
+/* ---- the samplers ---- */
+
+/* x = a x + b y, and with noise c z: what every one-answer sampler below ends with. The
+   noise is not drawn where it would count nothing. */
+static df_next dfi_stage_finish(df_stage *s, double a, double b, double c)
+{
+    double coefficient[3];
+    const df_real *array[3];
+    coefficient[0] = a;
+    coefficient[1] = b;
+    coefficient[2] = c;
+    array[0] = s->x;
+    array[1] = s->answer;
+    array[2] = s->buffer[0];
+    if (c > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    df_stage_combine(s, s->x, c > 0 ? 3 : 2, coefficient, array);
+    return DF_NEXT_STEP;
+}
+
+/* ddpm: draws from the posterior q(x_t | x_s, x_0) at the predicted x_0 (Ho et al. 2020,
+   eq. 7; for any alpha and sigma: Kingma et al. 2021, eq. 25 to 28). With alpha_st =
+   alpha_s/alpha_t and sigma_st^2 = sigma_s^2 - alpha_st^2 sigma_t^2 (VP: beta of the step)
+     mean     = alpha_st (sigma_t/sigma_s)^2 x + alpha_t (sigma_st/sigma_s)^2 x_0
+     variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
+                sigma_st^2                     LARGE: right if the data is N(0, I)
+   and none of it into sigma_t = 0. */
+static df_next dfi_stage_ddpm(df_stage *s)
+{
+    double ratio = s->from.alpha / s->to.alpha, back = s->to.sigma / s->from.sigma;
+    double var =
+        fmax(s->from.sigma * s->from.sigma - ratio * ratio * s->to.sigma * s->to.sigma, 0);
+    double std = s->desc->variance == DF_VARIANCE_LARGE ? sqrt(var) : sqrt(var) * back;
+    return dfi_stage_finish(s, ratio * back * back,
+                            s->to.alpha * var / (s->from.sigma * s->from.sigma),
+                            s->to.sigma > 0 ? std : 0);
+}
+
+/* ddim (Song, Meng & Ermon 2021, eq. 12): the predicted x_0 and eps set together again at
+   t, a part shat of the noise fresh:
+     x_t = alpha_t x_0 + sqrt(sigma_t^2 - shat^2) eps + shat z
+     shat = eta sigma_t sqrt(1 - e^-2h),   e^-h = alpha_s sigma_t/(alpha_t sigma_s)
+   eps = (x - alpha_s x_0)/sigma_s is put in, so that nothing is infinite at alpha_s = 0 or
+   sigma_t = 0. eta = 1 is ddpm with SMALL variance, on every process. */
+static df_next dfi_ddim_step(df_stage *s, double eta)
+{
+    double e = s->from.alpha * s->to.sigma / (s->to.alpha * s->from.sigma); /* e^-h */
+    double fresh = fmax(1 - e * e, 0);
+    double a = s->to.sigma * sqrt(fmax(1 - eta * eta * fresh, 0)) / s->from.sigma;
+    return dfi_stage_finish(s, a, s->to.alpha - a * s->from.alpha,
+                            eta * s->to.sigma * sqrt(fresh));
+}
+static df_next dfi_stage_ddim(df_stage *s) { return dfi_ddim_step(s, s->desc->eta); }
+
+/* euler: one Euler step of dr/d rho = eps, x_t/alpha_t = x_s/alpha_s + (rho_t - rho_s)
+   eps. The line through r with slope eps meets x_0 at rho = 0, so this is ddim with eta =
+   0, and that form also holds at alpha_s = 0, where r and rho are infinite. */
+static df_next dfi_stage_euler(df_stage *s) { return dfi_ddim_step(s, 0); }
+
+/* heun: the trapezium rule in rho (Karras et al. 2022, alg. 1): an Euler step, the slope
+   asked again where it arrived, and half the difference of the slopes added. The step into
+   sigma = 0 stays Euler's, whose end is x_0 itself. */
+static df_next dfi_stage_heun(df_stage *s)
+{
+    double h = s->to.sigma / s->to.alpha - s->from.sigma / s->from.alpha; /* < 0 */
+    double c[3];
+    const df_real *a[3];
+    if (s->call == 1) {
+        df_real *slope = s->answer;
+        dfi_stage_finish(s, s->to.alpha / s->from.alpha, s->to.alpha * h, 0);
+        if (s->to.sigma <= 0) return DF_NEXT_STEP;
+        s->answer = s->buffer[0]; /* arrays change places: history without a copy */
+        s->buffer[0] = slope;
+        return df_stage_ask(s, &s->to, s->x);
+    }
+    c[0] = 1;
+    c[1] = .5 * s->to.alpha * h;
+    c[2] = -c[1];
+    a[0] = s->x;
+    a[1] = s->answer;
+    a[2] = s->buffer[0];
+    df_stage_combine(s, s->x, 3, c, a);
+    return DF_NEXT_STEP;
+}
+
+/* euler_t: x += (t - s) u in plain time, u = dx/dt the velocity. Differs from euler unless
+   rho is linear in t. Finite wherever u is. */
+static df_next dfi_stage_euler_t(df_stage *s)
+{
+    return dfi_stage_finish(s, 1, s->to.t - s->from.t, 0);
+}
+
+/* euler_maruyama: one Euler step of the family's SDE at the head of this chapter, over dt
+   = s - t > 0:  x_t = x - [f x - (1 + eta^2)/2 g^2 score] dt + eta g sqrt(dt) z. Its noise
+   would stand unremoved in the result of a step into sigma = 0, which is therefore taken
+   without (as Song et al. 2021 end with the mean). */
+static df_next dfi_stage_euler_maruyama(df_stage *s)
+{
+    double dt = s->from.t - s->to.t, eta = s->desc->eta;
+    df_rates rates;
+    if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
+        return DF_NEXT_FAIL;
+    return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta * eta) * rates.g2 * dt,
+                            s->to.sigma > 0 ? eta * sqrt(rates.g2 * dt) : 0);
+}
+
+/* name, aliases, paper; clock, order, order with its own start-up, evaluations a step;
+   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; wanted row,
+   buffers, stage */
+static const df_sampler_row dfi_sampler_rows[] = {
+    {"ddpm", "ancestral", "Ho et al. 2020",
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, DF_X0, 1, dfi_stage_ddpm},
+    {"ddim", "", "Song, Meng & Ermon 2021",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, DF_X0, 1, dfi_stage_ddim},
+    {"euler", "k_euler euler_discrete", "Karras et al. 2022, alg. 1, uncorrected",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, DF_X0, 0, dfi_stage_euler},
+    {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, DF_EPS, 1, dfi_stage_heun},
+    {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
+     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
+    {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, DF_SCORE, 1, dfi_stage_euler_maruyama},
+};
+enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
+
+/* The most eta a method takes (0: it has none), and its own, taken for eta < 0. */
+static double dfi_eta_most(const df_sampler_row *row, double *own)
+{
+    int sde = row->stage == dfi_stage_euler_maruyama;
+    *own = sde;
+    return sde ? DBL_MAX : row->stage == dfi_stage_ddim ? 1 : 0;
+}
+
+DF_API const df_sampler_row *df_sampler_rows(int *count)
+{
+    if (count) *count = DFI_SAMPLER_ROWS;
+    return dfi_sampler_rows;
+}
+
+/* Is `name` one of the words of `words`? */
+static int dfi_word_in(const char *words, const char *name, size_t length)
+{
+    while (*words) {
+        size_t n = strcspn(words, " ");
+        if (n > 0 && n == length && memcmp(words, name, n) == 0) return 1;
+        words += n + (words[n] == ' ');
+    }
+    return 0;
+}
+
+/* Letters to insert, delete or change to make one word of the other (Levenshtein 1966). */
+static int dfi_edit_distance(const char *a, const char *b)
+{
+    int row[33];
+    int n = (int)strlen(b);
+    if (n > 32) n = 32;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1] && i < 128; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]);
+            int least = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            diagonal = row[j];
+            row[j] = change < least ? change : least;
+        }
+    }
+    return row[n];
+}
+
+/* Exact names and aliases; else the three names with the fewest letters to change. */
+DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name)
+{
+    const df_sampler_row *rows = dfi_sampler_rows;
+    int best[3] = {-1, -1, -1}, distance[3] = {0, 0, 0};
+    if (name == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sampler_find: the name is NULL");
+        return NULL;
+    }
+    for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
+        int d = dfi_edit_distance(name, rows[i].name), at = 3;
+        if (strcmp(name, rows[i].name) == 0 ||
+            dfi_word_in(rows[i].aliases, name, strlen(name)))
+            return &rows[i];
+        while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
+            at--; /* into its place */
+        for (int j = 2; j > at; j--) {
+            best[j] = best[j - 1];
+            distance[j] = distance[j - 1];
+        }
+        if (at < 3) {
+            best[at] = i;
+            distance[at] = d;
+        }
+    }
+    dfi_fail(ctx, DF_ERR_ARGUMENT,
+             "df_sampler_find: no sampler \"%.64s\"; the nearest names are %s, %s, %s",
+             name, rows[best[0]].name, rows[best[1]].name, rows[best[2]].name);
+    return NULL;
+}
+
+/* ---- create: check, allocate once ---- */
+
+/* Names of the samplers that can do what one cannot, for its error. column: 0 start at
+   alpha = 0, 1 end at sigma = 0. */
+static const char *dfi_sampler_names(int column, char *out, size_t capacity)
+{
+    size_t used = 0;
+    out[0] = 0;
+    for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
+        const df_sampler_row *row = &dfi_sampler_rows[i];
+        size_t length = strlen(row->name);
+        if (!(column ? row->to_sigma0 : row->from_alpha0) || used + length + 3 > capacity)
+            continue;
+        if (used > 0) {
+            memcpy(out + used, ", ", 2);
+            used += 2;
+        }
+        memcpy(out + used, row->name, length + 1);
+        used += length;
+    }
+    return out;
+}
+
+/* What a wrong model, row or setting says: the number found and the one wanted. */
+static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df_real *x,
+                                        int n)
+{
+    if (m == NULL || m->cookie != DFI_COOKIE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: the model was not made by "
+                        "df_model_defaults or one of the functions that return a model");
+    if (m->dim < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: the model's dim is %d, must be at least 1", m->dim);
+    if (x == NULL || n < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s, n = %d: wants x [n, %d] with n at least 1",
+                        x ? "x given" : "x is NULL", n, m->dim);
+    if ((m->mean || m->scale) && m->scaling_size != 1 && m->scaling_size != m->dim)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: the model's scaling_size is %d, must be 1 "
+                        "or its dim %d",
+                        m->scaling_size, m->dim);
+    return df_process_check(ctx, &m->process);
+}
+
+static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row)
+{
+    if (row->name == NULL || row->stage == NULL || row->buffers < 0 ||
+        row->buffers > DF_BUFFERS || (int)row->wants < 0 ||
+        row->wants >= DF_PREDICTION_COUNT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: a sampler's row wants a name, a stage "
+                        "function, buffers in [0, %d] and a known prediction",
+                        DF_BUFFERS);
+    return DF_OK;
+}
+
+/* eta means another thing in each method (DDIM's fraction of the posterior's noise, the
+   family's multiple of the SDE's): a method without one refuses it. */
+static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
+                                      const df_sampler_row *row)
+{
+    double own, most = dfi_eta_most(row, &own);
+    if (dfi_nonfinite(d->eta))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta is %s",
+                        dfi_nonfinite_name(d->eta));
+    if (d->row || d->eta < 0 || (most > 0 && d->eta <= most)) return DF_OK;
+    if (most > 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
+                        d->eta, row->name, most);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
+                    row->name);
+}
+
+/* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. */
+static df_result dfi_sample_check_churn(df_ctx *ctx, const df_sample_desc *d,
+                                        const df_sampler_row *row)
+{
+    if (dfi_nonfinite(d->churn) || d->churn < 0 || dfi_nonfinite(d->churn_noise) ||
+        d->churn_noise < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: churn is %g, churn_noise %g: wants numbers >= 0",
+                        d->churn, d->churn_noise);
+    if (dfi_is_nan(d->churn_min) || dfi_is_nan(d->churn_max) ||
+        d->churn_min > d->churn_max)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: churn_min is %g, churn_max %g: wants min <= max",
+                        d->churn_min, d->churn_max);
+    if (d->churn > 0 && (row->stochastic || d->eta > 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: churn %g is for ODE samplers, but %s (eta %g) draws "
+                        "its own noise; set one of them to 0",
+                        d->churn, row->name, d->eta);
+    return DF_OK;
+}
+
+/* Settings that do not go with the method, and numbers out of range. */
+static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
+                                         const df_sampler_row *row)
+{
+    df_result r = dfi_sample_check_eta(ctx, d, row);
+    if (r == DF_OK) r = dfi_sample_check_churn(ctx, d, row);
+    if (r != DF_OK) return r;
+    if ((int)d->variance < 0 || d->variance > DF_VARIANCE_LARGE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance %d is unknown",
+                        (int)d->variance);
+    if (d->row == NULL && d->variance != DF_VARIANCE_SMALL && row->stage != dfi_stage_ddpm)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: variance LARGE belongs to ddpm, not to %s", row->name);
+    if (dfi_nonfinite(d->clip) || d->clip < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: clip is %g, wants the largest |x_0|, or 0 for off",
+                        d->clip);
+    if ((int)d->start < 0 || d->start > DF_START_DATA)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: start %d is unknown",
+                        (int)d->start);
+    return DF_OK;
+}
+
+/* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
+   and g^2 for one in t. On VE the data point lies beyond t = 0, where sigma = sigma_min: a
+   jump in sigma at no change of t, which a method in t would not see. */
+static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
+                                       const df_sampler_row *row, const df_point *grid,
+                                       int steps)
+{
+    char names[192];
+    const df_point *first = &grid[0], *last = &grid[steps];
+    if (first->alpha <= 0 && !row->from_alpha0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s cannot start where alpha = 0 (%s at t = "
+                        "%g); set t_max = .999, or use one of %s",
+                        row->name, df_process_name(p), first->t,
+                        dfi_sampler_names(0, names, sizeof names));
+    if (last->sigma <= 0 && !row->to_sigma0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s cannot end where sigma = 0; set end = "
+                        "DF_END_T_MIN, or use one of %s",
+                        row->name, dfi_sampler_names(1, names, sizeof names));
+    if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s walks t, and on %s the data point lies "
+                        "at no t of its own (sigma = %g at t = 0); set end = DF_END_T_MIN",
+                        row->name, df_process_name(p), grid[steps - 1].sigma);
+    return DF_OK;
+}
+
+/* Pieces of one allocation, on cache lines: measured (base NULL), then handed out. */
+typedef struct dfi_cut {
+    char *base;
+    size_t used;
+} dfi_cut;
+static void *dfi_cut_take(dfi_cut *cut, size_t bytes)
+{
+    size_t at = cut->used;
+    cut->used = bytes > SIZE_MAX / 2
+                    ? SIZE_MAX
+                    : dfi_plus(at, (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN);
+    return cut->base ? cut->base + at : NULL;
+}
+static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, int wanted)
+{
+    return wanted ? (df_real *)dfi_cut_take(cut, dfi_mul(s->size, sizeof(df_real))) : NULL;
+}
+
+/* One allocation, so one failure to handle and one free. Arrays a run does not need
+   (scaled input, preview) are not there. Returns the bytes. */
+static size_t dfi_sampler_layout(df_sampler *s, char *base)
+{
+    size_t n = (size_t)s->stage.n;
+    dfi_cut cut;
+    cut.base = base;
+    cut.used = 0;
+    dfi_cut_take(&cut, sizeof *s);
+    s->grid = (df_point *)dfi_cut_take(
+        &cut, dfi_mul((size_t)s->stage.steps + 2, sizeof(df_point)));
+    s->t = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
+    s->alpha = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
+    s->sigma = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
+    s->t_model = (df_real *)dfi_cut_take(&cut, dfi_mul(n, sizeof(df_real)));
+    s->stage.answer = dfi_cut_array(&cut, s, 1);
+    s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0);
+    s->preview = dfi_cut_array(&cut, s, s->desc.on_step != NULL);
+    for (int i = 0; i < s->row.buffers; i++)
+        s->stage.buffer[i] = dfi_cut_array(&cut, s, 1);
+    return cut.used;
+}
+
+DF_API void df_sampler_free(df_sampler *s)
+{
+    if (s) dfi_delete(s->stage.ctx, s, s->bytes);
+}
+
+/* Everything but the arrays, in a sampler on the stack. The steps are at most as many. */
+static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
+                                  const df_sample_desc *d, df_real *x, int n)
+{
+    const df_sampler_row *row = d->row;
+    df_result r = dfi_sample_check_model(ctx, model, x, n);
+    double own;
+    int steps = d->points ? d->points_count - 1 : d->steps;
+    if (r != DF_OK) return r;
+    if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
+        return DF_ERR_ARGUMENT;
+    if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
+    if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
+    if (steps < 1 || steps > INT_MAX - 2)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        d->points ? "df_sample: points_count is %d, wants at least 2"
+                                  : "df_sample: steps is %d, wants at least 1",
+                        d->points ? d->points_count : d->steps);
+    memset(s, 0, sizeof *s);
+    s->model = *model;
+    s->desc = *d;
+    s->row = *row;
+    dfi_eta_most(row, &own);
+    if (d->row == NULL && d->eta < 0) s->desc.eta = own;
+    s->size = dfi_mul((size_t)n, (size_t)model->dim);
+    s->stage.ctx = ctx;
+    s->stage.n = n;
+    s->stage.dim = model->dim;
+    s->stage.steps = steps;
+    s->stage.x = x;
+    return DF_OK;
+}
+
+/* Checks come first and allocate nothing; the grid is made in the sampler's own memory,
+   and only then is it known whether the method can touch its ends. */
+DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
+                                     const df_sample_desc *desc, df_real *x, int n)
+{
+    df_sampler plan, *s;
+    df_sample_desc d = desc ? *desc : df_sample_defaults();
+    int count = 0;
+    if (ctx == NULL) return NULL;
+    if (d.cookie != DFI_COOKIE) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_sample: the descriptor was not made by df_sample_defaults");
+        return NULL;
+    }
+    if (dfi_sampler_fill(&plan, ctx, model, &d, x, n) != DF_OK) return NULL;
+    plan.bytes = dfi_sampler_layout(&plan, NULL);
+    s = (df_sampler *)dfi_new(ctx, plan.bytes);
+    if (s == NULL) return NULL;
+    *s = plan;
+    dfi_sampler_layout(s, (char *)(void *)s);
+    s->stage.desc = &s->desc;
+    s->stage.process = &s->model.process;
+    s->stage.row = &s->row;
+    if (df_grid(ctx, &s->model.process, &d, s->grid, s->stage.steps + 2, &count) !=
+            DF_OK ||
+        dfi_sample_check_ends(ctx, &s->model.process, &s->row, s->grid, count - 1) !=
+            DF_OK) {
+        df_sampler_free(s);
+        return NULL;
+    }
+    s->stage.steps = count - 1;
+    s->stage.at = s->grid[0];
+    s->desc.method = s->row.name; /* the caller's strings and lists may go */
+    s->desc.row = NULL;
+    s->desc.grid = NULL;
+    s->desc.points = NULL;
+    return s;
+}
+
+/* ---- the loop ---- */
+
+/* data = mean + scale x and back, each of 1 or dim elements (NULL: 0 and 1). */
+static void dfi_sampler_rescale(df_sampler *s, int to_data)
+{
+    const df_model *m = &s->model;
+    size_t dim = (size_t)s->stage.dim;
+    if (m->mean == NULL && m->scale == NULL) return;
+    for (size_t i = 0; i < s->size; i++) {
+        size_t j = m->scaling_size == 1 ? 0 : i % dim;
+        double mean = m->mean ? m->mean[j] : 0, scale = m->scale ? m->scale[j] : 1;
+        double v = (double)s->stage.x[i];
+        s->stage.x[i] = (df_real)(to_data ? mean + scale * v : (v - mean) / scale);
+    }
+}
+
+/* x at the grid's first point: sigma z (the process's own prior: its mean, alpha E[x_0],
+   is left out), the caller's own x, or alpha data + sigma z. The start is draw 0, so the
+   same seed starts the same sample whatever the method. */
+static df_result dfi_sampler_start(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    df_point at = s->grid[0];
+    double c[2];
+    const df_real *a[2];
+    size_t bad;
+    if (s->desc.start == DF_START_DATA) dfi_sampler_rescale(s, 0);
+    if (s->desc.start != DF_START_GIVEN) {
+        int fresh = s->desc.start == DF_START_NOISE;
+        c[0] = at.sigma;
+        c[1] = at.alpha;
+        a[0] = fresh ? st->x : st->answer;
+        a[1] = st->x;
+        if (dfi_sampler_noise(s, -1, at, at, fresh ? st->x : st->answer) != DF_OK)
+            return s->result;
+        dfi_combine(st->ctx, s->size, st->x, fresh ? 1 : 2, c, a);
+    }
+    bad = dfi_nonfinite_at(st->ctx, s->size, st->x);
+    return bad < s->size ? dfi_sampler_nonfinite(s, "the start x holds", st->x, bad)
+                         : DF_OK;
+}
+
+/* Churn (Karras et al. 2022, alg. 2): the exact forward kernel from rho to rho_hat =
+   (1 + gamma) rho, at most the process's end; the step then starts there.
+     x_hat = (alpha_hat/alpha) x + alpha_hat sqrt(rho_hat^2 - rho^2) S_noise z */
+static df_result dfi_sampler_churn(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    double gamma = fmin(s->desc.churn / st->steps, sqrt(2.0) - 1), rho, rho_hat, c[2];
+    const df_real *a[2];
+    df_point hat;
+    if (gamma <= 0 || st->from.alpha <= 0) return DF_OK;
+    rho = st->from.sigma / st->from.alpha;
+    if (!(rho >= s->desc.churn_min && rho <= s->desc.churn_max)) return DF_OK;
+    hat = df_process_at_rho(st->process, rho * (1 + gamma));
+    rho_hat = hat.sigma / hat.alpha;
+    if (rho_hat <= rho) return DF_OK;
+    if (dfi_sampler_noise(s, st->step, st->from, hat, st->answer) != DF_OK)
+        return s->result;
+    c[0] = hat.alpha / st->from.alpha;
+    c[1] = hat.alpha * sqrt(rho_hat * rho_hat - rho * rho) * s->desc.churn_noise;
+    a[0] = st->x;
+    a[1] = st->answer;
+    dfi_combine(st->ctx, s->size, st->x, 2, c, a);
+    st->from = hat;
+    return DF_OK;
+}
+
+/* Step number stage.step: its ends, churn, and the first question, always at `from`. A
+   stage sees the point after churn as its `from` and need not know of churn. */
+static df_result dfi_sampler_begin(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    st->from = s->grid[st->step];
+    st->to = s->grid[st->step + 1];
+    st->call = 0;
+    if (dfi_sampler_churn(s) != DF_OK) return s->result;
+    df_stage_ask(st, &st->from, st->x);
+    return DF_OK;
+}
+
+/* The question about stage.asked at stage.at, in the model's own time and input scale. All
+   rows stand at one point today; the arrays are per row because models must not care. */
+static df_result dfi_sampler_question(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    const df_model *m = &s->model;
+    df_query *q = &s->query;
+    double native, scale = dfi_model_scale(m, &st->at);
+    df_result r = df_time_at(st->ctx, &m->process, &m->time, &st->at, &native, NULL);
+    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
+    for (int i = 0; i < st->n; i++) {
+        s->t[i] = st->at.t;
+        s->alpha[i] = st->at.alpha;
+        s->sigma[i] = st->at.sigma;
+        s->t_model[i] = (df_real)native;
+    }
+    if (s->input) dfi_combine(st->ctx, s->size, s->input, 1, &scale, &st->asked);
+    memset(q, 0, sizeof *q);
+    q->ask = DF_ASK_PREDICT;
+    q->n = q->samples = st->n;
+    q->dim = st->dim;
+    q->x = s->input ? s->input : st->asked;
+    q->t = s->t;
+    q->alpha = s->alpha;
+    q->sigma = s->sigma;
+    q->t_model = s->t_model;
+    q->same_time = 1;
+    q->first_sample = s->desc.first_sample;
+    q->step = st->step;
+    q->labels = s->desc.labels;
+    q->condition = s->desc.condition;
+    q->condition_stride = s->desc.condition_stride;
+    return DF_OK;
+}
+
+/* One pass of a conversion cx x + cp in at the question's point, into out. Where x does
+   not enter it is not read, and where nothing changes nothing is written. */
+static size_t dfi_sampler_map(df_sampler *s, double cx, double cp, const df_real *in,
+                              const df_real *check, double clip, df_real *out)
+{
+    dfi_sweep w;
+    memset(&w, 0, offsetof(dfi_sweep, bad));
+    w.size = s->size;
+    w.check = check;
+    w.clip = clip;
+    w.out = out;
+    w.c[0] = cp;
+    w.in[0] = in;
+    w.c[1] = cx;
+    w.in[1] = s->stage.asked;
+    w.count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
+    return dfi_sweep_run(s->stage.ctx, &w);
+}
+
+/* The model's answer becomes row->wants in stage.answer (`out` may be that very array);
+   clipping goes through x_0, and what is wanted is derived from the clipped x_0 again. */
+static df_result dfi_sampler_convert(df_sampler *s, const df_real *out)
+{
+    df_stage *st = &s->stage;
+    double cx, cp, clip = s->desc.clip;
+    df_prediction to = clip > 0 ? DF_X0 : s->row.wants;
+    size_t bad;
+    df_result r = dfi_model_map(st->ctx, &s->model, to, &st->at, &cx, &cp);
+    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
+    if (s->preview && to != DF_X0) {
+        double px, pp;
+        if (dfi_model_map(NULL, &s->model, DF_X0, &st->at, &px, &pp) == DF_OK)
+            dfi_sampler_map(s, px, pp, out, NULL, 0, s->preview);
+    }
+    bad = dfi_sampler_map(s, cx, cp, out, out, clip, st->answer);
+    if (bad < s->size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+    if (s->preview && to == DF_X0)
+        memcpy(s->preview, st->answer, s->size * sizeof(df_real));
+    if (to == s->row.wants) return DF_OK;
+    r = df_plane_map(st->ctx, &s->model.process, DF_X0, s->row.wants, &st->at, &cx, &cp);
+    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
+    dfi_sampler_map(s, cx, cp, st->answer, NULL, 0, st->answer);
+    return DF_OK;
+}
+
+/* on_step: x stands at stage.at after stage.step steps (0: the start, no x_0 yet). The
+   callback's own code ends the run and comes back as it is. */
+static df_result dfi_sampler_tell(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    df_step_info info;
+    if (s->desc.on_step == NULL) return DF_OK;
+    memset(&info, 0, sizeof info);
+    info.step = st->step;
+    info.steps = st->steps;
+    info.at = st->at;
+    info.n = st->n;
+    info.dim = st->dim;
+    info.x = st->x;
+    info.x0 = st->step > 0 ? s->preview : NULL;
+    info.evaluations = s->evaluations;
+    s->result = s->desc.on_step(s->desc.user, &info);
+    if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
+    return s->result;
+}
+
+/* x stands at stage.to: tell, then the next step, or the end, where samples take the
+   data's units. A NaN or Inf of the sampler's own making is found here at the latest. */
+static df_result dfi_sampler_stepped(df_sampler *s)
+{
+    df_stage *st = &s->stage;
+    size_t bad;
+    st->at = st->to;
+    if (st->step + 1 == st->steps &&
+        (bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
+        return dfi_sampler_nonfinite(s, "x became", st->x, bad);
+    st->step++;
+    if (dfi_sampler_tell(s) != DF_OK) return s->result;
+    if (st->step < st->steps) return dfi_sampler_begin(s);
+    s->phase = DFI_PHASE_DONE;
+    dfi_sampler_rescale(s, 1);
+    return DF_OK;
+}
+
+/* The start is made here and not in df_sampler_create, so that a failing noise hook can be
+   told from a wrong argument. Cancelling is seen between questions. */
+DF_API int df_sampler_next(df_sampler *s, df_query *q)
+{
+    if (s == NULL || q == NULL || s->phase == DFI_PHASE_DONE) return 0;
+    if (dfi_cancelled(s->stage.ctx)) {
+        dfi_sampler_fail(s, DF_CANCELLED, "cancelled");
+        return 0;
+    }
+    if (s->phase == DFI_PHASE_NEW &&
+        (dfi_sampler_start(s) != DF_OK || dfi_sampler_tell(s) != DF_OK ||
+         dfi_sampler_begin(s) != DF_OK))
+        return 0;
+    if (s->phase == DFI_PHASE_READY) {
+        if (dfi_sampler_question(s) != DF_OK) return 0;
+        s->phase = DFI_PHASE_ASKED;
+    }
+    *q = s->query;
+    return 1;
+}
+
+/* One answer: converted, counted, handed to the stage; what the stage says decides. A
+   helper that failed within the stage has left its code in `result`, which goes before
+   all. */
+DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out)
+{
+    df_next next;
+    if (s == NULL) return DF_ERR_ARGUMENT;
+    if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
+    if (s->phase != DFI_PHASE_ASKED || out == NULL)
+        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "df_sampler_answer: %s",
+                        out ? "no question is open; call df_sampler_next first"
+                            : "out is NULL");
+    if (dfi_sampler_convert(s, out) != DF_OK) return s->result;
+    s->evaluations++;
+    s->stage.call++;
+    next = s->row.stage(&s->stage);
+    if (s->result != DF_OK) return s->result;
+    if (next == DF_NEXT_STEP) return dfi_sampler_stepped(s);
+    if (next == DF_NEXT_ASK && s->phase == DFI_PHASE_READY) return DF_OK;
+    return dfi_sampler_fail(
+        s, s->stage.ctx->code != DF_OK ? s->stage.ctx->code : DF_ERR_UNSUPPORTED,
+        next == DF_NEXT_ASK ? "the stage asks without df_stage_ask"
+                            : s->stage.ctx->message);
+}
+
+DF_API df_result df_sampler_result(const df_sampler *s)
+{
+    return s ? s->result : DF_ERR_ARGUMENT;
+}
+
+DF_API void df_sampler_progress(const df_sampler *s, int *step, int *steps,
+                                int *evaluations)
+{
+    if (step) *step = s->stage.step;
+    if (steps) *steps = s->stage.steps;
+    if (evaluations) *evaluations = s->evaluations;
+}
+
+/* The model writes into stage.answer itself and is converted there: no array between. */
+DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
+                           df_real *x, int n)
+{
+    df_sampler *s = df_sampler_create(ctx, model, desc, x, n);
+    df_result r;
+    df_query q;
+    if (s == NULL) return ctx ? ctx->code : DF_ERR_ARGUMENT;
+    if (s->model.predict == NULL) {
+        df_sampler_free(s);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: the model has no predict function; give it "
+                        "one, or answer the questions of df_sampler_next");
+    }
+    while (df_sampler_next(s, &q)) {
+        r = dfi_ask(ctx, &s->model, &q, s->stage.answer);
+        if (r != DF_OK) s->result = r;
+        if (r != DF_OK || df_sampler_answer(s, s->stage.answer) != DF_OK) break;
+    }
+    r = df_sampler_result(s);
+    df_sampler_free(s);
+    return r;
+}
+
+/* -------------------------------------------------------------------------------------
+   // >>guidance: samples that are more like their label
+
+   Bayes' rule gives the score of p(x) p(c|x)^w as grad log p(x) + w grad log p(c|x). With
+   grad log p(c|x) = grad log p(x|c) - grad log p(x), one network that was also trained
+   without labels gives both parts (classifier-free guidance, Ho & Salimans 2022, eq. 6):
+       out = uncond + scale (cond - uncond)
+   Every row of the plane is affine in x_0 with the same x, and the weights sum to one: the
+   formula is the same for eps, x_0, velocity, v, so that answers are combined as they
+   come. scale 1 is the conditional model, 0 the unconditional, above 1 the contrast is
+   enlarged. The result is not the tilted distribution p(x) p(c|x)^scale at t = 0:
+   diffusing and tilting do not commute; on Gaussians the difference is computed in the
+   tests.
+
+   Guidance is itself a model: it asks other models and combines their answers.
+   ------------------------------------------------------------------------------------- */
+
+/* Two models may answer one question only if they would be asked the same. */
+static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_query *q)
+{
+    const df_model *a = g->model, *b = g->uncond;
+    const char *what = NULL;
+    if (a == NULL || a->predict == NULL || (b && b->predict == NULL))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_guidance: a model is missing or has no predict");
+    if (dfi_nonfinite(g->scale))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: scale is %s",
+                        dfi_nonfinite_name(g->scale));
+    if (b && b->dim != a->dim)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: model has dim %d, uncond %d",
+                        a->dim, b->dim);
+    if (b && a->process.kind != b->process.kind)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_guidance: model is of process %s, uncond of %s",
+                        df_process_name(&a->process), df_process_name(&b->process));
+    if (b && b->prediction != a->prediction)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: model predicts %s, uncond %s",
+                        df_prediction_name(a->prediction),
+                        df_prediction_name(b->prediction));
+    if (b &&
+        (a->time.kind != b->time.kind || a->time.a != b->time.a || a->time.b != b->time.b))
+        what = "native times";
+    if (b && a->prediction == DF_VELOCITY &&
+        (a->clock.kind != b->clock.kind || a->clock.a != b->clock.a ||
+         a->clock.b != b->clock.b))
+        what = "clocks of velocity";
+    if (b && a->input_sigma_data != b->input_sigma_data) what = "input scales";
+    if (b && (a->process.a != b->process.a || a->process.b != b->process.b ||
+              a->process.sigma_data != b->process.sigma_data ||
+              a->process.table_size != b->process.table_size))
+        what = "process parameters";
+    if (what)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_guidance: model and uncond differ in their %s", what);
+    if (b == NULL && q->labels == NULL && g->scale != 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_guidance: scale %g needs labels in the question or "
+                        "an unconditional model",
+                        g->scale);
+    return DF_OK;
+}
+
+/* in [n] twice: out [2n]. */
+static void dfi_repeat(const double *in, int n, double *out)
+{
+    memcpy(out, in, (size_t)n * sizeof *in);
+    memcpy(out + n, in, (size_t)n * sizeof *in);
+}
+
+/* Both questions as one of 2n rows, labelled first: out [2n, dim]. */
+static df_result dfi_guidance_stacked(df_ctx *ctx, const df_model *m, const df_query *q,
+                                      df_real *out)
+{
+    size_t n = (size_t)q->n, row = dfi_mul((size_t)q->dim, sizeof(df_real)),
+           all = dfi_mul(n, row);
+    int vectors = q->v != NULL;
+    char *x = (char *)dfi_scratch(ctx, dfi_mul(dfi_mul(2, all), (size_t)(1 + vectors)));
+    double *points = (double *)dfi_scratch(ctx, dfi_mul(6 * n, sizeof(double)));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(2 * n, sizeof(df_real)));
+    int *labels = (int *)dfi_scratch(ctx, dfi_mul(2 * n, sizeof(int)));
+    df_query two = *q;
+    if (!x || !points || !t_model || !labels) return DF_ERR_MEMORY;
+    for (int half = 0; half < 2; half++) {
+        size_t at = (size_t)half * n;
+        memcpy(x + at * row, q->x, all);
+        if (vectors) memcpy(x + (2 * n + at) * row, q->v, all);
+        memcpy(t_model + at, q->t_model, n * sizeof *t_model);
+        for (size_t i = 0; i < n; i++)
+            labels[at + i] = half ? m->null_label : q->labels[i];
+    }
+    dfi_repeat(q->t, q->n, points);
+    dfi_repeat(q->alpha, q->n, points + 2 * n);
+    dfi_repeat(q->sigma, q->n, points + 4 * n);
+    two.n = 2 * q->n;
+    two.x = (const df_real *)(const void *)x;
+    if (vectors) two.v = (const df_real *)(const void *)(x + 2 * n * row);
+    two.t = points;
+    two.alpha = points + 2 * n;
+    two.sigma = points + 4 * n;
+    two.t_model = t_model;
+    two.labels = labels;
+    return dfi_ask(ctx, m, &two, out);
+}
+
+/* The question without its class: null labels, or another model that knows none. */
+static df_result dfi_guidance_uncond(df_ctx *ctx, const df_guidance *g, const df_query *q,
+                                     df_real *out)
+{
+    df_query bare = *q;
+    int *labels;
+    if (g->uncond) {
+        bare.labels = NULL;
+        bare.condition = NULL;
+        bare.condition_stride = 0;
+        return dfi_ask(ctx, g->uncond, &bare, out);
+    }
+    labels = (int *)dfi_scratch(ctx, dfi_mul((size_t)q->n, sizeof(int)));
+    if (labels == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < q->n; i++) labels[i] = g->model->null_label;
+    bare.labels = labels;
+    return dfi_ask(ctx, g->model, &bare, out);
+}
+
+/* Asks both ways and combines. One question where the model can take it; each row of a
+   batch is answered alone, so this changes no digit. */
+static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_query *q,
+                                   df_real *out)
+{
+    const df_model *m = g->model;
+    size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
+    int each_has_condition = q->condition && q->condition_stride > 0;
+    int stack = !g->uncond && m->stackable && q->n <= INT_MAX / 2 && !each_has_condition &&
+                (m->max_batch <= 0 || q->n <= m->max_batch / 2);
+    df_real *answers =
+        (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul(size, 2), sizeof(df_real)));
+    const df_real *a[2];
+    double c[2];
+    df_result r;
+    if (answers == NULL) return DF_ERR_MEMORY;
+    if (stack)
+        r = dfi_guidance_stacked(ctx, m, q, answers);
+    else {
+        r = dfi_ask(ctx, m, q, answers);
+        if (r == DF_OK) r = dfi_guidance_uncond(ctx, g, q, answers + size);
+    }
+    if (r != DF_OK) return r;
+    c[0] = g->scale;
+    c[1] = 1 - g->scale;
+    a[0] = answers;
+    a[1] = answers + size;
+    dfi_combine(ctx, size, out, 2, c, a);
+    return DF_OK;
+}
+
+static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out)
+{
+    const df_guidance *g = (const df_guidance *)self;
+    df_result r = dfi_guidance_check(ctx, g, q);
+    df_scope mark;
+    if (r != DF_OK) return r;
+    if (g->scale == 1) return dfi_ask(ctx, g->model, q, out);
+    mark = dfi_scratch_mark(ctx);
+    r = g->scale == 0 ? dfi_guidance_uncond(ctx, g, q, out)
+                      : dfi_guidance_both(ctx, g, q, out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+DF_API df_model df_guidance_model(df_guidance *guidance)
+{
+    df_model m = guidance->model ? *guidance->model : df_model_defaults();
+    unsigned linear =
+        DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP; /* combine as predictions do */
+    m.predict = dfi_guidance_predict;
+    m.self = guidance;
+    m.answers &= guidance->uncond ? linear & guidance->uncond->answers : linear;
+    m.max_batch = 0; /* each model's own limit is kept when it is asked */
+    return m;
+}
+
+/* =====================================================================================
+   // >>tensors: values, reverse mode, forward mode
+
+   A network is a composition y = f_n(... f_1(x)), and the chain rule can be walked from
+   either end (Linnainmaa 1970; Griewank & Walther 2008). Reverse mode carries the gradient
+   of one number L back: dx += (dy/dx)^T dy, where dx stands for dL/dx; every operation is
+   put on a tape as it runs, and df_backward walks the tape from its end. Forward mode
+   carries a direction along: x' = v gives y' = (dy/dx) v. A tangent is composed of this
+   chapter's own operations, so it is on the tape too and has a gradient itself: score
+   matching and flow maps train through such derivatives.
+
+   Each operation is one paragraph: its forward line, its backward quoting that line
+   ("forward was: ..."; dx always means "is added to x's gradient"), and its tangent. What
+   is composed of other operations needs neither. Loops are cut into pieces for the workers
+   only along independent outputs and sums run in an order that the shapes alone decide, so
+   that no result depends on the number of threads, and row i of a batch comes out the
+   same, to the bit, in any batch.
+   ===================================================================================== */
+
+/* How an operation is differentiated. backward adds to the gradients of y's inputs;
+   tangent returns y' from the inputs' tangents, NULL for zero. Either may be missing. */
+typedef struct dfi_op {
+    const char *name;
+    df_result (*backward)(df_ctx *ctx, df_tensor *y);
+    df_tensor *(*tangent)(df_ctx *ctx, df_tensor *y);
+} dfi_op;
+
+/* ---- shapes, errors, memory ---- */
+
+enum { DFI_SHAPE_TEXT = 64 };  /* "[2147483647,...]" five times */
+
+/* "[8,3,32,32]" into text; returns text. */
+static const char *dfi_shape_text(int ndim, const int *shape, char text[DFI_SHAPE_TEXT]) {
+    size_t at = 0;
+    for (int i = 0; i < ndim && at < DFI_SHAPE_TEXT; i++)
+        at += (size_t)snprintf(text + at, DFI_SHAPE_TEXT - at, "%c%d", i ? ',' : '[',
+                               shape[i]);
+    snprintf(text + (at < DFI_SHAPE_TEXT - 2 ? at : DFI_SHAPE_TEXT - 2), 3,
+             ndim > 0 ? "]" : "[]");
+    return text;
+}
+
+/* "name: a [2,3] and b [4] <why>" */
+static df_tensor *dfi_bad_shapes(df_ctx *ctx, const char *name, const char *a_name,
+                                 const df_tensor *a, const char *b_name,
+                                 const df_tensor *b, const char *why) {
+    char s[DFI_SHAPE_TEXT], t[DFI_SHAPE_TEXT];
+    return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: %s %s and %s %s %s", name, a_name,
+                           dfi_shape_text(a->ndim, a->shape, s), b_name,
+                           dfi_shape_text(b->ndim, b->shape, t), why);
+}
+/* "name: x [2,3] <why>" */
+static df_tensor *dfi_bad_shape(df_ctx *ctx, const char *name, const char *x_name,
+                                const df_tensor *x, const char *why) {
+    char s[DFI_SHAPE_TEXT];
+    return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: %s %s %s", name, x_name,
+                           dfi_shape_text(x->ndim, x->shape, s), why);
+}
+
+/* Makes the context's last error (out of memory, as a rule) the one that sticks. */
+static df_tensor *dfi_stick(df_ctx *ctx) {
+    if (ctx->stuck != DF_OK) return NULL;
+    ctx->stuck = ctx->code;
+    memcpy(ctx->stuck_message, ctx->message, sizeof ctx->message);
+    return NULL;
+}
+
+/* 1 if an operation must not run: after a failure, or without its inputs. A NULL that no
+   failure explains is a mistake of the caller's. */
+static int dfi_blocked(df_ctx *ctx, const char *name, const df_tensor *a,
+                       const df_tensor *b) {
+    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return 1;
+    if (a != NULL && b != NULL) return 0;
+    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: an input is NULL", name);
+    return 1;
+}
+
+static df_real *dfi_reals(df_ctx *ctx, size_t n) {
+    return (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+}
+
+/* A tensor without data. NULL if the shape is none, or without memory. */
+static df_tensor *dfi_tensor_head(df_ctx *ctx, const char *name, int ndim,
+                                  const int *shape) {
+    char text[DFI_SHAPE_TEXT];
+    df_tensor *y;
+    size_t size = 1;
+    if (ndim < 0 || ndim > DF_AXES || (ndim > 0 && shape == NULL))
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: %d axes, wanted 0 to %d", name,
+                               ndim, DF_AXES);
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 1)
+            return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: shape %s has an axis below 1",
+                                   name, dfi_shape_text(ndim, shape, text));
+        size = dfi_mul(size, (size_t)shape[i]);
+    }
+    y = (df_tensor *)dfi_scratch(ctx, sizeof *y);
+    if (y == NULL) return dfi_stick(ctx);
+    memset(y, 0, sizeof *y);
+    y->ndim = ndim;
+    y->size = size;
+    for (int i = 0; i < DF_AXES; i++) y->shape[i] = i < ndim ? shape[i] : 1;
+    return y;
+}
+/* ... and with data, not yet filled. */
+static df_tensor *dfi_tensor_make(df_ctx *ctx, const char *name, int ndim,
+                                  const int *shape) {
+    df_tensor *y = dfi_tensor_head(ctx, name, ndim, shape);
+    if (y == NULL) return NULL;
+    y->data = dfi_reals(ctx, y->size);
+    return y->data != NULL ? y : dfi_stick(ctx);
+}
+static df_tensor *dfi_tensor_like(df_ctx *ctx, const char *name, const df_tensor *x) {
+    return dfi_tensor_make(ctx, name, x->ndim, x->shape);
+}
+
+static int dfi_same_shape(const df_tensor *a, const df_tensor *b) {
+    return a->ndim == b->ndim && memcmp(a->shape, b->shape, sizeof a->shape) == 0;
+}
+
+/* The axis counted from the front, or -1 with an error. */
+static int dfi_axis(df_ctx *ctx, const char *name, const df_tensor *x, int axis) {
+    char s[DFI_SHAPE_TEXT];
+    int i = axis < 0 ? axis + x->ndim : axis;
+    if (i >= 0 && i < x->ndim) return i;
+    dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: x %s has no axis %d", name,
+                    dfi_shape_text(x->ndim, x->shape, s), axis);
+    return -1;
+}
+/* Elements behind an axis: the distance of its neighbours. */
+static size_t dfi_inner(const df_tensor *x, int axis) {
+    size_t n = 1;
+    for (int i = axis + 1; i < x->ndim; i++) n *= (size_t)x->shape[i];
+    return n;
+}
+
+/* ---- finishing an operation; the tape ---- */
+
+/* Every operation ends here: y = op(a, b, c) goes on the tape if a gradient is wanted of
+   it, then its tangent is composed, of recorded operations, from the inputs' tangents. A
+   tangent has no tangent of its own: no_tangent ends the recursion. */
+static df_tensor *dfi_finish(df_ctx *ctx, df_tensor *y, const dfi_op *op, df_tensor *a,
+                             df_tensor *b, df_tensor *c) {
+    int need = 0, moving = 0, recorded;
+    y->op = op;
+    y->in[0] = a, y->in[1] = b, y->in[2] = c;
+    for (int i = 0; i < 3; i++) {
+        need |= y->in[i] != NULL && y->in[i]->needs_grad;
+        moving |= y->in[i] != NULL && y->in[i]->tangent != NULL;
+    }
+    recorded = ctx->recording && need;
+    if (recorded) {
+        y->needs_grad = 1;
+        y->before = ctx->tape;
+        ctx->tape = y;
+    }
+    if (moving && ctx->no_tangent == 0 && op->tangent != NULL) {
+        df_tensor *tangent;
+        ctx->no_tangent++;
+        tangent = op->tangent(ctx, y);
+        ctx->no_tangent--;
+        if (dfi_stuck(ctx) != DF_OK) return NULL;
+        y->tangent = tangent;
+    }
+    if (!recorded) {           /* inputs may be gone before y is */
+        y->op = NULL;
+        y->in[0] = y->in[1] = y->in[2] = NULL;
+    }
+    return y;
+}
+
+/* Where the gradient of input i is added, or NULL if nobody wants it. df_backward has made
+   room for it. */
+static df_real *dfi_grad(const df_tensor *y, int i) {
+    return y->in[i] != NULL && y->in[i]->needs_grad ? y->in[i]->grad : NULL;
+}
+
+DF_API void df_record_begin(df_ctx *ctx) {
+    ctx->recording = 1;
+    ctx->tape = NULL;
+}
+
+DF_API void df_record_end(df_ctx *ctx) {
+    ctx->recording = 0;
+    ctx->tape = NULL;
+}
+
+/* Gradients are made when first added to; 0 without memory. */
+static int dfi_make_grad(df_ctx *ctx, df_tensor *x) {
+    if (x == NULL || !x->needs_grad || x->grad != NULL) return 1;
+    x->grad = dfi_reals(ctx, x->size);
+    if (x->grad == NULL) {
+        dfi_stick(ctx);
+        return 0;
+    }
+    memset(x->grad, 0, x->size * sizeof(df_real));
+    return 1;
+}
+
+/* dL/dL = 1; then each recorded operation, last first, passes its gradient on. A second
+   backward over the same tape starts anew for what was recorded; leaves go on adding. */
+DF_API df_result df_backward(df_ctx *ctx, df_tensor *loss) {
+    char s[DFI_SHAPE_TEXT];
+    if (dfi_blocked(ctx, "df_backward", loss, loss))
+        return ctx == NULL ? DF_ERR_ARGUMENT : ctx->stuck;
+    if (loss->size != 1)
+        return dfi_fail(ctx, DF_ERR_SHAPE, "df_backward: loss %s is not one number",
+                        dfi_shape_text(loss->ndim, loss->shape, s));
+    if (!ctx->recording || !loss->needs_grad)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, ctx->recording ?
+                        "df_backward: loss depends on nothing that needs a gradient" :
+                        "df_backward: nothing is recorded; call df_record_begin first");
+    for (df_tensor *y = loss; y != NULL; y = y->before)
+        if (y->op && y->grad) memset(y->grad, 0, y->size * sizeof(df_real));
+    if (!dfi_make_grad(ctx, loss)) return ctx->stuck;
+    loss->grad[0] += 1;
+    for (df_tensor *y = loss; y != NULL; y = y->before) {
+        if (y->op == NULL || y->grad == NULL) continue;
+        for (int i = 0; i < 3; i++)
+            if (!dfi_make_grad(ctx, y->in[i])) return ctx->stuck;
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_result result = y->op->backward(ctx, y);
+        dfi_scratch_release(ctx, mark);
+        if (result != DF_OK) {
+            dfi_stick(ctx);
+            return result;
+        }
+    }
+    return DF_OK;
+}
+
+/* No operation: the tangent hangs on x until it is replaced. */
+DF_API df_result df_set_tangent(df_ctx *ctx, df_tensor *x, df_tensor *tangent) {
+    if (dfi_blocked(ctx, "df_set_tangent", x, x))
+        return ctx == NULL ? DF_ERR_ARGUMENT : ctx->stuck;
+    if (tangent != NULL && !dfi_same_shape(x, tangent)) {
+        dfi_bad_shapes(ctx, "df_set_tangent", "x", x, "tangent", tangent, "differ");
+        return ctx->stuck;
+    }
+    x->tangent = tangent;
+    return DF_OK;
+}
+
+/* ---- scopes ---- */
+
+DF_API df_scope df_scope_begin(df_ctx *ctx) { return dfi_scratch_mark(ctx); }
+
+/* One piece of memory that survives the end of a scope. */
+typedef struct dfi_move { void *from, *to; size_t bytes; } dfi_move;
+
+/* 1 if p was cut from step memory before q. */
+static int dfi_cut_before(df_ctx *ctx, const void *p, const void *q) {
+    for (dfi_block *b = ctx->first; b != NULL; b = b->next) {
+        uintptr_t data = (uintptr_t)dfi_block_data(b), end = data + b->used;
+        int has_p = (uintptr_t)p >= data && (uintptr_t)p < end;
+        int has_q = (uintptr_t)q >= data && (uintptr_t)q < end;
+        if (has_p || has_q) return has_p && (!has_q || (uintptr_t)p < (uintptr_t)q);
+    }
+    return 0;
+}
+
+/* Adds a piece to the list, in the order in which the stack holds them, if it was made
+   since the mark; returns the new length. */
+static int dfi_move_add(df_ctx *ctx, df_scope mark, dfi_move *list, int count, void *from,
+                        size_t bytes) {
+    int i = count;
+    if (from == NULL || !dfi_scratch_after(ctx, mark, from)) return count;
+    for (int j = 0; j < count; j++)
+        if (list[j].from == from) return count;
+    for (; i > 0 && dfi_cut_before(ctx, from, list[i - 1].from); i--)
+        list[i] = list[i - 1];
+    list[i].from = list[i].to = from;
+    list[i].bytes = bytes;
+    return count + 1;
+}
+static void *dfi_moved(const dfi_move *list, int count, void *p) {
+    for (int i = 0; i < count; i++)
+        if (list[i].from == p) return list[i].to;
+    return p;
+}
+
+/* y, its data and its tangent move down to the mark, lowest piece first: a piece never
+   lands above where it was, so none is overwritten before its turn and there is always
+   room. What is older than the scope (reshaped, borrowed) stays where it is. */
+DF_API df_tensor *df_scope_end(df_ctx *ctx, df_scope scope, df_tensor *y) {
+    dfi_move list[4];
+    df_tensor *part[2];
+    int count = 0;
+    if (ctx->recording) return y;
+    part[0] = y;
+    part[1] = y != NULL ? y->tangent : NULL;
+    for (int i = 0; i < 2 && part[i] != NULL; i++) {
+        size_t bytes = part[i]->size * sizeof(df_real);
+        count = dfi_move_add(ctx, scope, list, count, part[i], sizeof *y);
+        count = dfi_move_add(ctx, scope, list, count, part[i]->data, bytes);
+        if (dfi_scratch_after(ctx, scope, part[i]->grad)) part[i]->grad = NULL;
+        part[i]->needs_grad = part[i]->grad != NULL;
+        part[i]->op = NULL;
+        part[i]->before = part[i]->in[0] = part[i]->in[1] = part[i]->in[2] = NULL;
+        if (i == 1) part[1]->tangent = NULL;
+    }
+    dfi_scratch_release(ctx, scope);
+    for (int i = 0; i < count; i++) {
+        list[i].to = dfi_scratch(ctx, list[i].bytes);
+        if (list[i].to == NULL) return dfi_stick(ctx);
+        memmove(list[i].to, list[i].from, list[i].bytes);
+    }
+    for (int i = 0; i < 2 && part[i] != NULL; i++) {
+        part[i] = (df_tensor *)dfi_moved(list, count, part[i]);
+        part[i]->data = (df_real *)dfi_moved(list, count, part[i]->data);
+    }
+    if (y != NULL) part[0]->tangent = part[1];
+    return part[0];
+}
+
+/* ---- made from nothing ---- */
+
+DF_API df_tensor *df_tensor_fill(df_ctx *ctx, int ndim, const int *shape, double value) {
+    df_tensor *y;
+    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
+    y = dfi_tensor_make(ctx, "df_tensor_fill", ndim, shape);
+    for (size_t i = 0; y != NULL && i < y->size; i++) y->data[i] = (df_real)value;
+    return y;
+}
+DF_API df_tensor *df_tensor_new(df_ctx *ctx, int ndim, const int *shape) {
+    return df_tensor_fill(ctx, ndim, shape, 0);
+}
+DF_API df_tensor *df_tensor_number(df_ctx *ctx, double value) {
+    return df_tensor_fill(ctx, 0, NULL, value);
+}
+
+DF_API df_tensor *df_tensor_borrow(df_ctx *ctx, int ndim, const int *shape, df_real *data,
+                                   df_real *grad) {
+    df_tensor *y;
+    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
+    if (data == NULL)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_tensor_borrow: data is NULL");
+    y = dfi_tensor_head(ctx, "df_tensor_borrow", ndim, shape);
+    if (y == NULL) return NULL;
+    y->data = data;
+    y->grad = grad;
+    y->needs_grad = grad != NULL;
+    return y;
+}
+DF_API df_tensor *df_tensor_copy(df_ctx *ctx, int ndim, const int *shape,
+                                 const df_real *data) {
+    df_tensor *y;
+    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
+    if (data == NULL)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_tensor_copy: data is NULL");
+    y = dfi_tensor_make(ctx, "df_tensor_copy", ndim, shape);
+    if (y != NULL) memcpy(y->data, data, y->size * sizeof(df_real));
+    return y;
+}
+
+/* The gradient is there at once: it reads 0 where the loss does not reach the leaf. */
+DF_API df_tensor *df_tensor_need_grad(df_ctx *ctx, df_tensor *x) {
+    if (dfi_blocked(ctx, "df_tensor_need_grad", x, x)) return NULL;
+    x->needs_grad = 1;
+    return dfi_make_grad(ctx, x) ? x : NULL;
+}
+
+DF_API df_tensor *df_detach(df_ctx *ctx, df_tensor *x) {
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_detach", x, x)) return NULL;
+    y = dfi_tensor_head(ctx, "df_detach", x->ndim, x->shape);
+    if (y != NULL) y->data = x->data;
+    return y;
+}
+
+/* ---- loops: pieces for the workers, strides for broadcasting ---- */
+
+enum {
+    DFI_GRAIN = 16384,         /* elements of a piece: some microseconds of work */
+    DFI_COLUMNS_PIECE = 256    /* columns of a piece where whole columns are summed */
+};
+
+/* Calls fn(arg, from, to) for pieces of [0, n), `cost` elements of work each. The pieces
+   depend on n and cost alone. */
+typedef struct dfi_split_job {
+    void (*fn)(void *arg, size_t from, size_t to);
+    void *arg;
+    size_t n, piece;
+} dfi_split_job;
+
+static void dfi_split_task(void *arg, int index) {
+    const dfi_split_job *s = (const dfi_split_job *)arg;
+    size_t from = (size_t)index * s->piece;
+    s->fn(s->arg, from, s->n - from < s->piece ? s->n : from + s->piece);
+}
+static void dfi_split(df_ctx *ctx, size_t n, size_t cost,
+                      void (*fn)(void *arg, size_t from, size_t to), void *arg) {
+    dfi_split_job s;
+    s.fn = fn, s.arg = arg, s.n = n;
+    s.piece = cost < DFI_GRAIN ? DFI_GRAIN / (cost > 0 ? cost : 1) : 1;
+    while (n / s.piece >= INT_MAX) s.piece *= 2;
+    dfi_parallel(ctx, (int)((n + s.piece - 1) / s.piece), dfi_split_task, &s);
+}
+
+/* A walk over all elements of one contiguous tensor, in order, and over two others beside
+   it by steps: 0 where they are stretched. Axes that can be walked as one are merged, so
+   that same shapes become one long run, a row vector two axes, a number one axis. */
+typedef struct dfi_walk {
+    int axes;                  /* at least 1 */
+    size_t len[DF_AXES];
+    size_t step[2][DF_AXES];
+} dfi_walk;
+
+static dfi_walk dfi_walk_merge(int ndim, const int *shape, size_t step[2][DF_AXES]) {
+    dfi_walk w;
+    memset(&w, 0, sizeof w);
+    for (int i = 0; i < ndim; i++) {
+        size_t len = (size_t)shape[i], s = step[0][i], t = step[1][i];
+        int p = w.axes - 1;
+        if (len == 1) continue;
+        if (p >= 0 && w.step[0][p] == s * len && w.step[1][p] == t * len) {
+            w.len[p] *= len;
+        } else {
+            p = w.axes++;
+            w.len[p] = len;
+        }
+        w.step[0][p] = s, w.step[1][p] = t;
+    }
+    if (w.axes == 0) w.len[w.axes++] = 1;
+    return w;
+}
+/* Steps of x, aligned at the last axis, along the axes of `big`; NULL: a number. */
+static void dfi_walk_steps(const df_tensor *big, const df_tensor *x, size_t *step) {
+    size_t n = 1;
+    for (int i = big->ndim - 1, j = x ? x->ndim - 1 : -1; i >= 0; i--, j--) {
+        int len = j >= 0 ? x->shape[j] : 1;
+        step[i] = len == 1 ? 0 : n;
+        n *= (size_t)len;
+    }
+}
+static dfi_walk dfi_walk_over(const df_tensor *big, const df_tensor *a,
+                              const df_tensor *b) {
+    size_t step[2][DF_AXES];
+    dfi_walk_steps(big, a, step[0]);
+    dfi_walk_steps(big, b, step[1]);
+    return dfi_walk_merge(big->ndim, big->shape, step);
+}
+/* Where the two others stand when the walk is at element i. */
+static void dfi_walk_at(const dfi_walk *w, size_t i, size_t at[2]) {
+    at[0] = at[1] = 0;
+    for (int k = w->axes - 1; k >= 0; k--) {
+        size_t here = k > 0 ? i % w->len[k] : i;
+        at[0] += here * w->step[0][k];
+        at[1] += here * w->step[1][k];
+        i /= w->len[k];
+    }
+}
+
+/* What the pieces of one loop share; each operation uses what it needs. */
+typedef struct dfi_job {
+    const dfi_kernels *k;
+    int kind;
+    size_t n;                  /* length of a row */
+    df_real number[2];
+    dfi_walk walk;
+    const df_real *a, *b, *c;
+    df_real *y;
+} dfi_job;
+
+static dfi_job dfi_job_of(df_ctx *ctx, const df_real *a, const df_real *b, df_real *y) {
+    dfi_job j;
+    memset(&j, 0, sizeof j);
+    j.k = ctx->k;
+    j.a = a, j.b = b, j.y = y;
+    return j;
+}
+
+/* y = a op b, or y += a * b, along a walk over y */
+enum { DFI_MULADD = DFI_BINARY_COUNT };
+
+static void dfi_binary_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    int last = j->walk.axes - 1;
+    size_t run = j->walk.len[last], at[2];
+    size_t sa = j->walk.step[0][last], sb = j->walk.step[1][last];
+    for (size_t n; from < to; from += n) {
+        n = run - from % run < to - from ? run - from % run : to - from;
+        dfi_walk_at(&j->walk, from, at);
+        if (j->kind == DFI_MULADD)
+            j->k->muladd(n, j->a + at[0], sa, j->b + at[1], sb, j->y + from);
+        else
+            j->k->binary[j->kind](n, j->a + at[0], sa, j->b + at[1], sb, j->y + from);
+    }
+}
+/* The shapes of y, a, b and, apart from them, the numbers. */
+static void dfi_binary_run(df_ctx *ctx, int kind, const df_tensor *a_shape,
+                           const df_real *a, const df_tensor *b_shape, const df_real *b,
+                           const df_tensor *y_shape, df_real *y) {
+    dfi_job j = dfi_job_of(ctx, a, b, y);
+    j.kind = kind;
+    j.walk = dfi_walk_over(y_shape, a_shape, b_shape);
+    dfi_split(ctx, y_shape->size, 1, dfi_binary_piece, &j);
+}
+
+/* y += c x */
+static void dfi_add_to(df_ctx *ctx, const df_tensor *shape, double c, const df_real *x,
+                       df_real *y) {
+    df_real factor = (df_real)c;
+    dfi_binary_run(ctx, DFI_MULADD, shape, x, NULL, &factor, shape, y);
+}
+
+static void dfi_affine_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    j->k->affine(to - from, j->number[0], j->a + from, j->number[1], j->y + from);
+}
+/* y = a x + b */
+static void dfi_affine_run(df_ctx *ctx, size_t n, double a, const df_real *x, double b,
+                           df_real *y) {
+    dfi_job j = dfi_job_of(ctx, x, NULL, y);
+    j.number[0] = (df_real)a, j.number[1] = (df_real)b;
+    dfi_split(ctx, n, 1, dfi_affine_piece, &j);
+}
+
+/* Adds one run of the walk, or one block of its last two axes, to y. */
+static void dfi_sum_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    const dfi_walk *w = &j->walk;
+    int last = w->axes - 1, flat = w->step[0][last] == 0;
+    size_t run = w->len[last], at[2];
+    for (size_t i = from; i < to; i++) {
+        dfi_walk_at(w, i * j->n, at);
+        if (flat) j->y[at[0]] += (df_real)j->k->sum(run, j->a + i * run);
+        else j->k->colsum(j->n / run, run, run, j->a + i * j->n, j->y + at[0]);
+    }
+}
+/* columns [from, to) of one block of rows */
+static void dfi_colsum_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    size_t cols = j->walk.len[j->walk.axes - 1];
+    j->k->colsum(j->n / cols, to - from, cols, j->a + from, j->y + from);
+}
+/* small += the sum of big over the axes along which small is stretched, in the order in
+   which they lie in memory. Parallel over columns, or where all that is left to sum lies
+   in one block. */
+static void dfi_sum_to(df_ctx *ctx, const df_tensor *big_shape, const df_real *big,
+                       const df_tensor *small_shape, df_real *small_) {
+    dfi_job j = dfi_job_of(ctx, big, NULL, small_);
+    int outer, apart = 1;
+    if (small_shape->size == big_shape->size) {
+        dfi_add_to(ctx, big_shape, 1, big, small_);
+        return;
+    }
+    j.walk = dfi_walk_over(big_shape, small_shape, NULL);
+    outer = j.walk.axes - 1;
+    j.n = j.walk.len[outer];
+    if (j.walk.step[0][outer] != 0 && outer > 0 && j.walk.step[0][outer - 1] == 0)
+        j.n *= j.walk.len[--outer];
+    for (int i = 0; i < outer; i++) apart &= j.walk.step[0][i] != 0;
+    if (outer == 0 && j.walk.axes == 2)
+        dfi_split(ctx, j.walk.len[1], DFI_GRAIN / DFI_COLUMNS_PIECE, dfi_colsum_piece, &j);
+    else if (apart) dfi_split(ctx, big_shape->size / j.n, j.n, dfi_sum_piece, &j);
+    else dfi_sum_piece(&j, 0, big_shape->size / j.n);
+}
+/* Numbers move, or are added, between an array walked in order and the places in another
+   that the walk's steps give: reading collects from those places, writing puts there. */
+enum { DFI_READ = 0, DFI_WRITE = 1, DFI_COPY = 0, DFI_PLUS = 2 };
+
+static void dfi_strided_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    int last = j->walk.axes - 1, writes = j->kind & DFI_WRITE, adds = j->kind & DFI_PLUS;
+    size_t run = j->walk.len[last], step = j->walk.step[0][last], at[2];
+    size_t sa = writes ? 1 : step, sy = writes ? step : 1;
+    for (size_t n; from < to; from += n) {
+        n = run - from % run < to - from ? run - from % run : to - from;
+        dfi_walk_at(&j->walk, from, at);
+        const df_real *a = j->a + (writes ? from : at[0]);
+        df_real *y = j->y + (writes ? at[0] : from);
+        if (step == 1 && adds) j->k->axpy(n, 1, a, y);
+        else if (step == 1) memcpy(y, a, n * sizeof *y);
+        else if (adds) for (size_t i = 0; i < n; i++) y[i * sy] += a[i * sa];
+        else for (size_t i = 0; i < n; i++) y[i * sy] = a[i * sa];
+    }
+}
+static void dfi_strided(df_ctx *ctx, int kind, const df_tensor *walked,
+                        const size_t step[DF_AXES], const df_real *a, df_real *y) {
+    size_t steps[2][DF_AXES] = {{0}, {0}};
+    dfi_job j = dfi_job_of(ctx, a, NULL, y);
+    memcpy(steps[0], step, sizeof steps[0]);
+    j.kind = kind;
+    j.walk = dfi_walk_merge(walked->ndim, walked->shape, steps);
+    dfi_split(ctx, walked->size, 1, dfi_strided_piece, &j);
+}
+/* big (+)= small, stretched */
+static void dfi_spread(df_ctx *ctx, int kind, const df_tensor *small_shape,
+                       const df_real *small_, const df_tensor *big_shape, df_real *big) {
+    size_t step[DF_AXES] = {0};
+    dfi_walk_steps(big_shape, small_shape, step);
+    dfi_strided(ctx, kind | DFI_READ, big_shape, step, small_, big);
+}
+/* A box and the place for it in a larger tensor, `offset` elements from its beginning. */
+static void dfi_box(df_ctx *ctx, int kind, const df_tensor *box, const df_tensor *whole,
+                    size_t offset, const df_real *a, df_real *y) {
+    size_t step[DF_AXES] = {0};
+    for (int i = 0; i < box->ndim; i++) step[i] = dfi_inner(whole, i);
+    if (kind & DFI_WRITE) y += offset;
+    else a += offset;
+    dfi_strided(ctx, kind, box, step, a, y);
+}
+
+/* The sum of two tangents of which either may be NULL, that is zero. */
+static df_tensor *dfi_both(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    return a != NULL && b != NULL ? df_add(ctx, a, b) : a != NULL ? a : b;
+}
+/* t stretched to y's shape; NULL stays NULL. */
+static df_tensor *dfi_stretch(df_ctx *ctx, df_tensor *t, const df_tensor *y) {
+    if (t == NULL || dfi_same_shape(t, y)) return t;
+    return df_broadcast(ctx, t, y->ndim, y->shape);
+}
+
+/* ---- y = a op b, element by element, broadcasting ---- */
+
+/* What a and b stretch to; 0 if they do not fit. */
+static int dfi_broadcast_shape(const df_tensor *a, const df_tensor *b, int *ndim,
+                               int shape[DF_AXES]) {
+    *ndim = a->ndim > b->ndim ? a->ndim : b->ndim;
+    for (int i = 1; i <= *ndim; i++) {
+        int m = i <= a->ndim ? a->shape[a->ndim - i] : 1;
+        int n = i <= b->ndim ? b->shape[b->ndim - i] : 1;
+        if (m != n && m != 1 && n != 1) return 0;
+        shape[*ndim - i] = m == 1 ? n : m;
+    }
+    return 1;
+}
+
+/* forward was: y = a op b. da is the sum, over the axes along which a was stretched, of
+     dy for a + b,    dy for a - b,     dy b for a b,    dy / b for a / b,
+   and db that of
+     dy,              -dy,              dy a,            -dy y / b. */
+static const df_real *dfi_binary_share(df_ctx *ctx, df_tensor *y, int side) {
+    int kind = y->arg[0];
+    df_tensor *b = y->in[1];
+    df_real *g;
+    if (kind == DFI_ADD || (kind == DFI_SUB && side == 0)) return y->grad;
+    g = dfi_reals(ctx, y->size);
+    if (g == NULL) return NULL;
+    if (kind == DFI_SUB) {
+        dfi_affine_run(ctx, y->size, -1, y->grad, 0, g);
+        return g;
+    }
+    if (kind == DFI_MUL) b = y->in[1 - side];
+    dfi_binary_run(ctx, kind, y, y->grad, b, b->data, y, g);
+    if (kind == DFI_DIV && side == 1) {
+        dfi_binary_run(ctx, DFI_MUL, y, g, y, y->data, y, g);
+        dfi_affine_run(ctx, y->size, -1, g, 0, g);
+    }
+    return g;
+}
+static df_result dfi_binary_back(df_ctx *ctx, df_tensor *y) {
+    for (int side = 0; side < 2; side++) {
+        df_real *dx = dfi_grad(y, side);
+        df_tensor *other = y->in[1 - side];
+        if (dx == NULL) continue;
+        if (y->arg[0] == DFI_MUL && y->in[side]->size == y->size) {    /* dx += dy other */
+            dfi_binary_run(ctx, DFI_MULADD, y, y->grad, other, other->data, y, dx);
+        } else {
+            df_scope mark = dfi_scratch_mark(ctx);
+            const df_real *g = dfi_binary_share(ctx, y, side);
+            if (g == NULL) return DF_ERR_MEMORY;
+            dfi_sum_to(ctx, y, g, y->in[side], dx);
+            dfi_scratch_release(ctx, mark);
+        }
+    }
+    return DF_OK;
+}
+
+/* y' = a' + b';  a' - b';  a' b + a b';  (a' - y b')/b */
+static df_tensor *dfi_add_tangent(df_ctx *ctx, df_tensor *y) {
+    return dfi_stretch(ctx, dfi_both(ctx, y->in[0]->tangent, y->in[1]->tangent), y);
+}
+static df_tensor *dfi_sub_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0]->tangent, *b = y->in[1]->tangent;
+    if (b != NULL) a = a != NULL ? df_sub(ctx, a, b) : df_scale(ctx, b, -1);
+    return dfi_stretch(ctx, a, y);
+}
+static df_tensor *dfi_mul_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1];
+    df_tensor *p = a->tangent != NULL ? df_mul(ctx, a->tangent, b) : NULL;
+    return dfi_both(ctx, p, b->tangent != NULL ? df_mul(ctx, a, b->tangent) : NULL);
+}
+static df_tensor *dfi_div_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1];
+    df_tensor *p = a->tangent != NULL ? df_div(ctx, a->tangent, b) : NULL;
+    df_tensor *q = b->tangent != NULL ?
+                   df_scale(ctx, df_div(ctx, df_mul(ctx, y, b->tangent), b), -1) : NULL;
+    return dfi_both(ctx, p, q);
+}
+
+static const dfi_op dfi_ops_binary[DFI_BINARY_COUNT] = {
+    {"df_add", dfi_binary_back, dfi_add_tangent},
+    {"df_sub", dfi_binary_back, dfi_sub_tangent},
+    {"df_mul", dfi_binary_back, dfi_mul_tangent},
+    {"df_div", dfi_binary_back, dfi_div_tangent}
+};
+static df_tensor *dfi_binary(df_ctx *ctx, int kind, df_tensor *a, df_tensor *b) {
+    const dfi_op *op = &dfi_ops_binary[kind];
+    int ndim, shape[DF_AXES];
+    df_tensor *y;
+    if (dfi_blocked(ctx, op->name, a, b)) return NULL;
+    if (!dfi_broadcast_shape(a, b, &ndim, shape))
+        return dfi_bad_shapes(ctx, op->name, "a", a, "b", b, "do not broadcast");
+    y = dfi_tensor_make(ctx, op->name, ndim, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = kind;
+    dfi_binary_run(ctx, kind, a, a->data, b, b->data, y, y->data);
+    return dfi_finish(ctx, y, op, a, b, NULL);
+}
+DF_API df_tensor *df_add(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    return dfi_binary(ctx, DFI_ADD, a, b);
+}
+DF_API df_tensor *df_sub(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    return dfi_binary(ctx, DFI_SUB, a, b);
+}
+DF_API df_tensor *df_mul(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    return dfi_binary(ctx, DFI_MUL, a, b);
+}
+DF_API df_tensor *df_div(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    return dfi_binary(ctx, DFI_DIV, a, b);
+}
+
+/* ---- y = a x + b ---- */
+
+/* forward was: y = a x + b; dx = a dy. Tangent: y' = a x'. */
+static df_result dfi_affine_back(df_ctx *ctx, df_tensor *y) {
+    dfi_add_to(ctx, y, y->number[0], y->grad, y->in[0]->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_affine_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_scale(ctx, y->in[0]->tangent, y->number[0]);
+}
+static const dfi_op dfi_op_affine = {"df_affine", dfi_affine_back, dfi_affine_tangent};
+
+DF_API df_tensor *df_affine(df_ctx *ctx, df_tensor *x, double a, double b) {
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_affine", x, x)) return NULL;
+    y = dfi_tensor_like(ctx, "df_affine", x);
+    if (y == NULL) return NULL;
+    y->number[0] = a;
+    dfi_affine_run(ctx, y->size, a, x->data, b, y->data);
+    return dfi_finish(ctx, y, &dfi_op_affine, x, NULL, NULL);
+}
+DF_API df_tensor *df_scale(df_ctx *ctx, df_tensor *x, double a) {
+    return df_affine(ctx, x, a, 0);
+}
+DF_API df_tensor *df_square(df_ctx *ctx, df_tensor *x) { return df_mul(ctx, x, x); }
+
+/* ---- y = f(x), element by element ---- */
+
+/* forward was: y = f(x); dx = f'(x) dy. Tangent: y' = f'(x) x', with f'(x) composed of
+   recorded operations: one function for each f, since there it needs a derivative too. */
+static void dfi_unary_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    j->k->unary[j->kind](to - from, j->a + from, j->y + from);
+}
+static void dfi_unary_back_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    j->k->unary_back[j->kind](to - from, j->a + from, j->b + from, j->c + from,
+                              j->y + from);
+}
+static df_result dfi_unary_back(df_ctx *ctx, df_tensor *y) {
+    dfi_job j = dfi_job_of(ctx, y->in[0]->data, y->data, y->in[0]->grad);
+    j.kind = y->arg[0];
+    j.c = y->grad;
+    dfi_split(ctx, y->size, 1, dfi_unary_back_piece, &j);
+    return DF_OK;
+}
+
+#define DFI_SLOPE(name, slope)                                                            \
+    static df_tensor *dfi_##name##_slope(df_ctx *c, df_tensor *x, df_tensor *y) {         \
+        (void)c, (void)x, (void)y;                                                        \
+        return slope;                                                                     \
+    }
+DFI_SLOPE(exp, y)
+DFI_SLOPE(log, df_div(c, df_tensor_number(c, 1), x))
+DFI_SLOPE(sqrt, df_div(c, df_tensor_number(c, 0.5), y))
+DFI_SLOPE(sin, df_cos(c, x))
+DFI_SLOPE(cos, df_scale(c, df_sin(c, x), -1))
+DFI_SLOPE(tanh, df_affine(c, df_square(c, y), -1, 1))
+DFI_SLOPE(sigmoid, df_mul(c, y, df_affine(c, y, -1, 1)))
+DFI_SLOPE(relu, df_step(c, x))
+DFI_SLOPE(softplus, df_sigmoid(c, x))
+/* 2/sqrt(pi) exp(-x^2) */
+DFI_SLOPE(erf, df_scale(c, df_exp(c, df_scale(c, df_square(c, x), -1)), 2 / sqrt(DFI_PI)))
+#undef DFI_SLOPE
+/* y = x s, s = sigmoid(x): s + y (1-s) */
+static df_tensor *dfi_silu_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
+    df_tensor *s = df_sigmoid(ctx, x);
+    return df_add(ctx, s, df_mul(ctx, y, df_affine(ctx, s, -1, 1)));
+}
+/* y = x s, s = sigmoid(2 c (x + a x^3)), c = sqrt(2/pi), a = .044715:
+   s + y (1-s) 2c (1 + 3a x^2) */
+static df_tensor *dfi_gelu_tanh_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
+    const double c2 = 2 * sqrt(2 / DFI_PI), a = 0.044715;
+    df_tensor *x2 = df_square(ctx, x);
+    df_tensor *s = df_sigmoid(ctx, df_mul(ctx, x, df_affine(ctx, x2, c2 * a, c2)));
+    df_tensor *rest = df_mul(ctx, y, df_affine(ctx, s, -1, 1));
+    return df_add(ctx, s, df_mul(ctx, rest, df_affine(ctx, x2, 3 * c2 * a, c2)));
+}
+/* y = x Phi(x): Phi + x phi, through erf of u = x/sqrt 2 and its slope */
+static df_tensor *dfi_gelu_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
+    df_tensor *u = df_scale(ctx, x, sqrt(0.5));
+    df_tensor *phi = df_scale(ctx, dfi_erf_slope(ctx, u, y), sqrt(0.125));
+    return df_add(ctx, df_affine(ctx, df_erf(ctx, u), 0.5, 0.5), df_mul(ctx, x, phi));
+}
+
+typedef df_tensor *(*dfi_slope_fn)(df_ctx *ctx, df_tensor *x, df_tensor *y);
+static const dfi_slope_fn dfi_slopes[DFI_UNARY_COUNT] = {
+    dfi_exp_slope, dfi_log_slope, dfi_sqrt_slope, dfi_sin_slope, dfi_cos_slope,
+    dfi_tanh_slope, dfi_sigmoid_slope, dfi_silu_slope, dfi_gelu_tanh_slope, dfi_gelu_slope,
+    dfi_erf_slope, dfi_relu_slope, NULL, dfi_softplus_slope
+};
+static df_tensor *dfi_unary_tangent(df_ctx *ctx, df_tensor *y) {
+    dfi_slope_fn slope = dfi_slopes[y->arg[0]];
+    if (slope == NULL) return NULL;
+    return df_mul(ctx, slope(ctx, y->in[0], y), y->in[0]->tangent);
+}
+static const dfi_op dfi_op_unary = {"unary", dfi_unary_back, dfi_unary_tangent};
+
+static df_tensor *dfi_unary(df_ctx *ctx, const char *name, int kind, df_tensor *x) {
+    dfi_job j;
+    df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    y = dfi_tensor_like(ctx, name, x);
+    if (y == NULL) return NULL;
+    y->arg[0] = kind;
+    j = dfi_job_of(ctx, x->data, NULL, y->data);
+    j.kind = kind;
+    dfi_split(ctx, y->size, 1, dfi_unary_piece, &j);
+    return dfi_finish(ctx, y, &dfi_op_unary, x, NULL, NULL);
+}
+#define DFI_UNARY_API(name, f)                                                            \
+    DF_API df_tensor *name(df_ctx *c, df_tensor *x) { return dfi_unary(c, #name, f, x); }
+DFI_UNARY_API(df_exp, DFI_EXP)
+DFI_UNARY_API(df_log, DFI_LOG)
+DFI_UNARY_API(df_sqrt, DFI_SQRT)
+DFI_UNARY_API(df_sin, DFI_SIN)
+DFI_UNARY_API(df_cos, DFI_COS)
+DFI_UNARY_API(df_tanh, DFI_TANH)
+DFI_UNARY_API(df_sigmoid, DFI_SIGMOID)
+DFI_UNARY_API(df_silu, DFI_SILU)
+DFI_UNARY_API(df_gelu, DFI_GELU_ERF)
+DFI_UNARY_API(df_gelu_tanh, DFI_GELU_TANH)
+DFI_UNARY_API(df_erf, DFI_ERF)
+DFI_UNARY_API(df_relu, DFI_RELU)
+DFI_UNARY_API(df_step, DFI_STEP)
+DFI_UNARY_API(df_softplus, DFI_SOFTPLUS)
+#undef DFI_UNARY_API
+
+/* ---- sums, stretching ---- */
+
+static df_tensor *dfi_sum_shape(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
+                                const int *shape);
+
+/* forward was: y = x stretched; dx = the sum of dy over what was stretched.
+   Tangent: x' stretched. */
+static df_result dfi_broadcast_back(df_ctx *ctx, df_tensor *y) {
+    dfi_sum_to(ctx, y, y->grad, y->in[0], y->in[0]->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_broadcast_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_broadcast(ctx, y->in[0]->tangent, y->ndim, y->shape);
+}
+static const dfi_op dfi_op_broadcast = {
+    "df_broadcast", dfi_broadcast_back, dfi_broadcast_tangent
+};
+DF_API df_tensor *df_broadcast(df_ctx *ctx, df_tensor *x, int ndim, const int *shape) {
+    int fit_ndim, fit[DF_AXES];
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_broadcast", x, x)) return NULL;
+    y = dfi_tensor_make(ctx, "df_broadcast", ndim, shape);
+    if (y == NULL) return NULL;
+    if (!dfi_broadcast_shape(x, y, &fit_ndim, fit) || fit_ndim != ndim ||
+        memcmp(fit, y->shape, (size_t)ndim * sizeof *fit) != 0)
+        return dfi_bad_shapes(ctx, "df_broadcast", "x", x, "shape", y, "do not fit");
+    dfi_spread(ctx, DFI_COPY, x, x->data, y, y->data);
+    return dfi_finish(ctx, y, &dfi_op_broadcast, x, NULL, NULL);
+}
+
+/* forward was: y = sum of x over axes; dx = dy stretched over them. Tangent: sum of x'. */
+static df_result dfi_sum_back(df_ctx *ctx, df_tensor *y) {
+    dfi_spread(ctx, DFI_PLUS, y, y->grad, y->in[0], y->in[0]->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_sum_tangent(df_ctx *ctx, df_tensor *y) {
+    return dfi_sum_shape(ctx, "df_sum", y->in[0]->tangent, y->ndim, y->shape);
+}
+static const dfi_op dfi_op_sum = {"df_sum", dfi_sum_back, dfi_sum_tangent};
+
+/* Sums x to a shape that stretches to x's. */
+static df_tensor *dfi_sum_shape(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
+                                const int *shape) {
+    df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    y = dfi_tensor_make(ctx, name, ndim, shape);
+    if (y == NULL) return NULL;
+    memset(y->data, 0, y->size * sizeof(df_real));
+    dfi_sum_to(ctx, x, x->data, y, y->data);
+    return dfi_finish(ctx, y, &dfi_op_sum, x, NULL, NULL);
+}
+DF_API df_tensor *df_sum(df_ctx *ctx, df_tensor *x) {
+    return dfi_sum_shape(ctx, "df_sum", x, 0, NULL);
+}
+DF_API df_tensor *df_mean(df_ctx *ctx, df_tensor *x) {
+    df_tensor *y = dfi_sum_shape(ctx, "df_mean", x, 0, NULL);
+    return y != NULL ? df_scale(ctx, y, 1 / (double)x->size) : NULL;
+}
+/* Sum over one axis, or the mean. */
+static df_tensor *dfi_sum_axis(df_ctx *ctx, const char *name, df_tensor *x, int axis,
+                               int keep, int mean) {
+    int shape[DF_AXES], n;
+    df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    axis = dfi_axis(ctx, name, x, axis);
+    if (axis < 0) return NULL;
+    memcpy(shape, x->shape, sizeof shape);
+    n = shape[axis];
+    shape[axis] = 1;
+    y = dfi_sum_shape(ctx, name, x, x->ndim, shape);
+    if (y != NULL && mean) y = df_scale(ctx, y, 1.0 / n);
+    if (y == NULL || keep) return y;
+    for (int i = axis; i < DF_AXES - 1; i++) shape[i] = shape[i + 1];
+    return df_reshape(ctx, y, x->ndim - 1, shape);
+}
+DF_API df_tensor *df_sum_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
+    return dfi_sum_axis(ctx, "df_sum_axis", x, axis, keep, 0);
+}
+DF_API df_tensor *df_mean_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
+    return dfi_sum_axis(ctx, "df_mean_axis", x, axis, keep, 1);
+}
+
+/* ---- shapes ---- */
+
+/* forward was: y = x in another shape, sharing its data; dx = dy. Tangent: x' reshaped. */
+static df_result dfi_reshape_back(df_ctx *ctx, df_tensor *y) {
+    dfi_add_to(ctx, y, 1, y->grad, y->in[0]->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_reshape_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_reshape(ctx, y->in[0]->tangent, y->ndim, y->shape);
+}
+static const dfi_op dfi_op_reshape = {"df_reshape", dfi_reshape_back, dfi_reshape_tangent};
+
+DF_API df_tensor *df_reshape(df_ctx *ctx, df_tensor *x, int ndim, const int *shape) {
+    int full[DF_AXES] = {1, 1, 1, 1, 1}, open = -1;
+    size_t known = 1;
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_reshape", x, x)) return NULL;
+    for (int i = 0; i < ndim && i < DF_AXES && shape != NULL; i++) {
+        full[i] = shape[i];
+        if (shape[i] == -1 && open < 0) open = i;
+        else if (shape[i] > 0) known = dfi_mul(known, (size_t)shape[i]);
+    }
+    if (open >= 0 && x->size % known == 0 && x->size / known <= INT_MAX)
+        full[open] = (int)(x->size / known);
+    else if (open >= 0)
+        return dfi_bad_shape(ctx, "df_reshape", "x", x, "leaves no whole number for -1");
+    y = dfi_tensor_head(ctx, "df_reshape", ndim, shape != NULL ? full : NULL);
+    if (y == NULL) return NULL;
+    if (y->size != x->size)
+        return dfi_bad_shapes(ctx, "df_reshape", "x", x, "shape", y, "differ in size");
+    y->data = x->data;
+    return dfi_finish(ctx, y, &dfi_op_reshape, x, NULL, NULL);
+}
+
+/* forward was: y = [a | b] along an axis; da, db = their parts of dy.
+   Tangent: [a' | b'], zeros where one is missing. */
+static size_t dfi_concat_offset(const df_tensor *y, const df_tensor *a) {
+    return (size_t)a->shape[y->arg[0]] * dfi_inner(a, y->arg[0]);
+}
+static df_result dfi_concat_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1];
+    df_real *da = dfi_grad(y, 0), *db = dfi_grad(y, 1);
+    if (da) dfi_box(ctx, DFI_READ | DFI_PLUS, a, y, 0, y->grad, da);
+    if (db) dfi_box(ctx, DFI_READ | DFI_PLUS, b, y, dfi_concat_offset(y, a), y->grad, db);
+    return DF_OK;
+}
+static df_tensor *dfi_concat_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1];
+    return df_concat(ctx, a->tangent ? a->tangent : df_tensor_new(ctx, a->ndim, a->shape),
+                     b->tangent ? b->tangent : df_tensor_new(ctx, b->ndim, b->shape),
+                     y->arg[0]);
+}
+static const dfi_op dfi_op_concat = {"df_concat", dfi_concat_back, dfi_concat_tangent};
+
+DF_API df_tensor *df_concat(df_ctx *ctx, df_tensor *a, df_tensor *b, int axis) {
+    int shape[DF_AXES], fits;
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_concat", a, b)) return NULL;
+    axis = dfi_axis(ctx, "df_concat", a, axis);
+    if (axis < 0) return NULL;
+    memcpy(shape, a->shape, sizeof shape);
+    fits = a->ndim == b->ndim && shape[axis] <= INT_MAX - b->shape[axis];
+    shape[axis] = b->shape[axis];
+    if (!fits || memcmp(shape, b->shape, sizeof shape) != 0)
+        return dfi_bad_shapes(ctx, "df_concat", "a", a, "b", b, "differ beside the axis");
+    shape[axis] += a->shape[axis];
+    y = dfi_tensor_make(ctx, "df_concat", a->ndim, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = axis;
+    dfi_box(ctx, DFI_WRITE, a, y, 0, a->data, y->data);
+    dfi_box(ctx, DFI_WRITE, b, y, dfi_concat_offset(y, a), b->data, y->data);
+    return dfi_finish(ctx, y, &dfi_op_concat, a, b, NULL);
+}
+
+/* forward was: y = x[..., start : start + length, ...]; dx there = dy.
+   Tangent: the same of x'. */
+static size_t dfi_slice_offset(const df_tensor *y, const df_tensor *x) {
+    return (size_t)y->arg[1] * dfi_inner(x, y->arg[0]);
+}
+static df_result dfi_slice_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0];
+    dfi_box(ctx, DFI_WRITE | DFI_PLUS, y, x, dfi_slice_offset(y, x), y->grad, x->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_slice_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_slice(ctx, y->in[0]->tangent, y->arg[0], y->arg[1], y->shape[y->arg[0]]);
+}
+static const dfi_op dfi_op_slice = {"df_slice", dfi_slice_back, dfi_slice_tangent};
+
+DF_API df_tensor *df_slice(df_ctx *ctx, df_tensor *x, int axis, int start, int length) {
+    char s[DFI_SHAPE_TEXT];
+    int shape[DF_AXES];
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_slice", x, x)) return NULL;
+    axis = dfi_axis(ctx, "df_slice", x, axis);
+    if (axis < 0) return NULL;
+    if (start < 0 || length < 1 || start > x->shape[axis] - length)
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                               "df_slice: x %s, axis %d has no %d elements from %d on",
+                               dfi_shape_text(x->ndim, x->shape, s), axis, length, start);
+    memcpy(shape, x->shape, sizeof shape);
+    shape[axis] = length;
+    y = dfi_tensor_make(ctx, "df_slice", x->ndim, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = axis, y->arg[1] = start;
+    dfi_box(ctx, DFI_READ, y, x, dfi_slice_offset(y, x), x->data, y->data);
+    return dfi_finish(ctx, y, &dfi_op_slice, x, NULL, NULL);
+}
+
+/* forward was: y = x within a frame of zeros; dx = what of dy lies inside.
+   Tangent: x' in the same frame. */
+static size_t dfi_pad_offset(const df_tensor *y) {
+    return (size_t)y->arg[0] * (size_t)y->shape[3] + (size_t)y->arg[2];
+}
+static df_result dfi_pad_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0];
+    dfi_box(ctx, DFI_READ | DFI_PLUS, x, y, dfi_pad_offset(y), y->grad, x->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_pad_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_pad2d(ctx, y->in[0]->tangent, y->arg[0], y->arg[1], y->arg[2], y->arg[3]);
+}
+static const dfi_op dfi_op_pad = {"df_pad2d", dfi_pad_back, dfi_pad_tangent};
+
+DF_API df_tensor *df_pad2d(df_ctx *ctx, df_tensor *x, int top, int bottom, int left,
+                           int right) {
+    const int most = INT_MAX / 4;
+    int margin[4], shape[DF_AXES];
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_pad2d", x, x)) return NULL;
+    if (x->ndim != 4 || x->shape[2] > most || x->shape[3] > most)
+        return dfi_bad_shape(ctx, "df_pad2d", "x", x, "is not [B,C,H,W]");
+    margin[0] = top, margin[1] = bottom, margin[2] = left, margin[3] = right;
+    memcpy(shape, x->shape, sizeof shape);
+    for (int i = 0; i < 4; i++) {
+        if (margin[i] < 0 || margin[i] > most)
+            return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                                   "df_pad2d: margin %d is %d, wanted 0 or more", i,
+                                   margin[i]);
+        shape[2 + i / 2] += margin[i];
+    }
+    y = df_tensor_new(ctx, 4, shape);
+    if (y == NULL) return NULL;
+    memcpy(y->arg, margin, sizeof margin);
+    dfi_box(ctx, DFI_WRITE, x, y, dfi_pad_offset(y), x->data, y->data);
+    return dfi_finish(ctx, y, &dfi_op_pad, x, NULL, NULL);
+}
+
+/* forward was: y[i] = x[p(i)], the axes in another order; dx[p(i)] = dy[i], read back in
+   x's order. Tangent: x' permuted. */
+static df_result dfi_permute_back(df_ctx *ctx, df_tensor *y) {
+    size_t step[DF_AXES] = {0};
+    for (int i = 0; i < y->ndim; i++) step[y->arg[i]] = dfi_inner(y, i);
+    dfi_strided(ctx, DFI_READ | DFI_PLUS, y->in[0], step, y->grad, y->in[0]->grad);
+    return DF_OK;
+}
+static df_tensor *dfi_permute_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_permute(ctx, y->in[0]->tangent, y->arg);
+}
+static const dfi_op dfi_op_permute = {"df_permute", dfi_permute_back, dfi_permute_tangent};
+
+DF_API df_tensor *df_permute(df_ctx *ctx, df_tensor *x, const int *order) {
+    int shape[DF_AXES], seen = 0;
+    size_t step[DF_AXES] = {0};
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_permute", x, x)) return NULL;
+    if (order == NULL && x->ndim > 0)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_permute: order is NULL");
+    for (int i = 0; i < x->ndim; i++) {
+        if (order[i] < 0 || order[i] >= x->ndim || (seen & (1 << order[i])) != 0)
+            return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                                   "df_permute: order[%d] = %d, wanted 0 to %d once each",
+                                   i, order[i], x->ndim - 1);
+        seen |= 1 << order[i];
+        shape[i] = x->shape[order[i]];
+        step[i] = dfi_inner(x, order[i]);
+    }
+    y = dfi_tensor_make(ctx, "df_permute", x->ndim, shape);
+    if (y == NULL) return NULL;
+    for (int i = 0; i < x->ndim; i++) y->arg[i] = order[i];
+    dfi_strided(ctx, DFI_READ, y, step, x->data, y->data);
+    return dfi_finish(ctx, y, &dfi_op_permute, x, NULL, NULL);
+}
+
+/* ---- matrix products ---- */
+
+/* Y = op(A) op(B) for every place of the leading axes. Where B is one matrix for all, the
+   rows of all A are one tall matrix. */
+typedef struct dfi_products {
+    int ta, tb;
+    size_t M, N, K, batch;
+    dfi_walk walk;             /* over the leading axes; steps count matrices */
+} dfi_products;
+
+static dfi_products dfi_products_of(const df_tensor *a, const df_tensor *b,
+                                    const df_tensor *y) {
+    dfi_products p;
+    df_tensor la = *a, lb = *b, ly = *y;
+    p.ta = y->arg[0], p.tb = y->arg[1];
+    p.M = (size_t)y->shape[y->ndim - 2];
+    p.N = (size_t)y->shape[y->ndim - 1];
+    p.K = (size_t)a->shape[a->ndim - (p.ta ? 2 : 1)];
+    if (b->ndim == 2 && !p.ta) {
+        p.M = y->size / p.N;
+        ly.ndim = la.ndim = lb.ndim = 2;
+    }
+    p.batch = y->size / (p.M * p.N);
+    la.ndim -= 2, lb.ndim -= 2, ly.ndim -= 2;
+    p.walk = dfi_walk_over(&ly, &la, &lb);
+    return p;
+}
+
+/* forward was: Y = A B (operands as op left them); dA = dY B^T, dB = A^T dY, summed over
+   places that share a matrix, one after the other. */
+static df_result dfi_matmul_side(df_ctx *ctx, df_tensor *y, int side, df_real *d) {
+    dfi_products p = dfi_products_of(y->in[0], y->in[1], y);
+    int last = p.walk.axes - 1, ta = p.ta, tb = p.tb;
+    size_t M = p.M, N = p.N, K = p.K, lda = ta ? M : K, ldb = tb ? K : N, at[2];
+    size_t n = p.walk.step[side][last] ? p.walk.len[last] : 1;
+    size_t sa = p.walk.step[0][last] * M * K, sb = p.walk.step[1][last] * K * N;
+    size_t sy = M * N;
+    for (size_t i = 0; i < p.batch; i += n) {
+        df_result r;
+        const df_real *A, *B, *G = y->grad + i * sy;
+        df_real *D;
+        dfi_walk_at(&p.walk, i, at);
+        A = y->in[0]->data + at[0] * M * K;
+        B = y->in[1]->data + at[1] * K * N;
+        D = d + (side == 0 ? at[0] * M * K : at[1] * K * N);
+        if (side == 0 && !ta)
+            r = dfi_gemm_batch(ctx, 0, !tb, n, M, K, N, G, N, sy, B, ldb, sb, 1, D, K, sa);
+        else if (side == 0)
+            r = dfi_gemm_batch(ctx, tb, 1, n, K, M, N, B, ldb, sb, G, N, sy, 1, D, M, sa);
+        else if (!tb)
+            r = dfi_gemm_batch(ctx, !ta, 0, n, K, N, M, A, lda, sa, G, N, sy, 1, D, N, sb);
+        else
+            r = dfi_gemm_batch(ctx, 1, ta, n, N, K, M, G, N, sy, A, lda, sa, 1, D, K, sb);
+        if (r != DF_OK) return r;
+    }
+    return DF_OK;
+}
+static df_result dfi_matmul_back(df_ctx *ctx, df_tensor *y) {
+    for (int side = 0; side < 2; side++) {
+        df_real *d = dfi_grad(y, side);
+        df_result r = d != NULL ? dfi_matmul_side(ctx, y, side, d) : DF_OK;
+        if (r != DF_OK) return r;
+    }
+    return DF_OK;
+}
+/* Y' = A' B + A B' */
+static df_tensor *dfi_matmul_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1], *p = NULL, *q = NULL;
+    if (a->tangent) p = df_matmul(ctx, a->tangent, b, y->arg[0], y->arg[1]);
+    if (b->tangent) q = df_matmul(ctx, a, b->tangent, y->arg[0], y->arg[1]);
+    return dfi_both(ctx, p, q);
+}
+static const dfi_op dfi_op_matmul = {"df_matmul", dfi_matmul_back, dfi_matmul_tangent};
+
+DF_API df_tensor *df_matmul(df_ctx *ctx, df_tensor *a, df_tensor *b, int ta, int tb) {
+    int shape[DF_AXES], ndim;
+    dfi_products p;
+    df_tensor *y, la, lb;
+    if (dfi_blocked(ctx, "df_matmul", a, b)) return NULL;
+    ta = ta != 0, tb = tb != 0;
+    if (a->ndim < 2 || b->ndim < 2)
+        return dfi_bad_shapes(ctx, "df_matmul", "a", a, "b", b, "must have 2 axes each");
+    la = *a, lb = *b;
+    la.ndim -= 2, lb.ndim -= 2;
+    if (a->shape[a->ndim - (ta ? 2 : 1)] != b->shape[b->ndim - (tb ? 1 : 2)] ||
+        !dfi_broadcast_shape(&la, &lb, &ndim, shape))
+        return dfi_bad_shapes(ctx, "df_matmul", ta ? "a^T" : "a", a, tb ? "b^T" : "b", b,
+                              "do not multiply");
+    shape[ndim] = a->shape[a->ndim - (ta ? 1 : 2)];
+    shape[ndim + 1] = b->shape[b->ndim - (tb ? 2 : 1)];
+    y = dfi_tensor_make(ctx, "df_matmul", ndim + 2, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = ta, y->arg[1] = tb;
+    p = dfi_products_of(a, b, y);
+    int last = p.walk.axes - 1;
+    size_t run = p.walk.len[last], at[2];
+    for (size_t i = 0; i < p.batch; i += run) {
+        dfi_walk_at(&p.walk, i, at);
+        if (dfi_gemm_batch(ctx, ta, tb, run, p.M, p.N, p.K, a->data + at[0] * p.M * p.K,
+                           ta ? p.M : p.K, p.walk.step[0][last] * p.M * p.K,
+                           b->data + at[1] * p.K * p.N, tb ? p.K : p.N,
+                           p.walk.step[1][last] * p.K * p.N, 0, y->data + i * p.M * p.N,
+                           p.N, p.M * p.N) != DF_OK)
+            return dfi_stick(ctx);
+    }
+    return dfi_finish(ctx, y, &dfi_op_matmul, a, b, NULL);
+}
+
+/* forward was: y = x w^T + b, row by row; dx = dy w, dw = dy^T x, db = sum of dy's rows.
+   Tangent: x' w^T + b' + x w'^T. */
+static df_result dfi_linear_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0], *w = y->in[1];
+    size_t out = (size_t)w->shape[0], in = (size_t)w->shape[1], rows = x->size / in;
+    df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
+    df_result r = DF_OK;
+    if (dx) r = dfi_gemm(ctx, 0, 0, rows, in, out, y->grad, out, w->data, in, 1, dx, in);
+    if (dw && r == DF_OK)
+        r = dfi_gemm(ctx, 1, 0, out, in, rows, y->grad, out, x->data, in, 1, dw, in);
+    if (db) dfi_sum_to(ctx, y, y->grad, y->in[2], db);
+    return r;
+}
+static df_tensor *dfi_linear_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2] ? y->in[2]->tangent : NULL;
+    df_tensor *p = NULL, *q = NULL;
+    if (x->tangent) p = df_linear(ctx, x->tangent, w, b);
+    else if (b) p = dfi_stretch(ctx, b, y);
+    if (w->tangent) q = df_linear(ctx, x, w->tangent, NULL);
+    return dfi_both(ctx, p, q);
+}
+static const dfi_op dfi_op_linear = {"df_linear", dfi_linear_back, dfi_linear_tangent};
+
+DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight,
+                            df_tensor *bias) {
+    int shape[DF_AXES];
+    size_t out, in, rows;
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_linear", x, weight)) return NULL;
+    if (x->ndim < 1 || weight->ndim != 2 || x->shape[x->ndim - 1] != weight->shape[1])
+        return dfi_bad_shapes(ctx, "df_linear", "x", x, "weight", weight,
+                              "do not fit: x [...,in], weight [out,in]");
+    if (bias != NULL && (bias->ndim != 1 || bias->shape[0] != weight->shape[0]))
+        return dfi_bad_shapes(ctx, "df_linear", "weight", weight, "bias", bias,
+                              "do not fit: weight [out,in], bias [out]");
+    memcpy(shape, x->shape, sizeof shape);
+    shape[x->ndim - 1] = weight->shape[0];
+    y = dfi_tensor_make(ctx, "df_linear", x->ndim, shape);
+    if (y == NULL) return NULL;
+    out = (size_t)weight->shape[0], in = (size_t)weight->shape[1], rows = x->size / in;
+    if (bias != NULL) dfi_spread(ctx, DFI_COPY, bias, bias->data, y, y->data);
+    if (dfi_gemm(ctx, 0, 1, rows, out, in, x->data, in, weight->data, in, bias != NULL,
+                 y->data, out) != DF_OK)
+        return dfi_stick(ctx);
+    return dfi_finish(ctx, y, &dfi_op_linear, x, weight, bias);
+}
+
+/* ---- images ---- */
+
+/* forward was: y[b] = W col(x[b]) + bias, where column p of col holds the C kh kw values
+   that output pixel p looks at. dW = sum_b dy[b] col(x[b])^T; dx[b] = the columns of
+   W^T dy[b], each put back to where it was read; dbias = sum of dy. Columns are made for
+   some samples at a time, or, if an image is large, for some of its rows: as much as stays
+   in the cache. How much depends on one sample's shape alone. A 1x1 kernel needs no
+   columns: they are x. Tangent: conv(x', W) + bias' + conv(x, W'). */
+typedef struct dfi_conv {
+    size_t B, C, H, W, O, kh, kw, stride, pad, Ho, Wo;
+    size_t K, P;               /* height of a column, pixels of the result */
+    int direct;                /* columns are x itself */
+    int back;                  /* columns go to dx instead of coming from x */
+    size_t samples, rows;      /* how much of the result at a time */
+    size_t b, row, n_samples, n_rows;    /* the current part */
+    const df_real *x;
+    df_real *columns, *dx;
+} dfi_conv;
+
+enum { DFI_COLUMNS = 1 << 19 };    /* elements: 2 MiB of float */
+
+static dfi_conv dfi_conv_of(const df_tensor *x, const df_tensor *w, const df_tensor *y) {
+    dfi_conv c;
+    memset(&c, 0, sizeof c);
+    c.B = (size_t)x->shape[0], c.C = (size_t)x->shape[1];
+    c.H = (size_t)x->shape[2], c.W = (size_t)x->shape[3];
+    c.O = (size_t)w->shape[0], c.kh = (size_t)w->shape[2], c.kw = (size_t)w->shape[3];
+    c.Ho = (size_t)y->shape[2], c.Wo = (size_t)y->shape[3];
+    c.stride = (size_t)y->arg[0], c.pad = (size_t)y->arg[1];
+    c.K = c.C * c.kh * c.kw, c.P = c.Ho * c.Wo;
+    c.direct = c.kh == 1 && c.kw == 1 && c.stride == 1 && c.pad == 0;
+    c.rows = DFI_COLUMNS / dfi_mul(c.K, c.Wo);
+    if (c.rows < 1) c.rows = 1;
+    if (c.rows > c.Ho || c.direct) c.rows = c.Ho;
+    c.samples = c.rows < c.Ho ? 1 : DFI_COLUMNS / dfi_mul(c.K, c.P);
+    if (c.samples < 1) c.samples = 1;
+    if (c.samples > c.B || c.direct) c.samples = c.B;
+    c.x = x->data;
+    c.b = c.row = c.n_samples = c.n_rows = 0;
+    return c;
+}
+/* Moves on to the next part; 0 at the end. */
+static int dfi_conv_next(dfi_conv *c) {
+    c->row += c->n_rows;
+    if (c->row == c->Ho) c->row = 0;
+    if (c->row == 0) c->b += c->n_samples;
+    if (c->b == c->B) return 0;
+    c->n_samples = c->B - c->b < c->samples ? c->B - c->b : c->samples;
+    c->n_rows = c->Ho - c->row < c->rows ? c->Ho - c->row : c->rows;
+    return 1;
+}
+/* Output columns [*lo, *hi) of one kernel column read inside x; the rest read zeros. */
+static void dfi_conv_inside(const dfi_conv *c, size_t kj, size_t *lo, size_t *hi) {
+    size_t end = c->W + c->pad;            /* ox stride + kj in [pad, end) */
+    *lo = kj >= c->pad ? 0 : (c->pad - kj + c->stride - 1) / c->stride;
+    *hi = end > kj ? (end - kj + c->stride - 1) / c->stride : 0;
+    if (*hi > c->Wo) *hi = c->Wo;
+    if (*lo > *hi) *lo = *hi;
+}
+/* Channels [from, to), counted over the part's samples. For each tap of the kernel the
+   columns have one row of output pixels: a copy of x shifted by the tap, zeros outside. On
+   the way back these rows are added to dx instead. All taps of a channel belong to one
+   task, so that no two tasks add to the same pixel. */
+static void dfi_conv_piece(void *arg, size_t from, size_t to) {
+    const dfi_conv *c = (const dfi_conv *)arg;
+    size_t lo, hi, taps = c->kh * c->kw;
+    for (size_t i = from * taps; i < to * taps; i++) {
+        size_t ki = i % taps / c->kw, kj = i % c->kw;
+        size_t plane = (c->b * c->C + i / taps) * c->H * c->W;
+        df_real *col = c->columns + i * c->n_rows * c->Wo;
+        dfi_conv_inside(c, kj, &lo, &hi);
+        for (size_t oy = 0; oy < c->n_rows; oy++, col += c->Wo) {
+            size_t iy = (c->row + oy) * c->stride + ki, n = 0, at = plane;    /* + pad */
+            if (iy >= c->pad && iy < c->H + c->pad && hi > lo) {
+                at += (iy - c->pad) * c->W + lo * c->stride + kj - c->pad;
+                n = hi - lo;
+            }
+            if (c->back) {
+                for (size_t k = 0; k < n; k++) c->dx[at + k * c->stride] += col[lo + k];
+                continue;
+            }
+            if (n < c->Wo) memset(col, 0, c->Wo * sizeof *col);
+            if (c->stride == 1) memcpy(col + lo, c->x + at, n * sizeof *col);
+            else for (size_t k = 0; k < n; k++) col[lo + k] = c->x[at + k * c->stride];
+        }
+    }
+}
+static void dfi_conv_run(df_ctx *ctx, dfi_conv *c, int back) {
+    c->back = back;
+    dfi_split(ctx, c->n_samples * c->C, c->kh * c->kw * c->n_rows * c->Wo, dfi_conv_piece,
+              c);
+}
+/* The current part's columns, sample after sample; made anew for the backward pass, which
+   costs less than the memory they would take: kh kw times x. */
+static const df_real *dfi_conv_columns(df_ctx *ctx, dfi_conv *c) {
+    if (c->direct) return c->x;
+    dfi_conv_run(ctx, c, 0);
+    return c->columns;
+}
+static int dfi_conv_room(df_ctx *ctx, dfi_conv *c) {
+    if (c->direct) return 1;
+    c->columns = dfi_reals(ctx, dfi_mul(dfi_mul(c->samples, c->K), c->rows * c->Wo));
+    return c->columns != NULL;
+}
+
+/* The bias's shape beside an image: [O,1,1]. */
+static df_tensor dfi_conv_bias(const df_tensor *bias) {
+    df_tensor channel = *bias;
+    channel.ndim = 3;
+    return channel;
+}
+
+static df_result dfi_conv_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *w = y->in[1];
+    dfi_conv c = dfi_conv_of(y->in[0], w, y);
+    df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
+    if (db != NULL) {
+        df_tensor channel = dfi_conv_bias(y->in[2]);
+        dfi_sum_to(ctx, y, y->grad, &channel, db);
+    }
+    if (!dfi_conv_room(ctx, &c)) return DF_ERR_MEMORY;
+    c.dx = dx;
+    while (dfi_conv_next(&c)) {
+        size_t pixels = c.n_rows * c.Wo, step = c.K * pixels;
+        const df_real *dy = y->grad + c.b * c.O * c.P + c.row * c.Wo;
+        const df_real *col = dw != NULL ? dfi_conv_columns(ctx, &c) : NULL;
+        df_result r = DF_OK;
+        for (size_t i = 0; dw != NULL && i < c.n_samples && r == DF_OK; i++)
+            r = dfi_gemm(ctx, 0, 1, c.O, c.K, pixels, dy + i * c.O * c.P, c.P,
+                         col + i * step, pixels, 1, dw, c.K);
+        if (dx != NULL && r == DF_OK)
+            r = dfi_gemm_batch(ctx, 1, 0, c.n_samples, c.K, pixels, c.O, w->data, c.K, 0,
+                               dy, c.P, c.O * c.P, c.direct, c.direct ? dx : c.columns,
+                               pixels, step);
+        if (r != DF_OK) return r;
+        if (dx != NULL && !c.direct) dfi_conv_run(ctx, &c, 1);
+    }
+    return DF_OK;
+}
+static df_tensor *dfi_conv_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2] ? y->in[2]->tangent : NULL;
+    df_tensor *p = NULL, *q = NULL;
+    const int channel[3] = {y->shape[1], 1, 1};
+    if (x->tangent) p = df_conv2d(ctx, x->tangent, w, b, y->arg[0], y->arg[1]);
+    else if (b) p = dfi_stretch(ctx, df_reshape(ctx, b, 3, channel), y);
+    if (w->tangent) q = df_conv2d(ctx, x, w->tangent, NULL, y->arg[0], y->arg[1]);
+    return dfi_both(ctx, p, q);
+}
+static const dfi_op dfi_op_conv = {"df_conv2d", dfi_conv_back, dfi_conv_tangent};
+
+/* Checks the operands and finds the result's shape; 0 with an error. */
+static int dfi_conv_shape(df_ctx *ctx, const df_tensor *x, const df_tensor *w,
+                          const df_tensor *bias, int stride, int pad, int shape[4]) {
+    char why[80], s[DFI_SHAPE_TEXT], t[DFI_SHAPE_TEXT];
+    if (x->ndim != 4 || w->ndim != 4) {
+        dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w,
+                       "do not fit: x [B,C,H,W], weight [O,C,kh,kw]");
+        return 0;
+    }
+    if (x->shape[1] != w->shape[1]) {
+        dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                        "df_conv2d: x %s has %d channels, weight %s wants %d",
+                        dfi_shape_text(4, x->shape, s), x->shape[1],
+                        dfi_shape_text(4, w->shape, t), w->shape[1]);
+        return 0;
+    }
+    if (bias != NULL && (bias->ndim != 1 || bias->shape[0] != w->shape[0])) {
+        dfi_bad_shapes(ctx, "df_conv2d", "weight", w, "bias", bias, "do not fit");
+        return 0;
+    }
+    if (stride < 1 || pad < 0 || pad > INT_MAX / 4) {
+        dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                        "df_conv2d: stride %d, pad %d; wanted 1 or more, 0 or more",
+                        stride, pad);
+        return 0;
+    }
+    shape[0] = x->shape[0], shape[1] = w->shape[0];
+    for (int i = 2; i < 4; i++) {
+        int64_t room = (int64_t)x->shape[i] + 2 * (int64_t)pad - w->shape[i];
+        if (room < 0 || room / stride >= INT_MAX) {
+            snprintf(why, sizeof why, "and pad %d leave no room for the kernel", pad);
+            dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w, why);
+            return 0;
+        }
+        shape[i] = (int)(room / stride) + 1;
+    }
+    return 1;
+}
+
+DF_API df_tensor *df_conv2d(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_tensor *bias,
+                            int stride, int pad) {
+    int shape[4];
+    dfi_conv c;
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_conv2d", x, weight)) return NULL;
+    if (!dfi_conv_shape(ctx, x, weight, bias, stride, pad, shape)) return NULL;
+    y = dfi_tensor_make(ctx, "df_conv2d", 4, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = stride, y->arg[1] = pad;
+    c = dfi_conv_of(x, weight, y);
+    if (bias != NULL) {
+        df_tensor channel = dfi_conv_bias(bias);
+        dfi_spread(ctx, DFI_COPY, &channel, bias->data, y, y->data);
+    }
+    df_scope mark = dfi_scratch_mark(ctx);
+    if (!dfi_conv_room(ctx, &c)) return dfi_stick(ctx);
+    while (dfi_conv_next(&c)) {
+        size_t pixels = c.n_rows * c.Wo;
+        const df_real *col = dfi_conv_columns(ctx, &c);
+        if (dfi_gemm_batch(ctx, 0, 0, c.n_samples, c.O, pixels, c.K, weight->data, c.K, 0,
+                           col, pixels, c.K * pixels, bias != NULL,
+                           y->data + c.b * c.O * c.P + c.row * c.Wo, c.P,
+                           c.O * c.P) != DF_OK)
+            return dfi_stick(ctx);
+    }
+    dfi_scratch_release(ctx, mark);
+    return dfi_finish(ctx, y, &dfi_op_conv, x, weight, bias);
+}
+
+/* Between planes of 2h x 2w (fine) and h x w (coarse): every coarse value goes to four
+   fine ones, times a, or becomes their sum, times a. Each is the other's transpose:
+   forward was: y = x upsampled (a = 1); dx = the sum of dy's four;
+   forward was: y = the mean of x's four (a = 1/4); dx = dy/4 for each.
+   Tangent: the same of x'. */
+static void dfi_resize_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    size_t w = j->n;           /* pieces are rows of the coarse planes */
+    df_real a = j->number[0];
+    for (size_t i = from; i < to; i++)
+        for (size_t k = 0; k < w; k++) {
+            size_t f = 4 * i * w + 2 * k;
+            if (j->kind) {
+                const df_real *s = j->a + f;
+                j->y[i * w + k] += a * ((s[0] + s[1]) + (s[2 * w] + s[2 * w + 1]));
+            } else {
+                df_real v = a * j->a[i * w + k], *d = j->y + f;
+                d[0] += v, d[1] += v, d[2 * w] += v, d[2 * w + 1] += v;
+            }
+        }
+}
+static void dfi_resize_run(df_ctx *ctx, int coarsen, double a, const df_real *x,
+                           df_real *y, const df_tensor *coarse) {
+    dfi_job j = dfi_job_of(ctx, x, NULL, y);
+    j.kind = coarsen;
+    j.number[0] = (df_real)a;
+    j.n = (size_t)coarse->shape[3];
+    dfi_split(ctx, coarse->size / j.n, 4 * j.n, dfi_resize_piece, &j);
+}
+static df_result dfi_resize_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0];
+    int coarsen = y->arg[0];
+    dfi_resize_run(ctx, !coarsen, y->number[0], y->grad, x->grad, coarsen ? y : x);
+    return DF_OK;
+}
+static df_tensor *dfi_resize_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *t = y->in[0]->tangent;
+    return y->arg[0] ? df_avg_pool2x2(ctx, t) : df_upsample2x(ctx, t);
+}
+static const dfi_op dfi_op_resize = {"resize", dfi_resize_back, dfi_resize_tangent};
+
+static df_tensor *dfi_resize(df_ctx *ctx, df_tensor *x, int coarsen) {
+    int shape[DF_AXES];
+    df_tensor *y;
+    memcpy(shape, x->shape, sizeof shape);
+    for (int i = 2; i < 4; i++) shape[i] = coarsen ? shape[i] / 2 : shape[i] * 2;
+    y = df_tensor_new(ctx, 4, shape);
+    if (y == NULL) return NULL;
+    y->arg[0] = coarsen;
+    y->number[0] = coarsen ? 0.25 : 1;
+    dfi_resize_run(ctx, coarsen, y->number[0], x->data, y->data, coarsen ? y : x);
+    return dfi_finish(ctx, y, &dfi_op_resize, x, NULL, NULL);
+}
+DF_API df_tensor *df_upsample2x(df_ctx *ctx, df_tensor *x) {
+    if (dfi_blocked(ctx, "df_upsample2x", x, x)) return NULL;
+    if (x->ndim != 4 || x->shape[2] > INT_MAX / 2 || x->shape[3] > INT_MAX / 2)
+        return dfi_bad_shape(ctx, "df_upsample2x", "x", x, "is not [B,C,H,W]");
+    return dfi_resize(ctx, x, 0);
+}
+DF_API df_tensor *df_avg_pool2x2(df_ctx *ctx, df_tensor *x) {
+    if (dfi_blocked(ctx, "df_avg_pool2x2", x, x)) return NULL;
+    if (x->ndim != 4 || x->shape[2] % 2 != 0 || x->shape[3] % 2 != 0)
+        return dfi_bad_shape(ctx, "df_avg_pool2x2", "x", x,
+                             "is not [B,C,H,W] with even H and W");
+    return dfi_resize(ctx, x, 1);
+}
+
+/* ---- normalisation ---- */
+
+/* Group, layer and RMS norm are one operation on x seen as [N, C, S]: group g of sample n
+   is one run of C/groups S numbers, with mean m and variance v (Wu & He 2018; layer norm
+   is one group with S = 1, Ba et al. 2016; RMS norm has m = 0, Zhang & Sennrich 2019):
+
+     h = (x - m) r,  r = 1/sqrt(v + eps),  y = w_c h + b_c
+
+   forward was: y = w h + b; with g = w dy and <.> the mean over the run,
+     dx = r (g - <g> - h <g h>)   (without <g> if m = 0 by definition),
+     dw_c = sum dy h,  db_c = sum dy.
+   Written in x, sums of dy and of dy x over each channel are all that is needed. */
+typedef struct dfi_norm {
+    const dfi_kernels *k;
+    size_t N, C, S, groups, cg;    /* cg = C/groups */
+    int rms;
+    double eps;
+    double *stats;             /* m and r of each run: [N, groups, 2] */
+    double *sums;              /* sum dy, sum dy x: [N, C, 2] */
+    const df_real *x, *w, *b, *dy;
+    df_real *y, *dx, *dw, *db, *rows;
+} dfi_norm;
+
+static dfi_norm dfi_norm_of(df_ctx *ctx, const df_tensor *y, const df_tensor *x,
+                            const df_tensor *w, const df_tensor *b) {
+    dfi_norm n;
+    memset(&n, 0, sizeof n);
+    n.k = ctx->k;
+    n.C = (size_t)y->arg[0], n.groups = (size_t)y->arg[1], n.rms = y->arg[2];
+    n.S = (size_t)y->arg[3];
+    n.N = x->size / (n.C * n.S);
+    n.cg = n.C / n.groups;
+    n.eps = y->number[0];
+    n.x = x->data, n.y = y->data;
+    n.w = w != NULL ? w->data : NULL;
+    n.b = b != NULL ? b->data : NULL;
+    n.stats = (double *)y->extra;
+    return n;
+}
+
+/* y of runs [from, to), with h left out: y = (r w) x + (b - m r w) */
+static void dfi_norm_piece(void *arg, size_t from, size_t to) {
+    const dfi_norm *n = (const dfi_norm *)arg;
+    size_t len = n->cg * n->S;
+    for (size_t i = from; i < to; i++) {
+        const df_real *x = n->x + i * len;
+        df_real *y = n->y + i * len;
+        size_t c0 = i % n->groups * n->cg;
+        double m = 0, v, r;
+        if (n->rms) v = n->k->dot(len, x, x) / (double)len;
+        else n->k->moments(len, x, &m, &v);
+        r = 1 / sqrt(v + n->eps);
+        n->stats[2 * i] = m, n->stats[2 * i + 1] = r;
+        if (n->S == 1) {       /* channels side by side: whole rows at a time */
+            n->k->affine(len, (df_real)r, x, (df_real)(-m * r), y);
+            if (n->w) n->k->binary[DFI_MUL](len, y, 1, n->w + c0, 1, y);
+            if (n->b) n->k->binary[DFI_ADD](len, y, 1, n->b + c0, 1, y);
+            continue;
+        }
+        for (size_t c = 0; c < n->cg; c++) {
+            double w = r * (n->w ? (double)n->w[c0 + c] : 1);
+            double b = (n->b ? (double)n->b[c0 + c] : 0) - m * w;
+            n->k->affine(n->S, (df_real)w, x + c * n->S, (df_real)b, y + c * n->S);
+        }
+    }
+}
+
+/* sums of dy and dy x over each channel of each sample */
+static void dfi_norm_sums(void *arg, size_t from, size_t to) {
+    const dfi_norm *n = (const dfi_norm *)arg;
+    for (size_t i = from; i < to; i++) {
+        n->sums[2 * i] = n->k->sum(n->S, n->dy + i * n->S);
+        n->sums[2 * i + 1] = n->k->dot(n->S, n->dy + i * n->S, n->x + i * n->S);
+    }
+}
+/* dx of one run, given s0 = <g>, s1 = <g x>: <g h> = r (s1 - m s0), and
+   dx = r g - r^2 <g h> x + (m r^2 <g h> - r <g>); the last two terms. */
+static void dfi_norm_rest(const dfi_norm *n, size_t i, double s0, double s1) {
+    size_t len = n->cg * n->S;
+    double m = n->stats[2 * i], r = n->stats[2 * i + 1];
+    double h = r * (s1 - m * s0), a = -r * r * h, b = m * r * r * h;
+    if (!n->rms) b -= r * s0;
+    n->k->axpy(len, (df_real)a, n->x + i * len, n->dx + i * len);
+    n->k->affine(len, 1, n->dx + i * len, (df_real)b, n->dx + i * len);
+}
+/* dx of runs [from, to), S > 1: <g> and <g x> from the channels' sums */
+static void dfi_norm_dx(void *arg, size_t from, size_t to) {
+    const dfi_norm *n = (const dfi_norm *)arg;
+    size_t len = n->cg * n->S;
+    for (size_t i = from; i < to; i++) {
+        size_t c0 = i % n->groups * n->cg;
+        double r = n->stats[2 * i + 1], s0 = 0, s1 = 0;
+        for (size_t c = 0; c < n->cg; c++) {
+            double w = n->w ? (double)n->w[c0 + c] : 1;
+            const double *sums = n->sums + 2 * (i * n->cg + c);
+            s0 += w * sums[0], s1 += w * sums[1];
+            n->k->axpy(n->S, (df_real)(r * w), n->dy + i * len + c * n->S,
+                       n->dx + i * len + c * n->S);
+        }
+        dfi_norm_rest(n, i, s0 / (double)len, s1 / (double)len);
+    }
+}
+/* the same with S = 1, where g is a row of its own; leaves dy h there for dw */
+static void dfi_norm_row(void *arg, size_t from, size_t to) {
+    const dfi_norm *n = (const dfi_norm *)arg;
+    size_t len = n->cg;
+    for (size_t i = from; i < to; i++) {
+        const df_real *x = n->x + i * len, *dy = n->dy + i * len, *g = dy;
+        df_real *row = n->rows + i * len;
+        double m = n->stats[2 * i], r = n->stats[2 * i + 1];
+        if (n->dx) {
+            if (n->w) {
+                n->k->binary[DFI_MUL](len, g, 1, n->w + i % n->groups * len, 1, row);
+                g = row;
+            }
+            n->k->axpy(len, (df_real)r, g, n->dx + i * len);
+            dfi_norm_rest(n, i, n->k->sum(len, g) / (double)len,
+                          n->k->dot(len, g, x) / (double)len);
+        }
+        if (n->dw == NULL) continue;
+        n->k->affine(len, (df_real)r, x, (df_real)(-m * r), row);
+        n->k->binary[DFI_MUL](len, row, 1, dy, 1, row);
+    }
+}
+/* dw and db of all channels from the sums, sample after sample */
+static void dfi_norm_dw(const dfi_norm *n) {
+    for (size_t i = 0; i < n->N * n->C; i++) {
+        size_t c = i % n->C;
+        const double *stats = n->stats + 2 * (i / n->cg), *sums = n->sums + 2 * i;
+        if (n->dw) n->dw[c] += (df_real)(stats[1] * (sums[1] - stats[0] * sums[0]));
+        if (n->db) n->db[c] += (df_real)sums[0];
+    }
+}
+static df_result dfi_norm_back(df_ctx *ctx, df_tensor *y) {
+    dfi_norm n = dfi_norm_of(ctx, y, y->in[0], y->in[1], y->in[2]);
+    size_t runs = n.N * n.groups, len = n.cg * n.S;
+    n.dy = y->grad;
+    n.dx = dfi_grad(y, 0), n.dw = dfi_grad(y, 1), n.db = dfi_grad(y, 2);
+    if (n.S > 1) {
+        n.sums = (double *)dfi_scratch(ctx, n.N * n.C * 2 * sizeof(double));
+        if (n.sums == NULL) return DF_ERR_MEMORY;
+        dfi_split(ctx, n.N * n.C, n.S, dfi_norm_sums, &n);
+        if (n.dx) dfi_split(ctx, runs, len, dfi_norm_dx, &n);
+        dfi_norm_dw(&n);
+        return DF_OK;
+    }
+    n.rows = dfi_reals(ctx, y->size);
+    if (n.rows == NULL) return DF_ERR_MEMORY;
+    dfi_split(ctx, runs, len, dfi_norm_row, &n);
+    df_tensor flat = *y;           /* [N, C], also where groups part the channels */
+    flat.ndim = 2, flat.shape[0] = (int)n.N, flat.shape[1] = (int)n.C;
+    if (n.dw) dfi_sum_to(ctx, &flat, n.rows, y->in[1], n.dw);
+    if (n.db) dfi_sum_to(ctx, &flat, n.dy, y->in[2], n.db);
+    return DF_OK;
+}
+
+/* Tangent, with all means over the runs, h and r computed anew as recorded operations:
+     h' = r (x' - <x'> - h <h x'>),  y' = w h' + w' h + b' */
+static df_tensor *dfi_norm_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2], *h, *r, *p = NULL;
+    int C = y->arg[0], S = y->arg[3], rms = y->arg[2];
+    int N = (int)(x->size / ((size_t)C * (size_t)S)), runs[2], full[3], channel[2];
+    runs[0] = N * y->arg[1], runs[1] = -1;
+    full[0] = N, full[1] = C, full[2] = S;
+    channel[0] = C, channel[1] = 1;
+    h = df_reshape(ctx, x, 2, runs);
+    if (!rms) h = df_sub(ctx, h, df_mean_axis(ctx, h, 1, 1));
+    r = df_affine(ctx, df_mean_axis(ctx, df_square(ctx, h), 1, 1), 1, y->number[0]);
+    r = df_div(ctx, df_tensor_number(ctx, 1), df_sqrt(ctx, r));
+    h = df_mul(ctx, h, r);
+    if (x->tangent) {
+        p = df_reshape(ctx, x->tangent, 2, runs);
+        if (!rms) p = df_sub(ctx, p, df_mean_axis(ctx, p, 1, 1));
+        p = df_sub(ctx, p, df_mul(ctx, h, df_mean_axis(ctx, df_mul(ctx, h, p), 1, 1)));
+        p = df_reshape(ctx, df_mul(ctx, p, r), 3, full);
+        if (w) p = df_mul(ctx, p, df_reshape(ctx, w, 2, channel));
+    }
+    if (w && w->tangent)
+        p = dfi_both(ctx, p, df_mul(ctx, df_reshape(ctx, h, 3, full),
+                                    df_reshape(ctx, w->tangent, 2, channel)));
+    if (b && b->tangent) {
+        df_tensor *db = df_reshape(ctx, b->tangent, 2, channel);
+        p = p != NULL ? df_add(ctx, p, db) : df_broadcast(ctx, db, 3, full);
+    }
+    return df_reshape(ctx, p, y->ndim, y->shape);
+}
+static const dfi_op dfi_op_norm = {"norm", dfi_norm_back, dfi_norm_tangent};
+
+/* x as [N, C, S] with `groups` runs of channels; weight, bias [C] or NULL. */
+static df_tensor *dfi_normalise(df_ctx *ctx, const char *name, df_tensor *x, df_tensor *w,
+                                df_tensor *b, int C, size_t S, int groups, int rms,
+                                double eps) {
+    df_tensor *y, *affine[2];
+    dfi_norm n;
+    affine[0] = w, affine[1] = b;
+    for (int i = 0; i < 2; i++)
+        if (affine[i] != NULL && (affine[i]->ndim != 1 || affine[i]->shape[0] != C))
+            return dfi_bad_shapes(ctx, name, "x", x, i ? "bias" : "weight", affine[i],
+                                  "differ in channels");
+    if (groups < 1 || C % groups != 0 || !(eps >= 0))
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %d channels do not part into %d "
+                               "groups, or eps %g is below 0", name, C, groups, eps);
+    if (S > INT_MAX || x->size / S > INT_MAX)
+        return dfi_bad_shape(ctx, name, "x", x, "is too large");
+    y = dfi_tensor_like(ctx, name, x);
+    if (y == NULL) return NULL;
+    y->arg[0] = C, y->arg[1] = groups, y->arg[2] = rms, y->arg[3] = (int)S;
+    y->number[0] = eps;
+    y->extra = dfi_scratch(ctx, x->size / ((size_t)C * S) * (size_t)groups * 2 *
+                           sizeof(double));
+    if (y->extra == NULL) return dfi_stick(ctx);
+    n = dfi_norm_of(ctx, y, x, w, b);
+    dfi_split(ctx, n.N * n.groups, n.cg * n.S, dfi_norm_piece, &n);
+    return dfi_finish(ctx, y, &dfi_op_norm, x, w, b);
+}
+
+DF_API df_tensor *df_group_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
+                                df_tensor *bias, int groups, double eps) {
+    if (dfi_blocked(ctx, "df_group_norm", x, x)) return NULL;
+    if (x->ndim < 2)
+        return dfi_bad_shape(ctx, "df_group_norm", "x", x, "is not [B,C,...]");
+    return dfi_normalise(ctx, "df_group_norm", x, weight, bias, x->shape[1],
+                         dfi_inner(x, 1), groups, 0, eps);
+}
+DF_API df_tensor *df_layer_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
+                                df_tensor *bias, double eps) {
+    if (dfi_blocked(ctx, "df_layer_norm", x, x)) return NULL;
+    if (x->ndim < 1) return dfi_bad_shape(ctx, "df_layer_norm", "x", x, "is not [...,C]");
+    return dfi_normalise(ctx, "df_layer_norm", x, weight, bias, x->shape[x->ndim - 1], 1,
+                         1, 0, eps);
+}
+DF_API df_tensor *df_rms_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight, double eps) {
+    if (dfi_blocked(ctx, "df_rms_norm", x, x)) return NULL;
+    if (x->ndim < 1) return dfi_bad_shape(ctx, "df_rms_norm", "x", x, "is not [...,C]");
+    return dfi_normalise(ctx, "df_rms_norm", x, weight, NULL, x->shape[x->ndim - 1], 1, 1,
+                         1, eps);
+}
+
+/* ---- softmax, attention ---- */
+
+/* forward was: y = e^x / sum e^x along the last axis; dx = y (dy - <y, dy>).
+   Tangent: y (x' - <y, x'>). And y = x - log sum e^x; dx = dy - e^y sum dy.
+   Tangent: x' - <e^y, x'>. */
+static void dfi_softmax_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    for (size_t i = from * j->n; i < to * j->n; i += j->n) {
+        if (j->kind) j->k->log_softmax(j->n, j->a + i, j->y + i);
+        else j->k->softmax(j->n, j->a + i, j->y + i);
+    }
+}
+static void dfi_softmax_back_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    for (size_t i = from * j->n; i < to * j->n; i += j->n) {
+        if (j->kind) j->k->log_softmax_back(j->n, j->a + i, j->b + i, j->y + i);
+        else j->k->softmax_back(j->n, j->a + i, j->b + i, j->y + i);
+    }
+}
+static df_result dfi_softmax_back(df_ctx *ctx, df_tensor *y) {
+    dfi_job j = dfi_job_of(ctx, y->data, y->grad, y->in[0]->grad);
+    j.kind = y->arg[0];
+    j.n = (size_t)y->shape[y->ndim - 1];
+    dfi_split(ctx, y->size / j.n, j.n, dfi_softmax_back_piece, &j);
+    return DF_OK;
+}
+static df_tensor *dfi_softmax_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *t = y->in[0]->tangent, *p = y->arg[0] ? df_exp(ctx, y) : y;
+    t = df_sub(ctx, t, df_sum_axis(ctx, df_mul(ctx, p, t), -1, 1));
+    return y->arg[0] ? t : df_mul(ctx, y, t);
+}
+static const dfi_op dfi_op_softmax = {"softmax", dfi_softmax_back, dfi_softmax_tangent};
+
+static df_tensor *dfi_softmax(df_ctx *ctx, const char *name, df_tensor *x, int log_of) {
+    dfi_job j;
+    df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    if (x->ndim < 1) return dfi_bad_shape(ctx, name, "x", x, "has no last axis");
+    y = dfi_tensor_like(ctx, name, x);
+    if (y == NULL) return NULL;
+    y->arg[0] = log_of;
+    j = dfi_job_of(ctx, x->data, NULL, y->data);
+    j.kind = log_of;
+    j.n = (size_t)x->shape[x->ndim - 1];
+    dfi_split(ctx, y->size / j.n, j.n, dfi_softmax_piece, &j);
+    return dfi_finish(ctx, y, &dfi_op_softmax, x, NULL, NULL);
+}
+DF_API df_tensor *df_softmax(df_ctx *ctx, df_tensor *x) {
+    return dfi_softmax(ctx, "df_softmax", x, 0);
+}
+DF_API df_tensor *df_log_softmax(df_ctx *ctx, df_tensor *x) {
+    return dfi_softmax(ctx, "df_log_softmax", x, 1);
+}
+
+/* Composed: scores, mask, softmax, mean of v. What must not be seen gets -1e30, not
+   -infinity: its exponential is 0 as well, and no difference of infinities can arise. */
+DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tensor *v,
+                               int causal) {
+    df_tensor *scores;
+    if (dfi_blocked(ctx, "df_attention", q, k)) return NULL;
+    if (dfi_blocked(ctx, "df_attention", q, v)) return NULL;
+    if (q->ndim != 4 || k->ndim != 4 || q->shape[0] != k->shape[0] ||
+        q->shape[1] != k->shape[1] || q->shape[3] != k->shape[3])
+        return dfi_bad_shapes(ctx, "df_attention", "q", q, "k", k,
+                              "do not fit: q [B,H,T,D], k [B,H,S,D]");
+    if (!dfi_same_shape(k, v))
+        return dfi_bad_shapes(ctx, "df_attention", "k", k, "v", v, "differ");
+    q = df_scale(ctx, q, 1 / sqrt((double)q->shape[3]));
+    scores = df_matmul(ctx, q, k, 0, 1);
+    if (causal && scores != NULL) {
+        df_tensor *mask = df_tensor_new(ctx, 2, scores->shape + 2);
+        if (mask == NULL) return NULL;
+        for (size_t i = 0, S = (size_t)mask->shape[1]; i < mask->size; i++)
+            if (i % S > i / S) mask->data[i] = (df_real)-1e30;
+        scores = df_add(ctx, scores, mask);
+    }
+    return df_matmul(ctx, df_softmax(ctx, scores), v, 0, 0);
+}
+
+/* Composed: (x1, x2) turns to (x1 cos - x2 sin, x2 cos + x1 sin). */
+DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base) {
+    df_tensor *x1, *x2, *cosine, *sine;
+    int shape[2], half;
+    if (dfi_blocked(ctx, "df_rotary", x, x)) return NULL;
+    if (x->ndim < 2 || x->shape[x->ndim - 1] % 2 != 0 || !(base > 0))
+        return dfi_bad_shape(ctx, "df_rotary", "x", x,
+                             "is not [...,T,D] with even D, or base is not above 0");
+    half = x->shape[x->ndim - 1] / 2;
+    shape[0] = x->shape[x->ndim - 2], shape[1] = half;
+    cosine = df_tensor_new(ctx, 2, shape);
+    sine = df_tensor_new(ctx, 2, shape);
+    for (size_t i = 0; sine != NULL && i < sine->size; i++) {
+        size_t t = i / (size_t)half, k = i % (size_t)half;
+        double angle = (double)t * pow(base, -(double)k / half);
+        cosine->data[i] = (df_real)cos(angle);
+        sine->data[i] = (df_real)sin(angle);
+    }
+    x1 = df_slice(ctx, x, -1, 0, half);
+    x2 = df_slice(ctx, x, -1, half, half);
+    return df_concat(ctx, df_sub(ctx, df_mul(ctx, x1, cosine), df_mul(ctx, x2, sine)),
+                     df_add(ctx, df_mul(ctx, x2, cosine), df_mul(ctx, x1, sine)), -1);
+}
+
+/* ---- looking up; embeddings of time ---- */
+
+/* forward was: y[i] = table[ids[i]], zeros for -1; dtable[ids[i]] += dy[i], in order.
+   Tangent: rows of table'. */
+static df_result dfi_embedding_back(df_ctx *ctx, df_tensor *y) {
+    const int *ids = (const int *)y->extra;
+    size_t C = (size_t)y->shape[1];
+    for (size_t i = 0; i < (size_t)y->shape[0]; i++)
+        if (ids[i] >= 0)
+            ctx->k->axpy(C, 1, y->grad + i * C, y->in[0]->grad + (size_t)ids[i] * C);
+    return DF_OK;
+}
+static df_tensor *dfi_embedding_tangent(df_ctx *ctx, df_tensor *y) {
+    return df_embedding(ctx, y->in[0]->tangent, (const int *)y->extra, y->shape[0]);
+}
+static const dfi_op dfi_op_embedding = {
+    "df_embedding", dfi_embedding_back, dfi_embedding_tangent
+};
+
+/* A copy in step memory of n indices, each -1 or below `limit`; NULL with an error. */
+static const int *dfi_indices(df_ctx *ctx, const char *name, const int *ids, int n,
+                              int limit) {
+    int *copy;
+    if (ids == NULL || n < 1) {
+        dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %s", name,
+                        ids == NULL ? "indices are NULL" : "no indices");
+        return NULL;
+    }
+    for (int i = 0; i < n; i++)
+        if (ids[i] < -1 || ids[i] >= limit) {
+            dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: index %d is %d, wanted -1 to %d",
+                            name, i, ids[i], limit - 1);
+            return NULL;
+        }
+    copy = (int *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *copy));
+    if (copy == NULL) dfi_stick(ctx);
+    else memcpy(copy, ids, (size_t)n * sizeof *copy);
+    return copy;
+}
+
+DF_API df_tensor *df_embedding(df_ctx *ctx, df_tensor *table, const int *ids, int n) {
+    int shape[2];
+    size_t C;
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_embedding", table, table)) return NULL;
+    if (table->ndim != 2)
+        return dfi_bad_shape(ctx, "df_embedding", "table", table, "is not [rows,dim]");
+    ids = dfi_indices(ctx, "df_embedding", ids, n, table->shape[0]);
+    if (ids == NULL) return NULL;
+    shape[0] = n, shape[1] = table->shape[1];
+    y = dfi_tensor_make(ctx, "df_embedding", 2, shape);
+    if (y == NULL) return NULL;
+    y->extra = ids;
+    C = (size_t)table->shape[1];
+    for (int i = 0; i < n; i++) {
+        df_real *row = y->data + (size_t)i * C;
+        if (ids[i] < 0) memset(row, 0, C * sizeof *row);
+        else memcpy(row, table->data + (size_t)ids[i] * C, C * sizeof *row);
+    }
+    return dfi_finish(ctx, y, &dfi_op_embedding, table, NULL, NULL);
+}
+
+/* t f_k, its sine and cosine, side by side: composed, so that it has a derivative in t.
+   In float the last bit of f_k moves the angle by 1e-4 at t = 1000. */
+DF_API df_tensor *df_sinusoidal(df_ctx *ctx, df_tensor *t, int dim, double period,
+                                int cos_first, double shift) {
+    int half = dim / 2, shape[2];
+    df_tensor *f, *angle, *y, *sine, *cosine;
+    if (dfi_blocked(ctx, "df_sinusoidal", t, t)) return NULL;
+    if (t->ndim != 1) return dfi_bad_shape(ctx, "df_sinusoidal", "t", t, "is not [B]");
+    if (dim < 2 || !(period > 0) || !(half - shift > 0))
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_sinusoidal: dim %d, period %g, "
+                               "shift %g; wanted dim >= 2, period > 0, shift < dim/2", dim,
+                               period, shift);
+    f = df_tensor_new(ctx, 1, &half);
+    for (int k = 0; f != NULL && k < half; k++)
+        f->data[k] = (df_real)exp(-log(period) * k / (half - shift));
+    shape[0] = t->shape[0], shape[1] = 1;
+    angle = df_mul(ctx, df_reshape(ctx, t, 2, shape), f);
+    sine = df_sin(ctx, angle);
+    cosine = df_cos(ctx, angle);
+    y = cos_first ? df_concat(ctx, cosine, sine, 1) : df_concat(ctx, sine, cosine, 1);
+    return dim % 2 ? df_concat(ctx, y, df_tensor_new(ctx, 2, shape), 1) : y;
+}
+
+/* Composed: a constant mask of zeros and 1/(1-p) (Srivastava et al. 2014). */
+DF_API df_tensor *df_dropout(df_ctx *ctx, df_tensor *x, double p, uint64_t seed,
+                             uint64_t sample, uint32_t draw) {
+    df_tensor *mask;
+    double *u;
+    if (dfi_blocked(ctx, "df_dropout", x, x)) return NULL;
+    if (!(p >= 0 && p < 1))
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_dropout: p = %g, wanted 0 <= p < 1", p);
+    if (p == 0) return x;
+    mask = dfi_tensor_like(ctx, "df_dropout", x);
+    if (mask == NULL) return NULL;
+    df_scope mark = dfi_scratch_mark(ctx);
+    u = (double *)dfi_scratch(ctx, dfi_mul(x->size, sizeof *u));
+    if (u == NULL) return dfi_stick(ctx);
+    df_random_uniform(seed, sample, draw, x->size, u);
+    for (size_t i = 0; i < x->size; i++)
+        mask->data[i] = (df_real)(u[i] < p ? 0 : 1 / (1 - p));
+    dfi_scratch_release(ctx, mark);
+    return df_mul(ctx, x, mask);
+}
+
+/* ---- losses ---- */
+
+/* forward was: y[i] = -x[i, target[i]], 0 for -1; dx there = -dy.
+   Tangent: the same of x'. */
+static df_result dfi_pick_back(df_ctx *ctx, df_tensor *y) {
+    const int *targets = (const int *)y->extra;
+    df_tensor *x = y->in[0];
+    (void)ctx;
+    for (size_t i = 0; i < y->size; i++)
+        if (targets[i] >= 0)
+            x->grad[i * (size_t)x->shape[1] + (size_t)targets[i]] -= y->grad[i];
+    return DF_OK;
+}
+static df_tensor *dfi_pick(df_ctx *ctx, df_tensor *x, const int *targets);
+static df_tensor *dfi_pick_tangent(df_ctx *ctx, df_tensor *y) {
+    return dfi_pick(ctx, y->in[0]->tangent, (const int *)y->extra);
+}
+static const dfi_op dfi_op_pick = {"df_cross_entropy", dfi_pick_back, dfi_pick_tangent};
+
+static df_tensor *dfi_pick(df_ctx *ctx, df_tensor *x, const int *targets) {
+    df_tensor *y = x != NULL ? df_tensor_new(ctx, 1, x->shape) : NULL;
+    if (y == NULL) return NULL;
+    y->extra = targets;
+    for (size_t i = 0; i < y->size; i++)
+        if (targets[i] >= 0)
+            y->data[i] = -x->data[i * (size_t)x->shape[1] + (size_t)targets[i]];
+    return dfi_finish(ctx, y, &dfi_op_pick, x, NULL, NULL);
+}
+DF_API df_tensor *df_cross_entropy(df_ctx *ctx, df_tensor *logits, const int *targets) {
+    if (dfi_blocked(ctx, "df_cross_entropy", logits, logits)) return NULL;
+    if (logits->ndim != 2)
+        return dfi_bad_shape(ctx, "df_cross_entropy", "logits", logits, "is not [n,V]");
+    targets = dfi_indices(ctx, "df_cross_entropy", targets, logits->shape[0],
+                          logits->shape[1]);
+    return targets != NULL ? dfi_pick(ctx, df_log_softmax(ctx, logits), targets) : NULL;
+}
+
+DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
+    if (dfi_blocked(ctx, "df_mse", a, b)) return NULL;
+    if (!dfi_same_shape(a, b))
+        return dfi_bad_shapes(ctx, "df_mse", "a", a, "b", b, "differ");
+    return df_mean(ctx, df_square(ctx, df_sub(ctx, a, b)));
+}
+
+/* =====================================================================================
+   // >>networks: parameters, layers, a residual MLP, checkpoints
+
+   A network answers one question: what is in x_t at time t? It is a function
+
+       prediction = f(x_t, t, label; w),    x_t [B, shape...], t [B], label [B],
+
+   built from the operations of the tensor chapter. Here stands what all networks share: a
+   table of named parameters that lie one after the other in one array w (so an optimiser
+   sees a flat vector), the layers that read them, and the card that says how w was
+   trained, without which a file of weights can be misread but not used. Names and layouts
+   are PyTorch's ("hid.0.weight", [out, in]), so that weights travel.
+
+   A network built in is a row of a table: its name, its forward pass, and a function that
+   adds its parameters from a few numbers of configuration. Loading a file is the same
+   walk, with the parameters read instead of drawn. The first row is a residual MLP for
+   points.
+   ===================================================================================== */
+
+enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
+
+/* First word of `draw` in Philox keys: the chapter's draws never meet a sampler's. */
+#define DFI_DRAW_INIT 0x80000000u
+
+typedef struct dfi_net_kind {
+    const char *name;
+    df_forward_fn forward;
+    df_result (*build)(df_ctx *ctx,
+                       df_net *net); /* checks the configuration, adds parameters */
+    int rows;                        /* most samples of one question */
+} dfi_net_kind;
+
+struct df_net {
+    df_alloc alloc; /* a net outlives the context it was made with */
+    char *kind;
+    const dfi_net_kind *row; /* NULL: a user's own kind */
+    df_forward_fn forward;
+    int ndim, dim, shape[3]; /* one sample */
+    int classes;             /* -1: a user's own kind, which knows for itself */
+    uint64_t seed;
+    int config[DFI_NET_SLOTS];
+    double number[DFI_NET_NUMBERS];
+    df_param *param;
+    int count, room; /* parameters, and places in the table */
+    df_real *weights;
+    size_t size, capacity; /* elements */
+    df_real *average;      /* [size] or NULL */
+    df_card card;
+    double *log_abar; /* [card.process.table_size]: the card's table, own copy */
+    int scaling_size;
+    double *scaling;            /* [2 scaling_size]: means, then scales */
+    const df_safetensors *from; /* while loading: parameters are read from here */
+};
+
+/* ---- making a net ------------------------------------------------------------------ */
+
+/* A copy of `size` bytes by the net's hooks; NULL sets the error. */
+static void *dfi_net_copy(df_ctx *ctx, const df_net *net, const void *data, size_t size) {
+    void *copy = dfi_new_by(&net->alloc, size);
+    if (copy == NULL) {
+        dfi_fail(ctx, DF_ERR_MEMORY, "no memory for %.0f bytes of a net", (double)size);
+        return NULL;
+    }
+    if (data != NULL) memcpy(copy, data, size);
+    return copy;
+}
+
+static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *shape,
+                            const dfi_net_kind *row, df_forward_fn forward,
+                            uint64_t seed) {
+    df_net *net = (df_net *)dfi_new_by(&ctx->alloc, sizeof *net);
+    if (net == NULL) {
+        dfi_fail(ctx, DF_ERR_MEMORY, "no memory for a net");
+        return NULL;
+    }
+    net->alloc = ctx->alloc;
+    net->row = row;
+    net->forward = forward;
+    net->ndim = ndim;
+    net->dim = 1;
+    for (int i = 0; i < ndim; i++) {
+        net->shape[i] = shape[i];
+        net->dim *= shape[i];
+    }
+    net->classes = row != NULL ? 0 : -1;
+    net->seed = seed;
+    net->card = df_card_defaults();
+    net->kind = (char *)dfi_net_copy(ctx, net, kind, strlen(kind) + 1);
+    if (net->kind == NULL) {
+        df_net_free(net);
+        return NULL;
+    }
+    return net;
+}
+
+DF_API void df_net_free(df_net *net) {
+    if (net == NULL) return;
+    df_alloc a = net->alloc;
+    for (int i = 0; i < net->count; i++)
+        dfi_delete_by(&a, (void *)(uintptr_t)net->param[i].name,
+                      strlen(net->param[i].name) + 1);
+    dfi_delete_by(&a, net->param, (size_t)net->room * sizeof *net->param);
+    dfi_delete_by(&a, net->weights, net->capacity * sizeof(df_real));
+    dfi_delete_by(&a, net->average, net->size * sizeof(df_real));
+    dfi_delete_by(&a, net->log_abar,
+                  (size_t)net->card.process.table_size * sizeof(double));
+    dfi_delete_by(&a, net->scaling, 2 * (size_t)net->scaling_size * sizeof(double));
+    if (net->kind != NULL) dfi_delete_by(&a, net->kind, strlen(net->kind) + 1);
+    dfi_delete_by(&a, net, sizeof *net);
+}
+
+/* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
+   elements in all. 0 if not. */
+static int dfi_net_elements(int ndim, const int *shape) {
+    size_t size = 1;
+    for (int i = 0; i < ndim; i++)
+        size = shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
+    return size > INT_MAX ? 0 : (int)size;
+}
+
+/* ---- parameters -------------------------------------------------------------------- */
+
+/* Fills a new parameter. Keyed by the net's seed and the parameter's index, so that adding
+   a layer at the end leaves the others as they were. */
+static void dfi_net_draw(const df_net *net, int index, df_init init, double fan_in,
+                         double fan_out) {
+    const df_param *p = &net->param[index];
+    df_real *w = net->weights + p->offset;
+    uint64_t stream = (uint64_t)index;
+    if (init == DF_INIT_NORMAL || init == DF_INIT_NORMAL_02) {
+        double deviation = init == DF_INIT_NORMAL ? 1.0 : 0.02;
+        df_random_normal(net->seed, stream, DFI_DRAW_INIT, p->size, w);
+        for (size_t i = 0; i < p->size; i++) w[i] = (df_real)(deviation * (double)w[i]);
+    } else if (init == DF_INIT_FAN_IN || init == DF_INIT_XAVIER) {
+        double bound =
+            init == DF_INIT_FAN_IN ? 1 / sqrt(fan_in) : sqrt(6 / (fan_in + fan_out));
+        double u[64];
+        for (size_t i = 0; i < p->size; i += 64) {
+            size_t n = p->size - i < 64 ? p->size - i : 64;
+            df_random_uniform(net->seed, stream, DFI_DRAW_INIT + (uint32_t)(i / 64), n, u);
+            for (size_t j = 0; j < n; j++) w[i + j] = (df_real)(bound * (2 * u[j] - 1));
+        }
+    } else {
+        for (size_t i = 0; i < p->size; i++) w[i] = (df_real)(init == DF_INIT_ONE ? 1 : 0);
+    }
+}
+
+/* Room for one more parameter of `size` elements: both arrays grow by half. */
+static df_result dfi_net_grow(df_ctx *ctx, df_net *net, size_t size) {
+    size_t need = dfi_plus(net->size, size);
+    if (net->count == net->room) {
+        int room = net->room * 2 + 8;
+        df_param *table =
+            (df_param *)dfi_net_copy(ctx, net, NULL, (size_t)room * sizeof *table);
+        if (table == NULL) return DF_ERR_MEMORY;
+        if (net->count > 0) memcpy(table, net->param, (size_t)net->count * sizeof *table);
+        dfi_delete_by(&net->alloc, net->param, (size_t)net->room * sizeof *table);
+        net->param = table;
+        net->room = room;
+    }
+    if (need > net->capacity) {
+        size_t capacity = dfi_plus(need, net->size / 2);
+        df_real *w = (df_real *)dfi_net_copy(ctx, net, NULL, dfi_mul(capacity, sizeof *w));
+        if (w == NULL) return DF_ERR_MEMORY;
+        if (net->size > 0) memcpy(w, net->weights, net->size * sizeof *w);
+        dfi_delete_by(&net->alloc, net->weights, net->capacity * sizeof *w);
+        net->weights = w;
+        net->capacity = capacity;
+    }
+    return DF_OK;
+}
+
+/* Names become keys of a checkpoint, so they may not look like its other keys. */
+static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
+    static const char *const reserved[] = {"average.", "adam.", "process.", "data."};
+    size_t length = name != NULL ? strlen(name) : 0;
+    if (length == 0 || length >= DFI_NET_NAME) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_net_add: a name has 1 to %d characters, not %.0f", DFI_NET_NAME - 1,
+                 (double)length);
+        return 0;
+    }
+    for (int i = 0; i < 4; i++)
+        if (strncmp(name, reserved[i], strlen(reserved[i])) == 0) {
+            dfi_fail(ctx, DF_ERR_ARGUMENT,
+                     "df_net_add: '%s': names may not begin with '%s'", name, reserved[i]);
+            return 0;
+        }
+    if (df_net_find(net, name) >= 0) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_add: there is a parameter '%s' already",
+                 name);
+        return 0;
+    }
+    return 1;
+}
+
+static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
+                       const int *shape, df_init init, double fan_in, double fan_out) {
+    int elements = ndim < 1 || ndim > DF_AXES ? 0 : dfi_net_elements(ndim, shape);
+    if (!dfi_net_name_ok(ctx, net, name)) return -1;
+    if (elements == 0 || net->size + (size_t)elements > INT_MAX) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_net_add: '%s': 1 to %d axes, each at least 1, and fewer than 2^31 "
+                 "elements in the whole net",
+                 name, DF_AXES);
+        return -1;
+    }
+    if (net->average != NULL) {
+        dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_net_add: '%s': this net has been trained; add all layers before training",
+            name);
+        return -1;
+    }
+    /* A file proves its sizes before memory is taken for them. */
+    if (net->from != NULL) {
+        const df_file_tensor *t = df_safetensors_find(net->from, name);
+        if (t == NULL || t->count != (size_t)elements) { /* its sentence has both shapes */
+            df_safetensors_read(ctx, net->from, name, ndim, shape, NULL);
+            return -1;
+        }
+    }
+    if (dfi_net_grow(ctx, net, (size_t)elements) != DF_OK) return -1;
+    char *copy = (char *)dfi_net_copy(ctx, net, name, strlen(name) + 1);
+    if (copy == NULL) return -1;
+    df_param *p = &net->param[net->count];
+    p->name = copy;
+    p->ndim = ndim;
+    for (int i = 0; i < DF_AXES; i++) p->shape[i] = i < ndim ? shape[i] : 1;
+    p->offset = net->size;
+    p->size = (size_t)elements;
+    net->size += p->size;
+    net->count++;
+    if (net->from == NULL)
+        dfi_net_draw(net, net->count - 1, init, fan_in, fan_out);
+    else if (df_safetensors_read(ctx, net->from, name, ndim, shape,
+                                 net->weights + p->offset))
+        return -1;
+    return net->count - 1;
+}
+
+DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
+                      const int *shape, df_init init) {
+    double area = 1, in = 1, out = 1;
+    if (ndim >= 1 && ndim <= DF_AXES) {
+        for (int i = 2; i < ndim; i++) area *= shape[i];
+        out = shape[0] * area;
+        in = ndim == 1 ? out : shape[1] * area;
+    }
+    return dfi_net_add(ctx, net, name, ndim, shape, init, in, out);
+}
+
+static const dfi_net_kind *dfi_net_kind_find(const char *name);
+
+DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
+                             df_forward_fn forward, uint64_t seed) {
+    if (kind == NULL || kind[0] == 0 || strlen(kind) >= DFI_NET_NAME ||
+        dfi_net_kind_find(kind) != NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_net_create: kind '%.64s' is empty, too long or the name of a net "
+                 "that is built in: choose another",
+                 kind != NULL ? kind : "");
+        return NULL;
+    }
+    if (ndim < 1 || ndim > 3 || dfi_net_elements(ndim, shape) == 0 || forward == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_net_create: '%s': a sample has 1 to 3 axes (here %d), each at least "
+                 "1, and forward may not be NULL",
+                 kind, ndim);
+        return NULL;
+    }
+    return dfi_net_make(ctx, kind, ndim, shape, NULL, forward, seed);
+}
+
+DF_API void df_net_set(df_net *net, int slot, int value) {
+    if (slot >= 0 && slot < DFI_NET_SLOTS) net->config[slot] = value;
+}
+DF_API int df_net_get(const df_net *net, int slot) {
+    return slot >= 0 && slot < DFI_NET_SLOTS ? net->config[slot] : 0;
+}
+
+DF_API const char *df_net_kind(const df_net *net) { return net->kind; }
+DF_API int df_net_dim(const df_net *net) { return net->dim; }
+DF_API int df_net_classes(const df_net *net) {
+    return net->classes > 0 ? net->classes : 0;
+}
+DF_API size_t df_net_size(const df_net *net) { return net->size; }
+DF_API int df_net_count(const df_net *net) { return net->count; }
+DF_API const df_param *df_net_param(const df_net *net, int index) {
+    return index >= 0 && index < net->count ? &net->param[index] : NULL;
+}
+DF_API int df_net_find(const df_net *net, const char *name) {
+    for (int i = 0; i < net->count; i++)
+        if (strcmp(net->param[i].name, name) == 0) return i;
+    return -1;
+}
+DF_API df_real *df_net_weights(df_net *net) { return net->weights; }
+DF_API df_real *df_net_average(df_net *net) { return net->average; }
+
+/* ---- layers ------------------------------------------------------------------------ */
+
+/* "name.part", and a bias for a weight: uniform with the weight's bound where that is
+   drawn by fan-in (as PyTorch does), else zero. */
+static int dfi_layer_part(df_ctx *ctx, df_net *net, const char *name, const char *part,
+                          int ndim, const int *shape, df_init init, double in,
+                          double out) {
+    char full[DFI_NET_NAME];
+    int length = snprintf(full, sizeof full, "%s.%s", name, part);
+    if (length < 0 || length >= (int)sizeof full) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "the name of a layer, '%.40s...', is too long",
+                 name);
+        return -1;
+    }
+    return dfi_net_add(ctx, net, full, ndim, shape, init, in, out);
+}
+
+static int dfi_layer_affine(df_ctx *ctx, df_net *net, const char *name, int ndim,
+                            const int *shape, df_init init) {
+    double area = 1;
+    for (int i = 2; i < ndim; i++) area *= shape[i];
+    double in = shape[1] * area, out = shape[0] * area;
+    df_init bias = init == DF_INIT_FAN_IN ? DF_INIT_FAN_IN : DF_INIT_ZERO;
+    int index = dfi_layer_part(ctx, net, name, "weight", ndim, shape, init, in, out);
+    if (index < 0 || dfi_layer_part(ctx, net, name, "bias", 1, shape, bias, in, out) < 0)
+        return -1;
+    return index;
+}
+
+DF_API int df_layer_linear(df_ctx *ctx, df_net *net, const char *name, int in, int out,
+                           df_init init) {
+    int shape[2];
+    shape[0] = out;
+    shape[1] = in;
+    return dfi_layer_affine(ctx, net, name, 2, shape, init);
+}
+
+DF_API int df_layer_conv2d(df_ctx *ctx, df_net *net, const char *name, int in, int out,
+                           int kernel, df_init init) {
+    int shape[4];
+    shape[0] = out;
+    shape[1] = in;
+    shape[2] = shape[3] = kernel;
+    return dfi_layer_affine(ctx, net, name, 4, shape, init);
+}
+
+DF_API int df_layer_norm_affine(df_ctx *ctx, df_net *net, const char *name, int channels) {
+    int index = dfi_layer_part(ctx, net, name, "weight", 1, &channels, DF_INIT_ONE, 1, 1);
+    if (index < 0 ||
+        dfi_layer_part(ctx, net, name, "bias", 1, &channels, DF_INIT_ZERO, 1, 1) < 0)
+        return -1;
+    return index;
+}
+
+DF_API int df_layer_embedding(df_ctx *ctx, df_net *net, const char *name, int rows,
+                              int dim, df_init init) {
+    int shape[2];
+    shape[0] = rows;
+    shape[1] = dim;
+    return dfi_layer_part(ctx, net, name, "weight", 2, shape, init, dim, rows);
+}
+
+/* ---- running ----------------------------------------------------------------------- */
+
+DF_API df_run df_run_defaults(df_ctx *ctx, const df_net *net) {
+    df_run run;
+    memset(&run, 0, sizeof run);
+    run.ctx = ctx;
+    run.net = net;
+    run.weights = net->average != NULL ? net->average : net->weights;
+    return run;
+}
+
+/* A parameter as a leaf of the graph. It borrows the weights, which nothing writes to: the
+   cast only meets the field's type. */
+DF_API df_tensor *df_run_param(const df_run *run, int index) {
+    const df_param *p = df_net_param(run->net, index);
+    if (p == NULL)
+        return dfi_fail_tensor(
+            run->ctx, DF_ERR_ARGUMENT,
+            "df_run_param: %d is not an index of the net's %d parameters", index,
+            run->net->count);
+    return df_tensor_borrow(run->ctx, p->ndim, p->shape,
+                            (df_real *)(uintptr_t)(run->weights + p->offset),
+                            run->grads != NULL ? run->grads + p->offset : NULL);
+}
+
+DF_API df_tensor *df_run_linear(const df_run *run, int index, df_tensor *x) {
+    return df_linear(run->ctx, x, df_run_param(run, index), df_run_param(run, index + 1));
+}
+DF_API df_tensor *df_run_conv2d(const df_run *run, int index, df_tensor *x, int stride,
+                                int pad) {
+    return df_conv2d(run->ctx, x, df_run_param(run, index), df_run_param(run, index + 1),
+                     stride, pad);
+}
+DF_API df_tensor *df_run_group_norm(const df_run *run, int index, df_tensor *x, int groups,
+                                    double eps) {
+    return df_group_norm(run->ctx, x, df_run_param(run, index),
+                         df_run_param(run, index + 1), groups, eps);
+}
+DF_API df_tensor *df_run_layer_norm(const df_run *run, int index, df_tensor *x,
+                                    double eps) {
+    return df_layer_norm(run->ctx, x, df_run_param(run, index),
+                         df_run_param(run, index + 1), eps);
+}
+DF_API df_tensor *df_run_embedding(const df_run *run, int index, const int *ids, int n) {
+    return df_embedding(run->ctx, df_run_param(run, index), ids, n);
+}
+
+/* First label that is neither -1 nor a class, or n. A user's own kind (classes -1) looks
+   at its labels itself. */
+static int dfi_net_bad_label(const df_net *net, int n, const int *labels) {
+    if (labels == NULL || net->classes < 0) return n;
+    for (int i = 0; i < n; i++)
+        if (labels[i] < -1 || labels[i] >= net->classes) return i;
+    return n;
+}
+
+DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
+                             const int *labels) {
+    const df_net *net = run->net;
+    df_ctx *ctx = run->ctx;
+    if (dfi_stuck(ctx) != DF_OK || x == NULL || t == NULL) return NULL;
+    int fits = x->ndim == net->ndim + 1 && t->ndim == 1 && t->shape[0] == x->shape[0];
+    for (int i = 0; fits && i < net->ndim; i++) fits = x->shape[i + 1] == net->shape[i];
+    if (!fits)
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                               "df_run_net: x has %d axes and %.0f elements; net '%s' "
+                               "wants [B, sample of %d] and t [B]",
+                               x->ndim, (double)x->size, net->kind, net->dim);
+    int n = x->shape[0], bad = dfi_net_bad_label(net, n, labels);
+    if (bad < n)
+        return dfi_fail_tensor(
+            ctx, DF_ERR_ARGUMENT,
+            "df_run_net: label %d of row %d: net '%s' knows 0 to %d, and -1 for none",
+            labels[bad], bad, net->kind, net->classes - 1);
+    df_scope scope = df_scope_begin(ctx);
+    df_tensor *y = df_scope_end(ctx, scope, net->forward(run, x, t, labels));
+    if (y == NULL) {
+        if (dfi_stuck(ctx) != DF_OK) return NULL;
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_run_net: the forward pass of net '%s' returned NULL",
+                               net->kind);
+    }
+    fits = y->ndim == x->ndim;
+    for (int i = 0; fits && i < x->ndim; i++) fits = y->shape[i] == x->shape[i];
+    if (!fits)
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                               "df_run_net: net '%s' made %.0f elements of %d axes from x "
+                               "with %.0f of %d: it must keep the shape",
+                               net->kind, (double)y->size, y->ndim, (double)x->size,
+                               x->ndim);
+    return y;
+}
+
+/* ---- the residual MLP -------------------------------------------------------------- */
+
+/* config: width, depth, embed; number: time_scale, period. The parameters in order: inp,
+   hid.0 .. hid.D-1, out, and the table of labels last, so that it moves no other. */
+enum { DFI_MLP_WIDTH, DFI_MLP_DEPTH, DFI_MLP_EMBED };
+enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
+
+/* c = [cos(s t f_k), sin(s t f_k)] + E[label],  f_k = period^(-k/half)
+   h = SiLU(W_in [x, c] + b_in);  D times h = h + SiLU(W_i h + b_i);  y = W_out h +
+   b_out */
+static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    df_ctx *ctx = run->ctx;
+    const df_net *net = run->net;
+    int depth = net->config[DFI_MLP_DEPTH], out = 2 + 2 * depth;
+    df_scope scope = df_scope_begin(ctx); /* ended after each layer: only h stays */
+    df_tensor *c =
+        df_sinusoidal(ctx, df_scale(ctx, t, net->number[DFI_MLP_TIME_SCALE]),
+                      net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
+    if (labels != NULL && net->classes > 0)
+        c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
+    df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
+    h = df_scope_end(ctx, scope, h);
+    for (int i = 0; i < depth; i++) {
+        h = df_add(ctx, h, df_silu(ctx, df_run_linear(run, 2 + 2 * i, h)));
+        h = df_scope_end(ctx, scope, h);
+    }
+    return df_run_linear(run, out, h);
+}
+
+/* The bounds keep products of two of them well inside a size_t and an index inside an
+   int. */
+static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
+    int width = net->config[DFI_MLP_WIDTH], depth = net->config[DFI_MLP_DEPTH];
+    int embed = net->config[DFI_MLP_EMBED], dim = net->dim;
+    double scale = net->number[DFI_MLP_TIME_SCALE], period = net->number[DFI_MLP_PERIOD];
+    char name[32];
+    if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
+        depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
+        net->classes < 0 || net->classes > 1 << 20)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "mlp: dim %d, width %d, depth %d, embed %d, classes %d: want dim "
+                        "in [1, 2^20], width in [1, 65536], depth in [0, 4096], embed "
+                        "even in [2, 65536], classes in [0, 2^20]",
+                        dim, width, depth, embed, net->classes);
+    if (dfi_nonfinite(scale) || scale == 0 || dfi_nonfinite(period) || period < 1)
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "mlp: time_scale %g must be a number other than 0, period %g at least 1",
+            scale, period);
+    if (df_layer_linear(ctx, net, "inp", dim + embed, width, DF_INIT_FAN_IN) < 0)
+        return ctx->code;
+    for (int i = 0; i < depth; i++) {
+        snprintf(name, sizeof name, "hid.%d", i);
+        if (df_layer_linear(ctx, net, name, width, width, DF_INIT_FAN_IN) < 0)
+            return ctx->code;
+    }
+    if (df_layer_linear(ctx, net, "out", width, dim, DF_INIT_FAN_IN) < 0) return ctx->code;
+    if (net->classes > 0 &&
+        df_layer_embedding(ctx, net, "label", net->classes, embed, DF_INIT_NORMAL) < 0)
+        return ctx->code;
+    return DF_OK;
+}
+
+/* All kinds that df_net_load knows. */
+static const dfi_net_kind dfi_net_kinds[] = {
+    {"mlp", dfi_mlp_forward, dfi_mlp_build, 4096},
+};
+
+static const dfi_net_kind *dfi_net_kind_find(const char *name) {
+    for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
+        if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
+    return NULL;
+}
+
+DF_API df_mlp_desc df_mlp_defaults(void) {
+    df_mlp_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.dim = 2;
+    d.width = 256;
+    d.depth = 4;
+    d.embed = 128;
+    d.time_scale = 1000;
+    d.period = 10000;
+    return d;
+}
+
+DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
+    df_mlp_desc d = df_mlp_defaults();
+    const dfi_net_kind *row = dfi_net_kind_find("mlp");
+    if (desc != NULL) d = *desc;
+    if (d.cookie != DFI_COOKIE || d.dim < 1) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 d.dim < 1 ? "df_mlp_create: dim must be at least 1"
+                           : "df_mlp_create: start the descriptor with df_mlp_defaults");
+        return NULL;
+    }
+    df_net *net = dfi_net_make(ctx, row->name, 1, &d.dim, row, row->forward, d.seed);
+    if (net == NULL) return NULL;
+    net->classes = d.classes;
+    net->config[DFI_MLP_WIDTH] = d.width;
+    net->config[DFI_MLP_DEPTH] = d.depth;
+    net->config[DFI_MLP_EMBED] = d.embed;
+    net->number[DFI_MLP_TIME_SCALE] = d.time_scale;
+    net->number[DFI_MLP_PERIOD] = d.period;
+    if (row->build(ctx, net) != DF_OK) {
+        df_net_free(net);
+        return NULL;
+    }
+    return net;
+}
+
+/* ---- the card: what the weights mean ----------------------------------------------- */
+
+DF_API df_card df_card_defaults(void) {
+    df_card card;
+    memset(&card, 0, sizeof card);
+    card.process = df_process_flow();
+    card.prediction = DF_VELOCITY;
+    card.time = df_time_own();
+    card.clock = df_time_own();
+    return card;
+}
+
+/* An affine map with slope 0 says nothing about time, and log sigma times 0 neither. */
+static int dfi_time_ok(const df_time *time) {
+    if (time->kind == DF_TIME_SIGMA) return 1;
+    return (time->kind == DF_TIME_AFFINE || time->kind == DF_TIME_LOG_SIGMA) &&
+           !dfi_nonfinite(time->a) && !dfi_nonfinite(time->b) && time->a != 0;
+}
+
+static df_result dfi_card_check(df_ctx *ctx, const df_card *card) {
+    df_result result = df_process_check(ctx, &card->process);
+    if (result != DF_OK) return result;
+    if ((int)card->prediction < 0 || card->prediction >= DF_PREDICTION_COUNT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "card: prediction %d is not a df_prediction",
+                        (int)card->prediction);
+    if (!dfi_time_ok(&card->time) || !dfi_time_ok(&card->clock))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "card: time (%d: %g, %g) or clock (%d: %g, %g) is not a map of "
+                        "time: a must be a number other than 0",
+                        (int)card->time.kind, card->time.a, card->time.b,
+                        (int)card->clock.kind, card->clock.a, card->clock.b);
+    if (dfi_nonfinite(card->input_sigma_data) || card->input_sigma_data < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "card: input_sigma_data %g must be at least 0",
+                        card->input_sigma_data);
+    return DF_OK;
+}
+
+DF_API df_result df_net_set_card(df_ctx *ctx, df_net *net, const df_card *card) {
+    df_result result = dfi_card_check(ctx, card);
+    double *table = NULL;
+    df_card mine = *card;
+    if (result != DF_OK) return result;
+    if (card->process.kind == DF_PROCESS_TABLE) {
+        table = (double *)dfi_net_copy(ctx, net, card->process.log_abar,
+                                       (size_t)card->process.table_size * sizeof(double));
+        if (table == NULL) return DF_ERR_MEMORY;
+    } else {
+        mine.process.table_size = 0;
+    }
+    mine.process.log_abar = table;
+    dfi_delete_by(&net->alloc, net->log_abar,
+                  (size_t)net->card.process.table_size * sizeof(double));
+    net->log_abar = table;
+    net->card = mine;
+    return DF_OK;
+}
+DF_API const df_card *df_net_card(const df_net *net) { return &net->card; }
+
+DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const double *mean,
+                                    const double *scale) {
+    double *both = NULL;
+    if (size != 0 && size != 1 && size != net->dim)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_net_set_scaling: size %d is not 0, 1 or the net's %d", size,
+                        net->dim);
+    for (int i = 0; i < size; i++)
+        if (dfi_nonfinite(mean[i]) || dfi_nonfinite(scale[i]) || scale[i] <= 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_net_set_scaling: element %d has mean %g, scale %g; scale "
+                            "must be above 0",
+                            i, mean[i], scale[i]);
+    if (size > 0) {
+        both = (double *)dfi_net_copy(ctx, net, NULL, 2 * (size_t)size * sizeof(double));
+        if (both == NULL) return DF_ERR_MEMORY;
+        memcpy(both, mean, (size_t)size * sizeof(double));
+        memcpy(both + size, scale, (size_t)size * sizeof(double));
+    }
+    dfi_delete_by(&net->alloc, net->scaling,
+                  2 * (size_t)net->scaling_size * sizeof(double));
+    net->scaling = both;
+    net->scaling_size = size;
+    return DF_OK;
+}
+
+/* ---- a net as a model -------------------------------------------------------------- */
+
+/* PREDICT runs the net. JVP gives x the tangent v: J v = d/de f(x + e v) at e = 0. VJP
+   asks for the gradient of <f(x), v> in x. */
+static df_result dfi_net_answer_in(const df_net *net, df_ctx *ctx, const df_query *q,
+                                   df_real *out) {
+    int shape[4], rows[1];
+    shape[0] = rows[0] = q->n;
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    df_run run = df_run_defaults(ctx, net);
+    df_tensor *x = df_tensor_copy(ctx, net->ndim + 1, shape, q->x);
+    df_tensor *t = df_tensor_copy(ctx, 1, rows, q->t_model);
+    df_tensor *v = q->v != NULL ? df_tensor_copy(ctx, net->ndim + 1, shape, q->v) : NULL;
+    const df_real *found = NULL;
+    if (q->ask == DF_ASK_VJP) {
+        x = df_tensor_need_grad(ctx, x);
+        df_backward(ctx, df_sum(ctx, df_mul(ctx, df_run_net(&run, x, t, q->labels), v)));
+        if (x != NULL) found = x->grad;
+    } else {
+        if (q->ask == DF_ASK_JVP) df_set_tangent(ctx, x, v);
+        df_tensor *y = df_run_net(&run, x, t, q->labels);
+        if (y != NULL && q->ask == DF_ASK_JVP) y = y->tangent;
+        if (y != NULL) found = y->data;
+    }
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    size_t bytes = (size_t)q->n * (size_t)q->dim * sizeof(df_real);
+    if (found != NULL)
+        memcpy(out, found, bytes);
+    else
+        memset(out, 0, bytes); /* an answer that does not depend on x */
+    return DF_OK;
+}
+
+static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    const df_net *net = (const df_net *)self;
+    int bad = dfi_net_bad_label(net, q->n, q->labels);
+    if (q->dim != net->dim)
+        return dfi_fail(ctx, DF_ERR_SHAPE,
+                        "net '%s': asked about %d elements a sample, it has %d", net->kind,
+                        q->dim, net->dim);
+    if (q->ask != DF_ASK_PREDICT &&
+        ((q->ask != DF_ASK_JVP && q->ask != DF_ASK_VJP) || !q->v))
+        return dfi_fail(
+            ctx, DF_ERR_UNSUPPORTED,
+            "net '%s': answers PREDICT, and JVP and VJP with a v; asked for %d", net->kind,
+            (int)q->ask);
+    if (bad < q->n)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "net '%s': label %d of row %d: it knows 0 to %d, and -1 for none",
+                        net->kind, q->labels[bad], bad, net->classes - 1);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    /* A question may come while a graph is being recorded: that tape waits. */
+    int recording = ctx->recording;
+    df_tensor *tape = ctx->tape;
+    df_scope mark = dfi_scratch_mark(ctx);
+    if (recording) df_record_end(ctx);
+    if (q->ask == DF_ASK_VJP) df_record_begin(ctx);
+    df_result result = dfi_net_answer_in(net, ctx, q, out);
+    if (q->ask == DF_ASK_VJP) df_record_end(ctx);
+    dfi_scratch_release(ctx, mark);
+    ctx->recording = recording;
+    ctx->tape = tape;
+    return result;
+}
+
+DF_API df_model df_net_model(const df_net *net) {
+    df_model m = df_model_defaults();
+    m.predict = dfi_net_answer;
+    m.self = (void *)(uintptr_t)net; /* only read */
+    m.dim = net->dim;
+    m.answers = DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP;
+    m.process = net->card.process;
+    m.prediction = net->card.prediction;
+    m.time = net->card.time;
+    m.clock = net->card.clock;
+    m.input_sigma_data = net->card.input_sigma_data;
+    m.max_batch = net->row != NULL ? net->row->rows : 256;
+    m.scaling_size = net->scaling_size;
+    m.mean = net->scaling;
+    m.scale = net->scaling_size > 0 ? net->scaling + net->scaling_size : NULL;
+    return m;
+}
+
+/* ---- checkpoints ----------------------------------------------------------------------
+
+   A safetensors file: the parameters by name, "average.NAME" if there is an average,
+   "process.log_abar" for a table, "data.mean" and "data.scale" for the scaling, and
+   strings:
+
+     format  "diffusion.h net 1"       kind, shape, classes, config, numbers: which network
+     process, process.parameters (a b sigma_data interp), prediction, time and clock
+     (kind a b), input_sigma_data: the card
+
+   Lists are separated by blanks, 17 digits give back the same double. */
+
+/* From `>>files`: numbers are read and sources named in one way everywhere. */
+static const char *dfi_json_number_end(const char *s, const char *end);
+static double dfi_decimal(const char *text, size_t size);
+static const char *dfi_source_name(const df_source *source);
+
+static const char *const dfi_net_format = "diffusion.h net 1";
+#define DFI_NET_ZERO_SNR -1e300 /* in files, which hold finite numbers only: log 0 */
+static const char *const dfi_time_names[] = {"affine", "sigma", "log_sigma"};
+
+enum { DFI_TEXT_ITEMS = 24, DFI_TEXT_BYTES = 4096 };
+
+/* Metadata under construction. */
+typedef struct dfi_texts {
+    df_save_text item[DFI_TEXT_ITEMS];
+    int count;
+    size_t used;
+    char bytes[DFI_TEXT_BYTES];
+} dfi_texts;
+
+static dfi_texts *dfi_texts_new(df_ctx *ctx) {
+    dfi_texts *s = (dfi_texts *)dfi_scratch(ctx, sizeof *s);
+    if (s == NULL) return NULL;
+    s->count = 0;
+    s->used = 0;
+    return s;
+}
+
+/* Some locales print a comma in numbers; no list holds one otherwise. */
+static void dfi_text_add(dfi_texts *s, const char *key, const char *format, ...)
+    DFI_PRINTF(3, 4);
+static void dfi_text_add(dfi_texts *s, const char *key, const char *format, ...) {
+    size_t room = sizeof s->bytes - s->used;
+    char *value = s->bytes + s->used;
+    va_list args;
+    va_start(args, format);
+    int length = vsnprintf(value, room, format, args);
+    va_end(args);
+    if (length < 0 || (size_t)length >= room || s->count == DFI_TEXT_ITEMS) return;
+    for (char *c = value; *c != 0; c++)
+        if (*c == ',' && strcmp(format, "%s") != 0) *c = '.';
+    s->item[s->count].key = key;
+    s->item[s->count].value = value;
+    s->count++;
+    s->used += (size_t)length + 1;
+}
+
+/* "3 28 28": a list of integers. */
+static void dfi_text_ints(dfi_texts *s, const char *key, int count, const int *values) {
+    char list[DFI_NET_SLOTS * 12 + 1];
+    size_t used = 0;
+    list[0] = 0;
+    for (int i = 0; i < count; i++)
+        used +=
+            (size_t)snprintf(list + used, sizeof list - used, i ? " %d" : "%d", values[i]);
+    dfi_text_add(s, key, "%s", list);
+}
+
+static void dfi_net_texts(const df_net *net, dfi_texts *s) {
+    const df_card *c = &net->card;
+    const df_process *p = &c->process;
+    int slots = DFI_NET_SLOTS;
+    while (slots > 0 && net->config[slots - 1] == 0) slots--;
+    dfi_text_add(s, "format", "%s", dfi_net_format);
+    dfi_text_add(s, "kind", "%s", net->kind);
+    dfi_text_ints(s, "shape", net->ndim, net->shape);
+    dfi_text_ints(s, "classes", 1, &net->classes);
+    dfi_text_ints(s, "config", slots, net->config);
+    dfi_text_add(s, "numbers", "%.17g %.17g %.17g %.17g", net->number[0], net->number[1],
+                 net->number[2], net->number[3]);
+    dfi_text_add(s, "process", "%s", df_process_name(p));
+    dfi_text_add(s, "process.parameters", "%.17g %.17g %.17g %d", p->a, p->b,
+                 p->sigma_data, (int)p->interp);
+    dfi_text_add(s, "prediction", "%s", df_prediction_name(c->prediction));
+    dfi_text_add(s, "time", "%s %.17g %.17g", dfi_time_names[c->time.kind], c->time.a,
+                 c->time.b);
+    dfi_text_add(s, "clock", "%s %.17g %.17g", dfi_time_names[c->clock.kind], c->clock.a,
+                 c->clock.b);
+    dfi_text_add(s, "input_sigma_data", "%.17g", c->input_sigma_data);
+}
+
+static void dfi_save_add(df_save_tensor *t, const char *name, int ndim, const int *shape,
+                         const void *data, int is_double) {
+    t->name = name;
+    t->dtype =
+        is_double || sizeof(df_real) == sizeof(double) ? DF_DTYPE_F64 : DF_DTYPE_F32;
+    t->ndim = ndim;
+    for (int i = 0; i < DF_AXES; i++) t->shape[i] = i < ndim ? shape[i] : 1;
+    t->data = data;
+    t->data_is_double = is_double;
+}
+
+/* First parameter of `w` with a NaN or Inf: its index and element; or -1. */
+static int dfi_net_nonfinite(const df_ctx *ctx, const df_net *net, const df_real *w,
+                             size_t *element) {
+    for (int i = 0; i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        *element = ctx->k->nonfinite(p->size, w + p->offset);
+        if (*element < p->size) return i;
+    }
+    return -1;
+}
+
+/* A file with NaN in it could not be loaded again, so it is not written. */
+static df_result dfi_net_finite(df_ctx *ctx, const df_net *net, const char *function) {
+    size_t element = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        const df_real *w = pass == 0 ? net->weights : net->average;
+        int bad = w != NULL ? dfi_net_nonfinite(ctx, net, w, &element) : -1;
+        if (bad >= 0)
+            return dfi_fail(
+                ctx, DF_ERR_NONFINITE, "%s: element %.0f of %s'%s' is %s", function,
+                (double)element, pass == 0 ? "" : "the average of ", net->param[bad].name,
+                dfi_nonfinite_name((double)w[net->param[bad].offset + element]));
+    }
+    return DF_OK;
+}
+
+/* Net, and the tensors and strings that a trainer adds. */
+static df_result dfi_net_write(df_ctx *ctx, const df_net *net, df_sink sink, dfi_texts *s,
+                               const df_save_tensor *more, int more_count) {
+    size_t params = (size_t)net->count, count = 0;
+    df_save_tensor *list = (df_save_tensor *)dfi_scratch(
+        ctx, dfi_mul(2 * params + 3 + (size_t)more_count, sizeof *list));
+    char *names = (char *)dfi_scratch(ctx, dfi_mul(params + 1, DFI_NET_NAME + 16));
+    if (list == NULL || names == NULL) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < params; i++) {
+        const df_param *p = &net->param[i];
+        dfi_save_add(&list[count++], p->name, p->ndim, p->shape, net->weights + p->offset,
+                     0);
+        if (net->average == NULL) continue;
+        snprintf(names, DFI_NET_NAME + 16, "average.%s", p->name);
+        dfi_save_add(&list[count++], names, p->ndim, p->shape, net->average + p->offset,
+                     0);
+        names += DFI_NET_NAME + 16;
+    }
+    if (net->log_abar != NULL) {
+        int T = net->card.process.table_size;
+        double *table = (double *)dfi_scratch(ctx, (size_t)T * sizeof *table);
+        if (table == NULL) return DF_ERR_MEMORY;
+        for (int i = 0; i < T; i++)
+            table[i] =
+                dfi_nonfinite(net->log_abar[i]) ? DFI_NET_ZERO_SNR : net->log_abar[i];
+        dfi_save_add(&list[count++], "process.log_abar", 1, &net->card.process.table_size,
+                     table, 1);
+    }
+    if (net->scaling_size > 0) {
+        dfi_save_add(&list[count++], "data.mean", 1, &net->scaling_size, net->scaling, 1);
+        dfi_save_add(&list[count++], "data.scale", 1, &net->scaling_size,
+                     net->scaling + net->scaling_size, 1);
+    }
+    for (int i = 0; i < more_count; i++) list[count++] = more[i];
+    dfi_net_texts(net, s);
+    return df_safetensors_write(ctx, sink, list, (int)count, s->item, s->count);
+}
+
+DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink) {
+    df_result result = dfi_net_finite(ctx, net, "df_net_save");
+    if (result != DF_OK) return result;
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_texts *s = dfi_texts_new(ctx);
+    result =
+        s != NULL ? dfi_net_write(ctx, net, sink, s, NULL, 0) : (df_result)DF_ERR_MEMORY;
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* ---- reading: the file is hostile until it has proved otherwise ---- */
+
+typedef struct dfi_net_file {
+    df_ctx *ctx;
+    const char *function, *name; /* for messages: "df_net_load: a.safetensors: ..." */
+    df_safetensors *file;
+} dfi_net_file;
+
+static dfi_net_file dfi_net_open(df_ctx *ctx, const char *function, df_source source) {
+    dfi_net_file f;
+    f.ctx = ctx;
+    f.function = function;
+    f.name = dfi_source_name(&source);
+    f.file = df_safetensors_open(ctx, source);
+    return f;
+}
+
+static df_result dfi_net_bad(const dfi_net_file *f, const char *key, const char *what) {
+    return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.200s: '%s' %s", f->function, f->name,
+                    key, what);
+}
+
+static const char *dfi_net_text(const dfi_net_file *f, const char *key) {
+    const char *text = df_safetensors_metadata(f->file, key);
+    if (text == NULL) dfi_net_bad(f, key, "is missing among the metadata");
+    return text;
+}
+
+/* A number at *text, which moves behind it and the blanks that follow; 0 if there is
+   none. */
+static int dfi_text_number(const char **text, double *value) {
+    const char *end = dfi_json_number_end(*text, *text + strlen(*text));
+    if (end == NULL || end - *text > 63 || (*end != 0 && *end != ' ')) return 0;
+    *value = dfi_decimal(*text, (size_t)(end - *text));
+    *text = end + strspn(end, " ");
+    return !dfi_nonfinite(*value);
+}
+
+/* The numbers of a string, at most `most`; how many, or -1 if it holds anything else. */
+static int dfi_text_list(const char *text, int most, double *values) {
+    int count = 0;
+    while (*text != 0)
+        if (count == most || !dfi_text_number(&text, &values[count++])) return -1;
+    return count;
+}
+
+/* Key `key` as `least` to `most` numbers; how many, or -1 and an error. */
+static int dfi_net_numbers(const dfi_net_file *f, const char *key, int least, int most,
+                           double *values) {
+    const char *text = dfi_net_text(f, key);
+    int count = text != NULL ? dfi_text_list(text, most, values) : -1;
+    if (text != NULL && count < least) {
+        dfi_net_bad(f, key, "among the metadata is not the list of numbers it should be");
+        return -1;
+    }
+    return count;
+}
+
+static int dfi_net_ints(const dfi_net_file *f, const char *key, int least, int most,
+                        int *values) {
+    double numbers[DFI_NET_SLOTS];
+    int count = dfi_net_numbers(f, key, least, most, numbers);
+    for (int i = 0; i < count; i++) {
+        if (numbers[i] != floor(numbers[i]) || fabs(numbers[i]) > INT_MAX) {
+            dfi_net_bad(f, key,
+                        "among the metadata holds a number that is not an integer");
+            return -1;
+        }
+        values[i] = (int)numbers[i];
+    }
+    return count;
+}
+
+/* Index of the key's text among `count` names, or -1 and an error. */
+static int dfi_net_choice(const dfi_net_file *f, const char *key, const char *text,
+                          int count, const char *(*name)(int)) {
+    for (int i = 0; text != NULL && i < count; i++)
+        if (strcmp(text, name(i)) == 0) return i;
+    if (text != NULL) dfi_net_bad(f, key, "names something that is not known here");
+    return -1;
+}
+static const char *dfi_process_name_of(int kind) {
+    df_process p = df_process_flow();
+    p.kind = (df_process_kind)kind;
+    return df_process_name(&p);
+}
+static const char *dfi_prediction_name_of(int i) {
+    return df_prediction_name((df_prediction)i);
+}
+
+static df_result dfi_net_read_time(const dfi_net_file *f, const char *key, df_time *out) {
+    const char *text = dfi_net_text(f, key);
+    double ab[2];
+    if (text == NULL) return f->ctx->code;
+    for (int i = 0; i < 3; i++) {
+        size_t length = strlen(dfi_time_names[i]);
+        if (strncmp(text, dfi_time_names[i], length) == 0 && text[length] == ' ' &&
+            dfi_text_list(text + length + 1, 2, ab) == 2) {
+            out->kind = (df_time_kind)i;
+            out->a = ab[0];
+            out->b = ab[1];
+            return DF_OK;
+        }
+    }
+    return dfi_net_bad(f, key, "among the metadata is not a kind of time and two numbers");
+}
+
+/* Tensor `name` as doubles, all of them: F64 [n], n in [1, 2^24]. NULL with *n = 0 if
+   there is none, NULL with *n = -1 on failure. Step memory. */
+static double *dfi_net_doubles(const dfi_net_file *f, const char *name, int *n) {
+    const df_file_tensor *t = df_safetensors_find(f->file, name);
+    *n = 0;
+    if (t == NULL) return NULL;
+    *n = -1;
+    if (t->dtype != DF_DTYPE_F64 || t->ndim != 1 || t->count < 1 || t->count > 1u << 24) {
+        dfi_net_bad(f, name, "is not an F64 tensor of one axis");
+        return NULL;
+    }
+    double *values = (double *)dfi_scratch(f->ctx, t->count * sizeof *values);
+    if (values == NULL) return NULL;
+    for (size_t i = 0; i < t->count; i++) {
+        uint64_t bits = 0;
+        for (int j = 7; j >= 0; j--) bits = bits << 8 | t->bytes[8 * i + (size_t)j];
+        memcpy(&values[i], &bits, sizeof bits);
+        if (values[i] <= DFI_NET_ZERO_SNR) values[i] = dfi_infinity(1);
+    }
+    *n = (int)t->count;
+    return values;
+}
+
+static df_result dfi_net_read_card(const dfi_net_file *f, df_net *net) {
+    df_card card = df_card_defaults();
+    double numbers[4];
+    const char *text = dfi_net_text(f, "process");
+    int kind = dfi_net_choice(f, "process", text, DF_PROCESS_COUNT, dfi_process_name_of);
+    if (kind < 0 || dfi_net_numbers(f, "process.parameters", 4, 4, numbers) < 0)
+        return f->ctx->code;
+    if (numbers[3] != floor(numbers[3]) || numbers[3] < 0 ||
+        numbers[3] > (double)(int)DF_INTERP_LOG_SIGMA)
+        return dfi_net_bad(f, "process.parameters",
+                           "has an interpolation that is not known");
+    card.process.kind = (df_process_kind)kind;
+    card.process.a = numbers[0];
+    card.process.b = numbers[1];
+    card.process.sigma_data = numbers[2];
+    card.process.interp = (df_interp)(int)numbers[3];
+    text = dfi_net_text(f, "prediction");
+    int prediction =
+        dfi_net_choice(f, "prediction", text, DF_PREDICTION_COUNT, dfi_prediction_name_of);
+    if (prediction < 0 || dfi_net_read_time(f, "time", &card.time) ||
+        dfi_net_read_time(f, "clock", &card.clock) ||
+        dfi_net_numbers(f, "input_sigma_data", 1, 1, &card.input_sigma_data) < 0)
+        return f->ctx->code;
+    card.prediction = (df_prediction)prediction;
+    int n;
+    card.process.log_abar = dfi_net_doubles(f, "process.log_abar", &n);
+    if (n < 0) return f->ctx->code;
+    if ((n > 0) != (kind == DF_PROCESS_TABLE))
+        return dfi_net_bad(f, "process.log_abar",
+                           "must be there for a table, and only then");
+    card.process.table_size = n;
+    if (df_net_set_card(f->ctx, net, &card) == DF_OK) return DF_OK;
+    return f->ctx->code == DF_ERR_MEMORY
+               ? (df_result)DF_ERR_MEMORY
+               : dfi_net_bad(f, "process",
+                             "or another part of the card has a value out of range");
+}
+
+static df_result dfi_net_read_scaling(const dfi_net_file *f, df_net *net) {
+    int n, m = 0;
+    double *mean = dfi_net_doubles(f, "data.mean", &n);
+    double *scale = n < 0 ? NULL : dfi_net_doubles(f, "data.scale", &m);
+    if (n < 0 || m < 0) return f->ctx->code;
+    if (n != m || (n != 0 && n != 1 && n != net->dim))
+        return dfi_net_bad(
+            f, "data.mean",
+            "and 'data.scale' are not both of 1 element or of a sample's number");
+    if (df_net_set_scaling(f->ctx, net, n, mean, scale) == DF_OK) return DF_OK;
+    return f->ctx->code == DF_ERR_MEMORY
+               ? (df_result)DF_ERR_MEMORY
+               : dfi_net_bad(f, "data.scale", "or 'data.mean' has a value out of range");
+}
+
+static df_result dfi_net_read_average(const dfi_net_file *f, df_net *net) {
+    char name[DFI_NET_NAME + 16];
+    snprintf(name, sizeof name, "average.%s", net->param[0].name);
+    if (df_safetensors_find(f->file, name) == NULL) return DF_OK;
+    net->average = (df_real *)dfi_net_copy(f->ctx, net, NULL, net->size * sizeof(df_real));
+    if (net->average == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        snprintf(name, sizeof name, "average.%s", p->name);
+        if (df_safetensors_read(f->ctx, f->file, name, p->ndim, p->shape,
+                                net->average + p->offset))
+            return f->ctx->code;
+    }
+    return DF_OK;
+}
+
+/* A tensor that nothing asked for means that the file is of another network. */
+static df_result dfi_net_strangers(const dfi_net_file *f, const df_net *net) {
+    static const char *const known[] = {"process.log_abar", "data.mean", "data.scale",
+                                        "adam.m", "adam.v"};
+    int count = df_safetensors_count(f->file);
+    for (int i = 0; i < count; i++) {
+        const char *name = df_safetensors_at(f->file, i)->name;
+        const char *plain = strncmp(name, "average.", 8) == 0 ? name + 8 : name;
+        int found =
+            (plain == name || net->average != NULL) && df_net_find(net, plain) >= 0;
+        for (int j = 0; !found && j < 5; j++) found = strcmp(name, known[j]) == 0;
+        if (!found)
+            return dfi_fail(f->ctx, DF_ERR_FORMAT,
+                            "%s: %.160s: tensor '%.160s' is no part of net '%.40s'",
+                            f->function, f->name, name, net->kind);
+    }
+    return DF_OK;
+}
+
+/* Adds the parameters: those of a kind built in, or of the user's net `like`. */
+static df_result dfi_net_fill(const dfi_net_file *f, df_net *net, const df_net *like) {
+    df_result result = DF_OK;
+    net->from = f->file;
+    if (net->row != NULL) result = net->row->build(f->ctx, net);
+    for (int i = 0; net->row == NULL && result == DF_OK && i < like->count; i++) {
+        const df_param *p = &like->param[i];
+        if (dfi_net_add(f->ctx, net, p->name, p->ndim, p->shape, DF_INIT_ZERO, 1, 1) < 0)
+            result = f->ctx->code;
+    }
+    net->from = NULL;
+    if (result == DF_OK && net->count == 0)
+        return dfi_net_bad(f, "kind", "has no parameters");
+    if (result != DF_ERR_ARGUMENT) return result;
+    return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f->function, f->name,
+                    f->ctx->message);
+}
+
+/* The net that the file holds, of a kind built in if `like` is NULL, else as `like`. */
+static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
+    int shape[3], config[DFI_NET_SLOTS], classes, ndim;
+    double number[DFI_NET_NUMBERS];
+    const char *format = dfi_net_text(f, "format"), *kind;
+    if (format == NULL) return NULL;
+    if (strcmp(format, dfi_net_format) != 0) {
+        dfi_net_bad(f, "format", "among the metadata is not 'diffusion.h net 1'");
+        return NULL;
+    }
+    memset(config, 0, sizeof config);
+    if ((kind = dfi_net_text(f, "kind")) == NULL ||
+        (ndim = dfi_net_ints(f, "shape", 1, 3, shape)) < 0 ||
+        dfi_net_ints(f, "classes", 1, 1, &classes) < 0 ||
+        dfi_net_ints(f, "config", 0, DFI_NET_SLOTS, config) < 0 ||
+        dfi_net_numbers(f, "numbers", DFI_NET_NUMBERS, DFI_NET_NUMBERS, number) < 0)
+        return NULL;
+    const dfi_net_kind *row = like != NULL ? like->row : dfi_net_kind_find(kind);
+    int same = row != NULL && strcmp(row->name, kind) == 0;
+    if (like != NULL)
+        same = strcmp(kind, like->kind) == 0 && ndim == like->ndim &&
+               classes == like->classes &&
+               memcmp(shape, like->shape, (size_t)ndim * sizeof *shape) == 0 &&
+               memcmp(config, like->config, sizeof config) == 0 &&
+               memcmp(number, like->number, sizeof number) == 0;
+    if (!same || dfi_net_elements(ndim, shape) == 0) {
+        dfi_fail(f->ctx, DF_ERR_FORMAT,
+                 like != NULL ? "%s: %.160s: kind '%.40s', shape, classes, config or "
+                                "numbers are not those of the net to be filled"
+                              : "%s: %.160s: kind '%.40s' is not built in (make the net, "
+                                "then use df_net_load_into), or its shape is out of range",
+                 f->function, f->name, kind);
+        return NULL;
+    }
+    df_net *net = dfi_net_make(f->ctx, kind, ndim, shape, row,
+                               row != NULL ? row->forward : like->forward, 0);
+    if (net == NULL) return NULL;
+    net->classes = classes;
+    memcpy(net->config, config, sizeof config);
+    memcpy(net->number, number, sizeof number);
+    if (dfi_net_fill(f, net, like) || dfi_net_read_average(f, net) ||
+        dfi_net_strangers(f, net) || dfi_net_read_card(f, net) ||
+        dfi_net_read_scaling(f, net)) {
+        df_net_free(net);
+        return NULL;
+    }
+    return net;
+}
+
+DF_API df_net *df_net_load(df_ctx *ctx, df_source source) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load", source);
+    if (f.file == NULL) return NULL;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_net *net = dfi_net_read(&f, NULL);
+    dfi_scratch_release(ctx, mark);
+    df_safetensors_close(f.file);
+    return net;
+}
+
+/* Moves what was loaded into `net`, whose weights stay where they are, and frees the
+   rest. */
+static void dfi_net_take(df_net *net, df_net *loaded) {
+    df_card card = net->card;
+    double *log_abar = net->log_abar, *scaling = net->scaling;
+    int scaling_size = net->scaling_size;
+    memcpy(net->weights, loaded->weights, net->size * sizeof(df_real));
+    if (net->average != NULL && loaded->average != NULL) {
+        memcpy(net->average, loaded->average, net->size * sizeof(df_real));
+    } else {
+        df_real *average = net->average;
+        net->average = loaded->average;
+        loaded->average = average;
+    }
+    net->card = loaded->card;
+    net->log_abar = loaded->log_abar;
+    net->scaling = loaded->scaling;
+    net->scaling_size = loaded->scaling_size;
+    loaded->card = card;
+    loaded->log_abar = log_abar;
+    loaded->scaling = scaling;
+    loaded->scaling_size = scaling_size;
+    df_net_free(loaded);
+}
+
+DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_into", source);
+    if (f.file == NULL) return ctx->code;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_net *loaded = dfi_net_read(&f, net);
+    dfi_scratch_release(ctx, mark);
+    df_safetensors_close(f.file);
+    if (loaded == NULL) return ctx->code;
+    dfi_net_take(net, loaded);
+    return DF_OK;
+}
+
+/* =====================================================================================
+   // >>training: loss, optimiser, average, trainer
+
+   Draw a row of data x_0, a time t and noise eps; form x_t = alpha x_0 + sigma eps; ask
+   the net and punish the square of what is wrong:
+
+       loss = E_{x_0, t, eps} w(t) |net(x_t, t) - (a x_0 + b eps)|^2 / dim,
+
+   with the row (a, b) of the plane for the net's prediction (Ho et al. 2020, eq. 14;
+   Lipman et al. 2022, eq. 9). Its minimiser at each (x_t, t) is the conditional mean of
+   the target, whatever w > 0 and the density of t are: they only share out effort (Kingma
+   & Gao 2023).
+
+   A trainer is a function of (data, descriptor, step) and nothing else: which rows, which
+   times and which noise item k = step batch + row gets is keyed by the seed and k. So a
+   run that was saved and resumed goes on as if nothing had happened, bit for bit, and
+   because sums are cut by size, never by worker, on any number of threads.
+   ===================================================================================== */
+#include <time.h>
+
+/* What Philox draws are for; beside those of `>>networks`. */
+enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
+#define DFI_DRAW_TRAIN 0x90000000u
+#define DFI_DRAW_HELD  0x91000000u
+#define DFI_DRAW_ORDER 0x92000000u
+
+enum {
+    DFI_TRAIN_ROWS = 16,      /* rows that one task draws */
+    DFI_TRAIN_SLICES = 64,    /* partial sums of a norm */
+    DFI_TRAIN_CHUNK = 1 << 14 /* elements that one task updates */
+};
+
+struct df_trainer {
+    df_ctx *ctx;
+    df_net *net;
+    df_train_desc desc;
+    const df_real *data;    /* [n, dim] borrowed, in its own units */
+    const int *labels;      /* [n] or NULL, borrowed */
+    int n, dim, held, kept; /* rows in all, held out, trained on */
+
+    size_t reals_size, ints_size; /* bytes of the two allocations, at m and at order */
+    int *order;    /* [n] a permutation: the first `held` rows are held out */
+    int *walk;     /* [kept] the epoch's permutation of the others */
+    int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
+
+    df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
+    df_real *x, *target;    /* [batch, dim] */
+    df_real *t, *w;         /* [batch] native times, weights */
+    int *rows, *row_labels; /* [batch] */
+
+    int64_t step;    /* steps done */
+    double loss_sum; /* since the last report */
+    int64_t loss_count;
+    double loss, validation, norm, rate; /* as last reported */
+    double started; /* clock and step at which df_trainer_run was called */
+    int64_t started_at;
+};
+
+/* ---- optimiser: AdamW, clipping, average ------------------------------------------- */
+
+/* A range of elements by itself: the cut into tasks is free for AdamW and the average. */
+typedef struct dfi_flat_job {
+    const dfi_kernels *k;
+    const df_adamw *adamw;
+    size_t size;
+    df_real *w, *m, *v;
+    const df_real *g;
+    double scale, c1, c2; /* scale: of gradients, or the average's decay */
+} dfi_flat_job;
+
+static void dfi_flat_run(df_ctx *ctx, dfi_flat_job *j, size_t size,
+                         void (*task)(void *, int)) {
+    j->k = ctx->k;
+    j->size = size;
+    dfi_parallel(ctx, (int)((size + DFI_TRAIN_CHUNK - 1) / DFI_TRAIN_CHUNK), task, j);
+}
+
+static size_t dfi_flat_range(const dfi_flat_job *j, int index, size_t *at) {
+    *at = (size_t)index * DFI_TRAIN_CHUNK;
+    return j->size - *at < DFI_TRAIN_CHUNK ? j->size - *at : DFI_TRAIN_CHUNK;
+}
+
+static void dfi_adamw_task(void *arg, int index) {
+    const dfi_flat_job *j = (const dfi_flat_job *)arg;
+    const df_adamw *a = j->adamw;
+    size_t at, n = dfi_flat_range(j, index, &at);
+    j->k->adamw(n, j->w + at, j->m + at, j->v + at, j->g + at, j->scale, a->learning_rate,
+                a->beta1, a->beta2, a->eps, a->weight_decay, j->c1, j->c2);
+}
+
+/* m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, both divided by 1 - b^t because they start
+   at 0; w -= lr (m / (sqrt v + eps) + wd w) (Kingma & Ba 2015; Loshchilov & Hutter
+   2019). */
+DF_API void df_adamw_step(df_ctx *ctx, const df_adamw *adamw, int64_t step, size_t size,
+                          df_real *w, df_real *m, df_real *v, const df_real *g,
+                          double grad_scale) {
+    dfi_flat_job j;
+    j.adamw = adamw;
+    j.w = w;
+    j.m = m;
+    j.v = v;
+    j.g = g;
+    j.scale = grad_scale;
+    j.c1 = 1 - pow(adamw->beta1, (double)step);
+    j.c2 = 1 - pow(adamw->beta2, (double)step);
+    dfi_flat_run(ctx, &j, size, dfi_adamw_task);
+}
+
+static void dfi_ema_task(void *arg, int index) {
+    const dfi_flat_job *j = (const dfi_flat_job *)arg;
+    size_t at, n = dfi_flat_range(j, index, &at);
+    j->k->ema(n, j->w + at, j->g + at, j->scale);
+}
+
+DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_real *w,
+                        double decay) {
+    dfi_flat_job j;
+    j.w = average;
+    j.g = w;
+    j.scale = decay;
+    dfi_flat_run(ctx, &j, size, dfi_ema_task);
+}
+
+typedef struct dfi_norm_job {
+    const dfi_kernels *k;
+    size_t size, slice;
+    const df_real *g;
+    double sum[DFI_TRAIN_SLICES];
+} dfi_norm_job;
+
+static void dfi_norm_task(void *arg, int index) {
+    dfi_norm_job *j = (dfi_norm_job *)arg;
+    size_t at = (size_t)index * j->slice;
+    if (at >= j->size) return;
+    size_t n = j->size - at < j->slice ? j->size - at : j->slice;
+    j->sum[index] = j->k->dot(n, j->g + at, j->g + at);
+}
+
+/* The slices depend on the size alone and are added in order. The factor's 1e-6 is
+   PyTorch's (clip_grad_norm_; Pascanu et al. 2013). */
+DF_API double df_clip_factor(df_ctx *ctx, size_t size, const df_real *g, double limit,
+                             double *norm) {
+    dfi_norm_job j;
+    double sum = 0;
+    memset(&j, 0, sizeof j);
+    j.k = ctx->k;
+    j.size = size;
+    j.slice = size / DFI_TRAIN_SLICES + 1;
+    j.g = g;
+    dfi_parallel(ctx, DFI_TRAIN_SLICES, dfi_norm_task, &j);
+    for (int i = 0; i < DFI_TRAIN_SLICES; i++) sum += j.sum[i];
+    sum = sqrt(sum);
+    if (norm != NULL) *norm = sum;
+    return limit > 0 && sum + 1e-6 > limit ? limit / (sum + 1e-6) : 1.0;
+}
+
+/* The first step's decay is 0, as in diffusers' EMAModel: initial weights are
+   forgotten. */
+DF_API double df_ema_warmup(double decay, int64_t n) {
+    double ramp = n <= 0 ? 0 : (1.0 + (double)n) / (10.0 + (double)n);
+    return ramp < decay ? ramp : decay;
+}
+
+/* ---- the loss at one time ---------------------------------------------------------- */
+
+typedef struct dfi_train_point {
+    double alpha, sigma;  /* x_t = alpha x_0 + sigma eps */
+    double a, b;          /* target = a x_0 + b eps */
+    double scale, native; /* c_in and the time that the net is given */
+    double weight;
+} dfi_train_point;
+
+/* A weight w_0 on |x_0 error|^2 is w_0 (d x_0/d prediction)^2 on the prediction's error.
+   From (x_t, prediction) = [[alpha, sigma], [a, b]] (x_0, eps): d x_0/d prediction =
+   -sigma/det, det = alpha b - sigma a. With A = alpha/det, S = sigma/det the weightings
+   are
+
+     min-SNR  min(alpha^2/sigma^2, gamma) S^2   = min(A^2, gamma S^2)
+     EDM      (rho^2 + s_d^2)/(rho s_d)^2 S^2   = A^2 + S^2/s_d^2   (rho = sigma/alpha)
+
+   and stay finite where a factor does not: A = 1/b where a = 0 (eps at alpha = 0), S =
+   -1/a where b = 0 (x_0 at sigma = 0). EDM's weight of EDM's own F is 1 everywhere. */
+static double dfi_train_weight(const df_train_desc *d, const dfi_train_point *p) {
+    double det = p->alpha * p->b - p->sigma * p->a, huge = 1e150;
+    double A = p->a == 0 ? 1 / p->b : det == 0 ? huge : p->alpha / det;
+    double S = p->b == 0 ? -1 / p->a : det == 0 ? huge : p->sigma / det;
+    double sd = d->card.process.sigma_data;
+    if (d->weighting == DF_WEIGHT_MIN_SNR) {
+        double most = d->snr_gamma * S * S;
+        return A * A < most ? A * A : most;
+    }
+    return d->weighting == DF_WEIGHT_EDM ? A * A + S * S / (sd * sd) : 1.0;
+}
+
+/* All numbers of one time. ctx may be NULL, so that workers may call it: then only the
+   code tells. A velocity against another clock c is dx/dc = (dx/dt) / (dc/dt). */
+static df_result dfi_train_at(df_ctx *ctx, const df_trainer *tr, const df_model *model,
+                              double t, dfi_train_point *out) {
+    const df_card *card = &tr->desc.card;
+    const df_process *p = &model->process;
+    df_point at = df_process_at(p, t);
+    double row[2], clock, rate = 1;
+    df_result result = df_plane_row(ctx, p, card->prediction, &at, row);
+    if (result == DF_OK && card->prediction == DF_VELOCITY)
+        result = df_time_at(ctx, p, &card->clock, &at, &clock, &rate);
+    if (result == DF_OK) result = df_time_at(ctx, p, &card->time, &at, &out->native, NULL);
+    if (result != DF_OK) return result;
+    out->alpha = at.alpha;
+    out->sigma = at.sigma;
+    out->a = row[0] / rate;
+    out->b = row[1] / rate;
+    out->scale = dfi_model_scale(model, &at);
+    out->weight = dfi_train_weight(&tr->desc, out);
+    if (dfi_nonfinite(out->a) || dfi_nonfinite(out->b) || dfi_nonfinite(out->scale) ||
+        dfi_nonfinite(out->weight) || out->weight > 1e30 || dfi_nonfinite(out->native))
+        return dfi_fail(ctx, DF_ERR_SINGULAR,
+                        "at t = %g the target %g x_0 + %g eps, its weight %g or the "
+                        "native time %g is infinite",
+                        t, out->a, out->b, out->weight, out->native);
+    return DF_OK;
+}
+
+/* The time of item `item`, by the descriptor's density. */
+static double dfi_train_time(const df_trainer *tr, const df_process *p, uint64_t item,
+                             uint32_t draw) {
+    const df_train_desc *d = &tr->desc;
+    double u, t, g;
+    df_real z;
+    if (d->density == DF_DENSITY_UNIFORM || d->density == DF_DENSITY_INDEX) {
+        df_random_uniform(d->seed, item, draw, 1, &u);
+        if (d->density == DF_DENSITY_INDEX)
+            return (floor(u * p->table_size) + 1) / p->table_size;
+        return d->t_min + u * (d->t_max - d->t_min);
+    }
+    df_random_normal(d->seed, item, draw, 1, &z);
+    g = d->density_mean + d->density_std * (double)z;
+    t = d->density == DF_DENSITY_LOG_NORMAL ? df_process_at_lambda(p, -g).t
+                                            : 1 / (1 + exp(-g));
+    return t < d->t_min ? d->t_min : t > d->t_max ? d->t_max : t;
+}
+
+/* ---- a batch ----------------------------------------------------------------------- */
+
+/* Fisher-Yates. Stream (seed, sample, DFI_DRAW_ORDER). */
+static void dfi_shuffle(uint64_t seed, uint64_t sample, int n, int *list) {
+    uint32_t bits[4];
+    for (int i = n - 1, block = 0; i > 0; i--) {
+        if ((n - 1 - i) % 4 == 0)
+            df_random_bits(seed, sample, DFI_DRAW_ORDER, (uint32_t)block++, bits);
+        int j = (int)(((uint64_t)bits[(n - 1 - i) % 4] * (uint64_t)(i + 1)) >> 32);
+        int swap = list[i];
+        list[i] = list[j];
+        list[j] = swap;
+    }
+}
+
+/* The row of data that item k trains on: epoch k / kept walks all rows in an order of its
+   own. A batch that reaches the end of one epoch goes on into the next, so none is
+   short. */
+static int dfi_train_row(df_trainer *tr, int64_t k) {
+    int64_t epoch = k / tr->kept;
+    if (epoch != tr->epoch) {
+        memcpy(tr->walk, tr->order + tr->held, (size_t)tr->kept * sizeof(int));
+        dfi_shuffle(tr->desc.seed, (uint64_t)epoch + 1, tr->kept, tr->walk);
+        tr->epoch = epoch;
+    }
+    return tr->walk[k % tr->kept];
+}
+
+typedef struct dfi_batch_job {
+    df_trainer *tr;
+    df_model model;
+    uint64_t first; /* item of row 0 */
+    uint32_t draw;  /* DFI_DRAW_TRAIN or DFI_DRAW_HELD */
+    int count;
+} dfi_batch_job;
+
+/* Row r: time, noise, label; x = c_in (alpha x_0 + sigma eps), target = a x_0 + b eps. The
+   noise is drawn into target's place. */
+static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
+    df_trainer *tr = j->tr;
+    const df_net *net = tr->net;
+    uint64_t item = j->first + (uint64_t)r, seed = tr->desc.seed;
+    size_t dim = (size_t)tr->dim;
+    const df_real *data = tr->data + (size_t)tr->rows[r] * dim;
+    df_real *x = tr->x + (size_t)r * dim, *target = tr->target + (size_t)r * dim;
+    int step = net->scaling_size > 1;
+    dfi_train_point p;
+    double u;
+    double t = dfi_train_time(tr, &j->model.process, item, j->draw + DFI_DRAW_TIME);
+    df_result result = dfi_train_at(ctx, tr, &j->model, t, &p);
+    if (result != DF_OK) return result;
+    df_random_normal(seed, item, j->draw + DFI_DRAW_EPS, dim, target);
+    for (size_t i = 0; i < dim; i++) {
+        double x0 = (double)data[i], eps = (double)target[i];
+        if (net->scaling_size > 0) {
+            const double *s = net->scaling + (step ? i : 0);
+            x0 = (x0 - s[0]) / s[net->scaling_size];
+        }
+        x[i] = (df_real)(p.scale * (p.alpha * x0 + p.sigma * eps));
+        target[i] = (df_real)(p.a * x0 + p.b * eps);
+    }
+    tr->t[r] = (df_real)p.native;
+    tr->w[r] = (df_real)p.weight;
+    tr->row_labels[r] = tr->labels != NULL ? tr->labels[tr->rows[r]] : -1;
+    if (j->draw == DFI_DRAW_TRAIN && tr->desc.label_dropout > 0) {
+        df_random_uniform(seed, item, j->draw + DFI_DRAW_LABEL, 1, &u);
+        if (u < tr->desc.label_dropout) tr->row_labels[r] = -1;
+    }
+    return DF_OK;
+}
+
+static void dfi_batch_task(void *arg, int index) {
+    dfi_batch_job *j = (dfi_batch_job *)arg;
+    int first = index * DFI_TRAIN_ROWS;
+    for (int r = first; r < j->count && r < first + DFI_TRAIN_ROWS; r++)
+        if (dfi_batch_row(NULL, j, r) != DF_OK) j->tr->rows[r] = -1 - j->tr->rows[r];
+}
+
+/* Fills the batch for tr->rows. Workers have no context to write a sentence to: they mark
+   a row whose time is singular by a negative index, and it is met again here. */
+static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, int count) {
+    dfi_batch_job j;
+    j.tr = tr;
+    j.model = df_net_model(tr->net);
+    j.first = first;
+    j.draw = draw;
+    j.count = count;
+    dfi_parallel(tr->ctx, (count + DFI_TRAIN_ROWS - 1) / DFI_TRAIN_ROWS, dfi_batch_task,
+                 &j);
+    for (int r = 0; r < count; r++)
+        if (tr->rows[r] < 0) {
+            tr->rows[r] = -1 - tr->rows[r];
+            return dfi_batch_row(tr->ctx, &j, r);
+        }
+    return DF_OK;
+}
+
+/* mean over elements of w (net - target)^2, as a graph */
+static df_tensor *dfi_batch_loss(df_trainer *tr, const df_run *run, int count) {
+    df_ctx *ctx = tr->ctx;
+    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1};
+    shape[0] = column[0] = count;
+    for (int i = 1; i < ndim; i++) shape[i] = tr->net->shape[i - 1];
+    df_tensor *x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
+    df_tensor *t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
+    df_tensor *target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
+    df_tensor *y = df_run_net(run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, target);
+    df_tensor *w = df_tensor_borrow(ctx, ndim, column, tr->w, NULL);
+    return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, target)), w));
+}
+
+/* ---- one step ---------------------------------------------------------------------- */
+
+/* Linear rise over `warmup` steps, then half a cosine down to final_rate (Loshchilov &
+   Hutter 2017). */
+static double dfi_train_rate(const df_train_desc *d, int64_t step) {
+    if (step < d->warmup) return d->learning_rate * (double)(step + 1) / (double)d->warmup;
+    double span = (double)(d->steps - d->warmup);
+    double u = span > 0 ? (double)(step - d->warmup) / span : 1;
+    return d->learning_rate *
+           (d->final_rate + (1 - d->final_rate) * 0.5 * (1 + cos(DFI_PI * u)));
+}
+
+/* Why a step failed: a weight that is no number, or else the size of the steps. */
+static df_result dfi_train_blown(df_trainer *tr, double loss, double norm) {
+    size_t element = 0;
+    int bad = dfi_net_nonfinite(tr->ctx, tr->net, tr->net->weights, &element);
+    if (bad >= 0)
+        return dfi_fail(tr->ctx, DF_ERR_NONFINITE,
+                        "df_trainer_run: step %.0f: element %.0f of '%s' is not finite",
+                        (double)tr->step + 1, (double)element, tr->net->param[bad].name);
+    return dfi_fail(tr->ctx, DF_ERR_NONFINITE,
+                    "df_trainer_run: step %.0f: loss %g, gradient norm %g: weights left "
+                    "as before the step; try a lower learning_rate (%g), a longer warmup "
+                    "(%.0f) or a smaller clip (%g)",
+                    (double)tr->step + 1, loss, norm, tr->desc.learning_rate,
+                    (double)tr->desc.warmup, tr->desc.clip);
+}
+
+/* Loss and gradients of the batch that stands ready. */
+static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+    df_ctx *ctx = tr->ctx;
+    df_run run = df_run_defaults(ctx, tr->net);
+    run.weights = tr->net->weights;
+    run.grads = tr->grads;
+    run.training = 1;
+    run.seed = tr->desc.seed;
+    run.draw = (uint64_t)tr->step;
+    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_record_begin(ctx);
+    df_tensor *graph = dfi_batch_loss(tr, &run, tr->desc.batch);
+    df_backward(ctx, graph);
+    if (graph != NULL) *loss = (double)graph->data[0];
+    df_record_end(ctx);
+    dfi_scratch_release(ctx, mark);
+    return dfi_stuck(ctx);
+}
+
+static df_result dfi_train_step(df_trainer *tr) {
+    const df_train_desc *d = &tr->desc;
+    df_net *net = tr->net;
+    double loss = 0, norm = 0;
+    int64_t first = tr->step * d->batch;
+    for (int r = 0; r < d->batch; r++) tr->rows[r] = dfi_train_row(tr, first + r);
+    df_result result = dfi_batch_fill(tr, (uint64_t)first, DFI_DRAW_TRAIN, d->batch);
+    if (result == DF_OK) result = dfi_train_gradient(tr, &loss);
+    if (result != DF_OK) return result;
+    double factor = df_clip_factor(tr->ctx, net->size, tr->grads, d->clip, &norm);
+    /* the square of a gradient must fit a df_real, or AdamW's v is infinite for ever */
+    double most = sizeof(df_real) == sizeof(float) ? 1e18 : 1e150;
+    if (dfi_nonfinite(loss) || dfi_nonfinite(norm) || norm > most)
+        return dfi_train_blown(tr, loss, norm);
+    df_adamw adamw;
+    adamw.learning_rate = tr->rate = dfi_train_rate(d, tr->step);
+    adamw.beta1 = d->beta1;
+    adamw.beta2 = d->beta2;
+    adamw.eps = d->adam_eps;
+    adamw.weight_decay = d->weight_decay;
+    df_adamw_step(tr->ctx, &adamw, tr->step + 1, net->size, net->weights, tr->m, tr->v,
+                  tr->grads, factor);
+    if (net->average != NULL)
+        df_ema_step(tr->ctx, net->size, net->average, net->weights,
+                    d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema);
+    tr->norm = norm;
+    tr->loss_sum += loss;
+    tr->loss_count++;
+    tr->step++;
+    return DF_OK;
+}
+
+/* ---- making a trainer -------------------------------------------------------------- */
+
+DF_API df_train_desc df_train_defaults(void) {
+    df_train_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.card = df_card_defaults();
+    d.snr_gamma = 5;
+    d.density_std = 1;
+    d.t_min = -1;
+    d.t_max = 1;
+    d.scaling = DF_SCALING_GLOBAL;
+    d.batch = 256;
+    d.steps = 5000;
+    d.learning_rate = 1e-3;
+    d.warmup = 100;
+    d.final_rate = 0.01;
+    d.beta1 = 0.9;
+    d.beta2 = 0.999;
+    d.adam_eps = 1e-8;
+    d.weight_decay = 0.01;
+    d.clip = 1;
+    d.ema = 0.999;
+    d.ema_warmup = 1;
+    d.validation = 0.05;
+    d.validate_every = 500;
+    d.report = 50;
+    return d;
+}
+
+/* Every number of the descriptor that has a range, with the range. */
+static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
+    const struct { const char *name; double value, least, most; } range[] = {
+        {"snr_gamma", d->snr_gamma, 1e-6, 1e6},   {"density_std", d->density_std, 0, 50},
+        {"t_max", d->t_max, 0, 1},                {"t_min", d->t_min, -1e300, 1},
+        {"batch", (double)d->batch, 1, 1 << 20},  {"steps", (double)d->steps, 1, 1e12},
+        {"warmup", (double)d->warmup, 0, 1e12},   {"final_rate", d->final_rate, 0, 1},
+        {"beta1", d->beta1, 0, 0.999999},         {"beta2", d->beta2, 0, 0.99999999},
+        {"adam_eps", d->adam_eps, 1e-30, 1},      {"clip", d->clip, 0, 1e30},
+        {"ema", d->ema, 0, 0.9999999},            {"validation", d->validation, 0, 0.99},
+        {"report", (double)d->report, 1, 1e12},
+        {"weighting", (double)d->weighting, 0, DF_WEIGHT_EDM},
+        {"density", (double)d->density, 0, DF_DENSITY_INDEX},
+        {"density_mean", d->density_mean, -50, 50},
+        {"scaling", (double)d->scaling, 0, DF_SCALING_EACH},
+        {"learning_rate", d->learning_rate, 0, 1e10},
+        {"weight_decay", d->weight_decay, 0, 1e6},
+        {"learning_rate times weight_decay", d->learning_rate * d->weight_decay, 0, 1},
+        {"validate_every", (double)d->validate_every, 0, 1e12},
+        {"label_dropout", d->label_dropout, 0, 1},
+    };
+    for (size_t i = 0; i < sizeof range / sizeof *range; i++)
+        if (dfi_nonfinite(range[i].value) || range[i].value < range[i].least ||
+            range[i].value > range[i].most)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_trainer_create: %s is %g, want %g to %g", range[i].name,
+                            range[i].value, range[i].least, range[i].most);
+    return DF_OK;
+}
+
+static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_real *data,
+                                      int n, const int *labels) {
+    size_t dim = (size_t)net->dim, total = dfi_mul((size_t)n, dim), at;
+    at = ctx->k->nonfinite(total, data);
+    if (at < total)
+        return dfi_fail(
+            ctx, DF_ERR_NONFINITE, "df_trainer_create: data row %.0f, element %.0f is %s",
+            (double)(at / dim), (double)(at % dim), dfi_nonfinite_name((double)data[at]));
+    int bad = dfi_net_bad_label(net, n, labels);
+    if (bad < n)
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_trainer_create: label %d of data row %d: net '%s' has %d classes",
+            labels[bad], bad, net->kind, net->classes);
+    return DF_OK;
+}
+
+/* Mean and deviation of column c (of all columns if size is 1), in double, two passes. A
+   constant column keeps its scale. */
+static void dfi_train_moments(const df_trainer *tr, int size, int c, double *mean,
+                              double *scale) {
+    size_t dim = (size_t)tr->dim, step = size == 1 ? 1 : dim;
+    size_t total = (size_t)tr->n * dim, count = total / step;
+    double sum = 0, square = 0;
+    for (size_t i = (size_t)c; i < total; i += step) sum += (double)tr->data[i];
+    *mean = sum / (double)count;
+    for (size_t i = (size_t)c; i < total; i += step) {
+        double e = (double)tr->data[i] - *mean;
+        square += e * e;
+    }
+    *scale = sqrt(square / (double)count);
+    if (*scale <= 1e-12 * fabs(*mean) || *scale == 0) *scale = 1;
+}
+
+static df_result dfi_train_scaling(df_trainer *tr) {
+    df_ctx *ctx = tr->ctx;
+    int size = tr->desc.scaling == DF_SCALING_NONE ? 0 : 1;
+    if (tr->desc.scaling == DF_SCALING_EACH) size = tr->dim;
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *both = (double *)dfi_scratch(ctx, (2 * (size_t)size + 1) * sizeof *both);
+    df_result result = DF_ERR_MEMORY;
+    if (both != NULL) {
+        for (int c = 0; c < size; c++)
+            dfi_train_moments(tr, size, c, &both[c], &both[size + c]);
+        result = df_net_set_scaling(ctx, tr->net, size, both, both + size);
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* Where times are drawn from. t_min < 0 means 0 if all is finite there (velocity of flow),
+   else the process's own end. Both ends are tried, so that a run cannot fail at its
+   4,000th step. */
+static df_result dfi_train_interval(df_trainer *tr) {
+    df_ctx *ctx = tr->ctx;
+    df_train_desc *d = &tr->desc;
+    df_model model = df_net_model(tr->net);
+    dfi_train_point p;
+    model.process = d->card.process;
+    model.input_sigma_data = d->card.input_sigma_data;
+    if (d->density == DF_DENSITY_INDEX && model.process.kind != DF_PROCESS_TABLE)
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_trainer_create: density INDEX is for tables, the process is %s",
+            df_process_name(&model.process));
+    if (d->density == DF_DENSITY_INDEX) {
+        d->t_min = 1.0 / model.process.table_size;
+        d->t_max = 1;
+    } else if (d->t_min < 0) {
+        int fine = dfi_train_at(NULL, tr, &model, 0, &p) == DF_OK;
+        d->t_min = fine ? 0 : df_process_t_min(&model.process);
+    }
+    if (d->t_min >= d->t_max && d->density != DF_DENSITY_INDEX)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: t_min %g is not below t_max %g", d->t_min,
+                        d->t_max);
+    for (int i = 0; i < 2; i++)
+        if (dfi_train_at(ctx, tr, &model, i == 0 ? d->t_min : d->t_max, &p) != DF_OK)
+            return dfi_fail(
+                ctx, DF_ERR_SINGULAR,
+                "df_trainer_create: %s = %g is out of reach for %s of process %s: %.300s",
+                i == 0 ? "t_min" : "t_max", i == 0 ? d->t_min : d->t_max,
+                df_prediction_name(d->card.prediction), df_process_name(&model.process),
+                ctx->message);
+    return DF_OK;
+}
+
+/* Two allocations, of numbers and of indices, cut into the arrays. */
+static df_result dfi_train_arrays(df_trainer *tr) {
+    size_t size = tr->net->size, batch = (size_t)tr->desc.batch, n = (size_t)tr->n;
+    size_t values = dfi_mul(batch, (size_t)tr->dim);
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * batch));
+    tr->reals_size = dfi_mul(reals, sizeof(df_real));
+    tr->ints_size = (2 * n + 2 * batch) * sizeof(int);
+    tr->m = (df_real *)dfi_new(tr->ctx, tr->reals_size);
+    tr->order = (int *)dfi_new(tr->ctx, tr->ints_size);
+    if (tr->m == NULL || tr->order == NULL) return DF_ERR_MEMORY;
+    tr->v = tr->m + size;
+    tr->grads = tr->v + size;
+    tr->x = tr->grads + size;
+    tr->target = tr->x + values;
+    tr->t = tr->target + values;
+    tr->w = tr->t + batch;
+    tr->walk = tr->order + n;
+    tr->rows = tr->walk + n;
+    tr->row_labels = tr->rows + batch;
+    for (int i = 0; i < tr->n; i++) tr->order[i] = i;
+    dfi_shuffle(tr->desc.seed, 0, tr->n, tr->order);
+    return DF_OK;
+}
+
+/* The average starts as the weights; without one a net must not keep an old one, which
+   df_net_model would prefer. */
+static df_result dfi_train_average(df_trainer *tr) {
+    df_net *net = tr->net;
+    size_t bytes = net->size * sizeof(df_real);
+    dfi_delete_by(&net->alloc, net->average, bytes);
+    net->average = NULL;
+    if (!(tr->desc.ema > 0)) return DF_OK;
+    net->average = (df_real *)dfi_net_copy(tr->ctx, net, net->weights, bytes);
+    if (net->average == NULL) return DF_ERR_MEMORY;
+    return DF_OK;
+}
+
+/* The rest of creation; on failure the caller frees. */
+static df_result dfi_train_setup(df_trainer *tr) {
+    df_result result = dfi_train_interval(tr);
+    if (result != DF_OK) return result;
+    tr->held = (int)(tr->desc.validation * tr->n);
+    tr->kept = tr->n - tr->held;
+    if (dfi_train_arrays(tr) != DF_OK) return DF_ERR_MEMORY;
+    tr->epoch = -1;
+    tr->validation = -1;
+    result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
+    if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
+    if (result == DF_OK) result = dfi_train_scaling(tr);
+    if (result == DF_OK) result = dfi_train_average(tr);
+    return result;
+}
+
+DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
+                                     const int *labels, const df_train_desc *desc) {
+    df_train_desc d = df_train_defaults();
+    if (desc != NULL) d = *desc;
+    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || net->size == 0) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_trainer_create: wants a descriptor that df_train_defaults made, a "
+                 "net with parameters and at least one row of data (here %d)",
+                 n);
+        return NULL;
+    }
+    if (dfi_train_ranges(ctx, &d) || dfi_card_check(ctx, &d.card) ||
+        dfi_train_check_data(ctx, net, data, n, labels))
+        return NULL;
+    df_trainer *tr = (df_trainer *)dfi_new(ctx, sizeof *tr);
+    if (tr == NULL) return NULL;
+    tr->ctx = ctx;
+    tr->net = net;
+    tr->desc = d;
+    tr->data = data;
+    tr->labels = labels;
+    tr->n = n;
+    tr->dim = net->dim;
+    if (dfi_train_setup(tr) != DF_OK) {
+        df_trainer_free(tr);
+        return NULL;
+    }
+    return tr;
+}
+
+DF_API void df_trainer_free(df_trainer *tr) {
+    if (tr == NULL) return;
+    dfi_delete(tr->ctx, tr->m, tr->reals_size);
+    dfi_delete(tr->ctx, tr->order, tr->ints_size);
+    dfi_delete(tr->ctx, tr, sizeof *tr);
+}
+
+/* ---- the run ----------------------------------------------------------------------- */
+
+/* Seconds since some moment, by the best clock that the compiler's dialect shows. */
+static double dfi_train_clock(void) {
+#if defined(TIME_UTC)
+    struct timespec now;
+    if (timespec_get(&now, TIME_UTC) != TIME_UTC) return 0;
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)time(NULL);
+#endif
+}
+
+/* Held-out rows by the same density of times and weighting, with draws of their own that
+   are the same every time; the average, if any. Chunks of a batch, so memory is
+   bounded. */
+DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
+    df_ctx *ctx = tr->ctx;
+    double sum = 0;
+    if (tr->held == 0)
+        return dfi_fail(
+            ctx, DF_ERR_UNSUPPORTED,
+            "df_trainer_validate: no row is held out: validation is %g of %d rows",
+            tr->desc.validation, tr->n);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    for (int at = 0; at < tr->held; at += tr->desc.batch) {
+        int count = tr->held - at < tr->desc.batch ? tr->held - at : tr->desc.batch;
+        for (int r = 0; r < count; r++) tr->rows[r] = tr->order[at + r];
+        df_result result = dfi_batch_fill(tr, (uint64_t)at, DFI_DRAW_HELD, count);
+        if (result != DF_OK) return result;
+        df_run run = df_run_defaults(ctx, tr->net);
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_tensor *graph = dfi_batch_loss(tr, &run, count);
+        if (graph != NULL) sum += (double)graph->data[0] * count;
+        dfi_scratch_release(ctx, mark);
+        if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    }
+    *loss = sum / tr->held;
+    if (dfi_nonfinite(*loss))
+        return dfi_fail(ctx, DF_ERR_NONFINITE,
+                        "df_trainer_validate: the held-out loss is %s after step %.0f",
+                        dfi_nonfinite_name(*loss), (double)tr->step);
+    return DF_OK;
+}
+
+DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
+    int64_t done = tr->step - tr->started_at;
+    info->step = tr->step;
+    info->steps = tr->desc.steps;
+    info->loss = tr->loss_count > 0 ? tr->loss_sum / (double)tr->loss_count : tr->loss;
+    info->validation = tr->validation;
+    info->gradient_norm = tr->norm;
+    info->learning_rate = tr->rate;
+    info->seconds_left = -1;
+    if (done > 0)
+        info->seconds_left = (dfi_train_clock() - tr->started) *
+                             (double)(info->steps - info->step) / (double)done;
+    return DF_OK;
+}
+
+/* What happens between steps: validation, report. The counters are reset before the
+   callback, so that a trainer saved inside it resumes exactly. */
+static df_result dfi_train_between(df_trainer *tr) {
+    const df_train_desc *d = &tr->desc;
+    int last = tr->step == d->steps;
+    if (tr->held > 0 && d->validate_every > 0 &&
+        (last || tr->step % d->validate_every == 0)) {
+        df_result result = df_trainer_validate(tr, &tr->validation);
+        if (result != DF_OK) return result;
+    }
+    if (!last && tr->step % d->report != 0) return DF_OK;
+    df_train_info info;
+    df_trainer_info(tr, &info);
+    tr->loss = info.loss;
+    tr->loss_sum = 0;
+    tr->loss_count = 0;
+    int answer = d->on_step != NULL ? d->on_step(d->user, &info) : 0;
+    if (answer == 0) return DF_OK;
+    return dfi_fail(tr->ctx, answer, "df_trainer_run: on_step returned %d after step %.0f",
+                    answer, (double)tr->step);
+}
+
+DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
+    df_ctx *ctx = tr->ctx;
+    int64_t left = tr->desc.steps - tr->step;
+    int64_t end = tr->step + (steps <= 0 || steps > left ? left : steps);
+    tr->started = dfi_train_clock();
+    tr->started_at = tr->step;
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    while (tr->step < end) {
+        if (dfi_cancelled(ctx))
+            return dfi_fail(ctx, DF_CANCELLED,
+                            "df_trainer_run: cancelled after step %.0f of %.0f",
+                            (double)tr->step, (double)tr->desc.steps);
+        df_result result = dfi_train_step(tr);
+        if (result == DF_OK) result = dfi_train_between(tr);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
+/* ---- saving and resuming ----------------------------------------------------------- */
+
+/* FNV-1a over the bytes of data, labels and table: enough to notice another array. */
+static uint64_t dfi_fnv(uint64_t hash, const void *data, size_t size) {
+    const unsigned char *bytes = (const unsigned char *)data;
+    for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    return hash;
+}
+
+static uint64_t dfi_train_digest(const df_trainer *tr) {
+    uint64_t hash = dfi_fnv(0xcbf29ce484222325u, tr->data,
+                            (size_t)tr->n * (size_t)tr->dim * sizeof(df_real));
+    if (tr->labels != NULL) hash = dfi_fnv(hash, tr->labels, (size_t)tr->n * sizeof(int));
+    if (tr->net->log_abar != NULL)
+        hash = dfi_fnv(hash, tr->net->log_abar,
+                       (size_t)tr->net->card.process.table_size * sizeof(double));
+    return hash;
+}
+
+/* Everything that the course of training depends on besides net and card, readable. */
+static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
+    const df_train_desc *d = &tr->desc;
+    dfi_text_add(s, "train.data", "%s %d x %d %016llx", DF_REAL_NAME, tr->n, tr->dim,
+                 (unsigned long long)dfi_train_digest(tr));
+    dfi_text_add(
+        s, "train.settings",
+        "batch %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g betas %.17g "
+        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu",
+        d->batch, (double)d->steps, d->learning_rate, (double)d->warmup, d->final_rate,
+        d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema, d->ema_warmup,
+        (unsigned long long)d->seed);
+    dfi_text_add(s, "train.loss",
+                 "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
+                 "validation %.17g %.0f label_dropout %.17g",
+                 (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
+                 d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
+                 (double)d->validate_every, d->label_dropout);
+}
+
+DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
+    df_ctx *ctx = tr->ctx;
+    df_save_tensor moments[2];
+    df_result result = dfi_net_finite(ctx, tr->net, "df_trainer_save");
+    int size = (int)tr->net->size;
+    if (result != DF_OK) return result;
+    dfi_save_add(&moments[0], "adam.m", 1, &size, tr->m, 0);
+    dfi_save_add(&moments[1], "adam.v", 1, &size, tr->v, 0);
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_texts *s = dfi_texts_new(ctx);
+    result = DF_ERR_MEMORY;
+    if (s != NULL) {
+        dfi_train_texts(tr, s);
+        dfi_text_add(s, "train.state", "%.0f %.17g %.0f %.17g %.17g %.17g %.17g",
+                     (double)tr->step, tr->loss_sum, (double)tr->loss_count, tr->loss,
+                     tr->validation, tr->norm, tr->rate);
+        result = dfi_net_write(ctx, tr->net, sink, s, moments, 2);
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* The strings that this trainer would write must be those of the file. */
+static df_result dfi_train_same(const dfi_net_file *f, const df_trainer *tr) {
+    dfi_texts *s = dfi_texts_new(f->ctx);
+    if (s == NULL) return DF_ERR_MEMORY;
+    dfi_train_texts(tr, s);
+    dfi_net_texts(tr->net, s);
+    for (int i = 0; i < s->count; i++) {
+        const char *theirs = dfi_net_text(f, s->item[i].key), *mine = s->item[i].value;
+        if (theirs == NULL) return f->ctx->code;
+        if (strcmp(theirs, mine) != 0)
+            return dfi_fail(f->ctx, DF_ERR_FORMAT,
+                            "%s: %.64s: '%s' differs, so this run would not go on as that "
+                            "one: the file has '%.180s', the trainer '%.180s'",
+                            f->function, f->name, s->item[i].key, theirs, mine);
+    }
+    return DF_OK;
+}
+
+static df_result dfi_train_read(const dfi_net_file *f, df_trainer *tr) {
+    double state[7];
+    df_result result = dfi_train_same(f, tr);
+    if (result != DF_OK) return result;
+    if (dfi_net_numbers(f, "train.state", 7, 7, state) < 0) return f->ctx->code;
+    if (state[0] < 0 || state[0] > (double)tr->desc.steps || state[0] != floor(state[0]) ||
+        state[2] < 0 || state[2] > state[0] || state[2] != floor(state[2]))
+        return dfi_net_bad(f, "train.state", "among the metadata has a step out of range");
+    df_net *loaded = dfi_net_read(f, tr->net);
+    if (loaded == NULL) return f->ctx->code;
+    int size = (int)tr->net->size;
+    df_real *moments =
+        (df_real *)dfi_scratch(f->ctx, dfi_mul(2 * (size_t)size, sizeof(df_real)));
+    if (moments == NULL) result = DF_ERR_MEMORY;
+    if (result == DF_OK)
+        result = df_safetensors_read(f->ctx, f->file, "adam.m", 1, &size, moments);
+    if (result == DF_OK)
+        result = df_safetensors_read(f->ctx, f->file, "adam.v", 1, &size, moments + size);
+    for (int i = 0; result == DF_OK && i < size; i++)
+        if (moments[size + i] < 0)
+            result = dfi_net_bad(f, "adam.v", "holds a negative square");
+    if (result != DF_OK) {
+        df_net_free(loaded);
+        return result;
+    }
+    memcpy(tr->m, moments, (size_t)size * sizeof(df_real));
+    memcpy(tr->v, moments + size, (size_t)size * sizeof(df_real));
+    dfi_net_take(tr->net, loaded);
+    tr->desc.card = tr->net->card;
+    tr->step = (int64_t)state[0];
+    tr->loss_sum = state[1];
+    tr->loss_count = (int64_t)state[2];
+    tr->loss = state[3];
+    tr->validation = state[4];
+    tr->norm = state[5];
+    tr->rate = state[6];
+    return DF_OK;
+}
+
+DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
+    df_ctx *ctx = tr->ctx;
+    dfi_net_file f = dfi_net_open(ctx, "df_trainer_load", source);
+    if (f.file == NULL) return ctx->code;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_result result = dfi_train_read(&f, tr);
+    dfi_scratch_release(ctx, mark);
+    df_safetensors_close(f.file);
+    return result;
+}
+
+/* =====================================================================================
+   // >>files: where bytes come from and go to, JSON, safetensors
+
+   Weights travel in safetensors files (github.com/huggingface/safetensors): a 64-bit
+   little-endian length n, n bytes of JSON, then the numbers, row-major and little-endian:
+
+       {"__metadata__": {"key": "text"},
+        "w": {"dtype": "F32", "shape": [8, 3, 3, 3], "data_offsets": [0, 864]}, ...}
+
+   Offsets count from the end of the JSON. There is nothing to execute in such a file, but
+   everything to doubt: each size, offset, type and name is checked before it is used; a
+   wrong one is an error that names the file and the tensor. Numbers are put together from
+   bytes, so neither the host's byte order nor the alignment of the data matters.
+
+   A file is written beside its destination, flushed and renamed. Whoever looks there, at
+   any moment, after any crash, finds the old file or the new one and never a part.
+   ===================================================================================== */
+#include <errno.h>
+#ifdef DIFFUSION_NO_STDIO
+#define DFI_FILES 0                         /* no paths at all */
+#elif defined(__unix__) || defined(__APPLE__)
+#define DFI_FILES 2                         /* POSIX calls: fsync, exclusive creation */
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#else
+#define DFI_FILES 1                         /* <stdio.h> alone */
+#endif
+
+#define DFI_CHUNK 16384                     /* bytes gathered before a sink is called */
+#define DFI_JSON_DEPTH 64                   /* containers in containers */
+#define DFI_HEADER_LIMIT 100000000          /* bytes of JSON, as the reference reader */
+#define DFI_FILE_AXES 8
+
+/* ---- what this chapter offers to others --------------------------------------------- */
+
+/* All bytes of a source. `who` is the public function that error messages name. */
+static df_result dfi_source_load(df_ctx *ctx, const char *who, const df_source *source,
+                                 df_buffer *out);
+static const char *dfi_source_name(const df_source *source);
+
+/* A sink at work. Failures stick: later writes do nothing, and close returns the first,
+   having taken back what was written (a path keeps its old file, a buffer its size). */
+typedef struct dfi_writer {
+    df_ctx *ctx;
+    const char *who, *name;                 /* for messages: function, destination */
+    df_sink sink;
+    df_result result;
+    char *temp;                             /* the file beside; NULL: in place */
+    size_t temp_size;
+    int fd;                                 /* -1: none (POSIX) */
+    FILE *stream;                           /* (stdio) */
+    size_t start;                           /* a buffer's size before */
+    uint64_t total;                         /* bytes written */
+    size_t used;                            /* of chunk */
+    unsigned char chunk[DFI_CHUNK];
+} dfi_writer;
+static void dfi_writer_open(dfi_writer *w, df_ctx *ctx, const char *who, df_sink sink);
+static void dfi_writer_bytes(dfi_writer *w, const void *data, size_t size);
+static void dfi_writer_text(dfi_writer *w, const char *text);
+static void dfi_writer_string(dfi_writer *w, const char *text);   /* as a JSON string */
+static df_result dfi_writer_close(dfi_writer *w);
+
+/* A JSON value. `as` is what `kind` says. */
+enum {
+    DFI_JSON_NULL, DFI_JSON_BOOL, DFI_JSON_INTEGER, DFI_JSON_NUMBER, DFI_JSON_STRING,
+    DFI_JSON_ARRAY, DFI_JSON_OBJECT
+};
+typedef struct dfi_json {
+    int kind;
+    const char *key;                        /* in an object, else NULL */
+    size_t count;                           /* values in an array or object */
+    union {
+        uint64_t integer;                   /* INTEGER: 0 to 2^64-1, exact; BOOL: 0, 1 */
+        double number;                      /* NUMBER: every other number */
+        const char *text;                   /* STRING */
+        const void **items;                 /* ARRAY: in order; OBJECT: sorted by key */
+    } as;
+    struct dfi_json *next;                  /* the next value of its container */
+} dfi_json;
+typedef struct dfi_json_tree {
+    const dfi_json *root;
+    void *memory;
+    size_t size;
+} dfi_json_tree;
+
+/* Parses `size` bytes, which it changes: strings are decoded in place and stay there, so
+   the text must outlive the tree. `name` is the file's, for messages. */
+static df_result dfi_json_parse(df_ctx *ctx, const char *who, const char *name, char *text,
+                                size_t size, dfi_json_tree *tree);
+static void dfi_json_free(df_ctx *ctx, dfi_json_tree *tree);
+/* The value of a key, or NULL: `object` may be anything, NULL included. */
+static const dfi_json *dfi_json_get(const dfi_json *object, const char *key);
+static const dfi_json *dfi_json_item(const dfi_json *container, size_t index);
+static const char *dfi_json_text(const dfi_json *value);      /* NULL if it is no string */
+
+/* Heap sort: n log n whatever the input, in place, no memory. order < 0: a before b. */
+static void dfi_sort(const void **a, size_t n, int (*order)(const void *a, const void *b));
+
+/* ---- sources ------------------------------------------------------------------------ */
+
+DF_API df_source df_source_path(const char *path) {
+    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
+    s.path = path;
+    return s;
+}
+
+DF_API df_source df_source_memory(const void *memory, size_t size) {
+    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
+    s.memory = memory;
+    s.size = size;
+    return s;
+}
+
+DF_API df_source df_source_hooks(size_t (*read)(void *user, void *buffer, size_t size),
+                                 void *user) {
+    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
+    s.read = read;
+    s.user = user;
+    return s;
+}
+
+static const char *dfi_source_name(const df_source *source) {
+    return source->name != NULL ? source->name : source->path != NULL ? source->path
+         : source->memory != NULL ? "(memory)" : "(hook)";
+}
+
+DF_API void df_buffer_free(df_ctx *ctx, df_buffer *buffer) {
+    if (buffer == NULL) return;
+    dfi_delete(ctx, buffer->data, buffer->capacity);
+    buffer->data = NULL;
+    buffer->size = buffer->capacity = 0;
+}
+
+/* Room for `more` bytes: exactly that at first, later by doubling, so that all copies
+   together cost less than twice the last one. */
+static int dfi_buffer_reserve(df_ctx *ctx, df_buffer *b, size_t more) {
+    size_t need = dfi_plus(b->size, more);
+    size_t capacity = b->capacity > 0 ? b->capacity : need;
+    unsigned char *data;
+    if (need <= b->capacity) return 1;
+    while (capacity < need) capacity = dfi_mul(capacity, 2);     /* ends at SIZE_MAX */
+    data = (unsigned char *)dfi_new(ctx, capacity);
+    if (data == NULL) return 0;
+    if (b->size > 0) memcpy(data, b->data, b->size);
+    dfi_delete(ctx, b->data, b->capacity);
+    b->data = data;
+    b->capacity = capacity;
+    return 1;
+}
+
+#if DFI_FILES
+/* Why the last system call failed; functions of ISO C may leave errno alone. */
+static const char *dfi_why(int error) {
+    return error != 0 ? strerror(error) : "unknown reason";
+}
+
+/* A file open for reading, used as a read hook. */
+typedef struct dfi_reader {
+    int fd;
+    FILE *stream;
+    int error;                              /* errno of a failed read */
+    size_t hint;                            /* its size, as far as known */
+} dfi_reader;
+#endif
+
+#if DFI_FILES == 2
+static int dfi_reader_open(dfi_reader *r, const char *path) {
+    struct stat st;
+    do r->fd = open(path, O_RDONLY); while (r->fd < 0 && errno == EINTR);
+    if (r->fd < 0) return 0;
+    if (fstat(r->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0
+        && (uintmax_t)st.st_size < SIZE_MAX / 2)
+        r->hint = (size_t)st.st_size;
+    return 1;
+}
+
+static size_t dfi_reader_read(void *user, void *buffer, size_t size) {
+    dfi_reader *r = (dfi_reader *)user;
+    ssize_t got;
+    if (size > (size_t)1 << 30) size = (size_t)1 << 30;    /* Linux stops at 2^31 - 4096 */
+    do got = read(r->fd, buffer, size); while (got < 0 && errno == EINTR);
+    if (got < 0) r->error = errno;
+    return got < 0 ? 0 : (size_t)got;
+}
+
+static void dfi_reader_close(dfi_reader *r) { close(r->fd); }
+#elif DFI_FILES == 1
+static int dfi_reader_open(dfi_reader *r, const char *path) {
+    r->stream = fopen(path, "rb");
+    return r->stream != NULL;
+}
+
+static size_t dfi_reader_read(void *user, void *buffer, size_t size) {
+    dfi_reader *r = (dfi_reader *)user;
+    size_t got = fread(buffer, 1, size, r->stream);
+    if (got == 0 && ferror(r->stream)) r->error = errno != 0 ? errno : -1;
+    return got;
+}
+
+static void dfi_reader_close(dfi_reader *r) { fclose(r->stream); }
+#endif
+
+/* Reads until the hook gives no more. The size a file claimed is only a first guess. */
+static df_result dfi_read_all(df_ctx *ctx, const char *who, const df_source *source,
+                              size_t hint, df_buffer *out) {
+    if (!dfi_buffer_reserve(ctx, out, hint + 1)) return DF_ERR_MEMORY;  /* 1: the end */
+    for (;;) {
+        size_t room, got;
+        if (!dfi_buffer_reserve(ctx, out, 1)) return DF_ERR_MEMORY;
+        room = out->capacity - out->size;
+        got = source->read(source->user, out->data + out->size, room);
+        if (got == 0) return DF_OK;
+        if (got > room)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: %s: the read hook gave %zu bytes "
+                            "where %zu were asked for", who, dfi_source_name(source), got,
+                            room);
+        out->size += got;
+    }
+}
+
+static df_result dfi_path_load(df_ctx *ctx, const char *who, const df_source *source,
+                               df_buffer *out) {
+#if DFI_FILES
+    dfi_reader r = {-1, NULL, 0, DFI_CHUNK};
+    df_source file;
+    df_result result;
+    errno = 0;
+    if (!dfi_reader_open(&r, source->path))
+        return dfi_fail(ctx, DF_ERR_IO, "%s: %s: cannot open: %s", who,
+                        dfi_source_name(source), dfi_why(errno));
+    file = df_source_hooks(dfi_reader_read, &r);
+    result = dfi_read_all(ctx, who, &file, r.hint, out);
+    dfi_reader_close(&r);
+    if (r.error != 0)
+        return dfi_fail(ctx, DF_ERR_IO, "%s: %s: cannot read: %s", who,
+                        dfi_source_name(source), dfi_why(r.error));
+    return result;
+#else
+    (void)out;
+    return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "%s: %s: this build has no files "
+                    "(DIFFUSION_NO_STDIO); use df_source_memory", who,
+                    dfi_source_name(source));
+#endif
+}
+
+static df_result dfi_source_load(df_ctx *ctx, const char *who, const df_source *source,
+                                 df_buffer *out) {
+    df_result result = DF_OK;
+    out->data = NULL;
+    out->size = out->capacity = 0;
+    if (source->path != NULL) {
+        result = dfi_path_load(ctx, who, source, out);
+    } else if (source->memory != NULL) {
+        if (!dfi_buffer_reserve(ctx, out, source->size + (source->size == 0)))
+            return DF_ERR_MEMORY;
+        if (source->size > 0) memcpy(out->data, source->memory, source->size);
+        out->size = source->size;
+    } else if (source->read != NULL) {
+        result = dfi_read_all(ctx, who, source, DFI_CHUNK, out);
+    } else {
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the source has no path, no memory "
+                          "and no read hook", who);
+    }
+    if (result != DF_OK) df_buffer_free(ctx, out);
+    return result;
+}
+
+/* ---- sinks -------------------------------------------------------------------------- */
+
+DF_API df_sink df_sink_path(const char *path) {
+    df_sink s = {NULL, NULL, NULL, NULL};
+    s.path = path;
+    return s;
+}
+
+DF_API df_sink df_sink_buffer(df_buffer *buffer) {
+    df_sink s = {NULL, NULL, NULL, NULL};
+    s.buffer = buffer;
+    return s;
+}
+
+DF_API df_sink df_sink_hooks(int (*write)(void *user, const void *data, size_t size),
+                             void *user) {
+    df_sink s = {NULL, NULL, NULL, NULL};
+    s.write = write;
+    s.user = user;
+    return s;
+}
+
+static void dfi_writer_fail(dfi_writer *w, const char *what, int error) {
+#if DFI_FILES
+    w->result = dfi_fail(w->ctx, DF_ERR_IO, "%s: %s: cannot %s: %s", w->who, w->name, what,
+                         dfi_why(error));
+#else
+    (void)error;
+    w->result = dfi_fail(w->ctx, DF_ERR_UNSUPPORTED, "%s: %s: cannot %s: this build has "
+                         "no files (DIFFUSION_NO_STDIO); use df_sink_buffer", w->who,
+                         w->name, what);
+#endif
+}
+
+#if DFI_FILES == 2
+/* Creates "path.PID-k.tmp", k the first number that is free: whoever holds the same
+   process id (another thread, or a process that died here) has another k. What exists and
+   is no regular file (/dev/stdout, a pipe) is not replaced but written to. */
+static void dfi_path_open(dfi_writer *w) {
+    const char *path = w->sink.path;
+    struct stat st;
+    int known = stat(path, &st) == 0, k;
+    if (known && !S_ISREG(st.st_mode)) {
+        w->fd = open(path, O_WRONLY);
+        if (w->fd < 0) dfi_writer_fail(w, "open", errno);
+        return;
+    }
+    w->temp_size = strlen(path) + 48;
+    w->temp = (char *)dfi_new(w->ctx, w->temp_size);
+    if (w->temp == NULL) {
+        w->result = DF_ERR_MEMORY;
+        return;
+    }
+    for (k = 0; k < 1000; k++) {
+        snprintf(w->temp, w->temp_size, "%s.%ld-%d.tmp", path, (long)getpid(), k);
+        w->fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL, 0666);
+        if (w->fd >= 0 || (errno != EEXIST && errno != EINTR)) break;
+    }
+    if (w->fd < 0) dfi_writer_fail(w, "create a file beside it", errno);
+    /* The new file inherits the old one's permissions, where the file system has any. */
+    else if (known) (void)chmod(w->temp, st.st_mode & 07777);
+}
+
+static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
+    while (size > 0) {
+        ssize_t put = write(w->fd, data, size);
+        if (put < 0 && errno == EINTR) continue;
+        if (put <= 0) {
+            dfi_writer_fail(w, "write", put < 0 ? errno : ENOSPC);
+            return;
+        }
+        data += put;
+        size -= (size_t)put;
+    }
+}
+
+/* Renaming is atomic for everyone who looks, but may reach the disk before the data does;
+   hence the first fsync. The second, of the folder, makes the new name itself last through
+   a power cut; by then the file is whole either way, so its failure is none of ours. */
+static void dfi_path_sync_folder(dfi_writer *w) {
+    char *slash;
+    int fd;
+    strcpy(w->temp, w->sink.path);
+    slash = strrchr(w->temp, '/');
+    if (slash == NULL) strcpy(w->temp, ".");
+    else slash[slash == w->temp] = 0;                            /* "/x" lies in "/" */
+    fd = open(w->temp, O_RDONLY);
+    if (fd < 0) return;
+    (void)fsync(fd);
+    close(fd);
+}
+
+static void dfi_path_close(dfi_writer *w) {
+    int status = 0;
+    if (w->fd >= 0) {
+        if (w->temp != NULL && w->result == DF_OK) {
+            do status = fsync(w->fd); while (status != 0 && errno == EINTR);
+            if (status != 0) dfi_writer_fail(w, "flush", errno);
+        }
+        /* Network file systems report a full disk here. Linux frees fd even on EINTR. */
+        if (close(w->fd) != 0 && errno != EINTR && w->result == DF_OK)
+            dfi_writer_fail(w, "close", errno);
+        if (w->temp != NULL && w->result == DF_OK) {
+            if (rename(w->temp, w->sink.path) != 0) dfi_writer_fail(w, "replace", errno);
+            else dfi_path_sync_folder(w);
+        }
+        if (w->temp != NULL && w->result != DF_OK) unlink(w->temp);
+    }
+    dfi_delete(w->ctx, w->temp, w->temp_size);
+}
+#elif DFI_FILES == 1
+/* ISO C knows neither fsync nor exclusive creation, and its rename may refuse to replace:
+   then the old file is removed first, and a kill between the two leaves only the ".tmp".
+   */
+static void dfi_path_open(dfi_writer *w) {
+    w->temp_size = strlen(w->sink.path) + 5;
+    w->temp = (char *)dfi_new(w->ctx, w->temp_size);
+    if (w->temp == NULL) {
+        w->result = DF_ERR_MEMORY;
+        return;
+    }
+    snprintf(w->temp, w->temp_size, "%s.tmp", w->sink.path);
+    w->stream = fopen(w->temp, "wb");
+    if (w->stream == NULL) dfi_writer_fail(w, "create a file beside it", errno);
+}
+
+static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
+    if (fwrite(data, 1, size, w->stream) != size) dfi_writer_fail(w, "write", errno);
+}
+
+static void dfi_path_close(dfi_writer *w) {
+    if (w->stream != NULL) {
+        if (fclose(w->stream) != 0 && w->result == DF_OK)
+            dfi_writer_fail(w, "close", errno);
+        if (w->result == DF_OK && rename(w->temp, w->sink.path) != 0) {
+            remove(w->sink.path);
+            if (rename(w->temp, w->sink.path) != 0) dfi_writer_fail(w, "replace", errno);
+        }
+        if (w->result != DF_OK) remove(w->temp);
+    }
+    dfi_delete(w->ctx, w->temp, w->temp_size);
+}
+#else
+static void dfi_path_open(dfi_writer *w) { dfi_writer_fail(w, "open", 0); }
+static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
+    (void)w; (void)data; (void)size;
+}
+static void dfi_path_close(dfi_writer *w) { (void)w; }
+#endif
+
+static void dfi_writer_open(dfi_writer *w, df_ctx *ctx, const char *who, df_sink sink) {
+    w->ctx = ctx;
+    w->who = who;
+    w->name = sink.path != NULL ? sink.path : sink.buffer != NULL ? "(buffer)" : "(hook)";
+    w->sink = sink;
+    w->result = DF_OK;
+    w->temp = NULL;
+    w->temp_size = 0;
+    w->fd = -1;
+    w->stream = NULL;
+    w->start = sink.buffer != NULL ? sink.buffer->size : 0;
+    w->total = 0;
+    w->used = 0;
+    if (sink.path != NULL) {
+        errno = 0;
+        dfi_path_open(w);
+    } else if (sink.buffer == NULL && sink.write == NULL) {
+        w->result = dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the sink has no path, no buffer "
+                             "and no write hook", who);
+    }
+}
+
+static void dfi_writer_flush(dfi_writer *w) {
+    size_t n = w->used;
+    w->used = 0;
+    if (w->result != DF_OK || n == 0) return;
+    if (w->sink.path != NULL) {
+        dfi_path_write(w, w->chunk, n);
+    } else if (w->sink.buffer != NULL) {
+        df_buffer *b = w->sink.buffer;
+        if (!dfi_buffer_reserve(w->ctx, b, n)) {
+            w->result = DF_ERR_MEMORY;
+            return;
+        }
+        memcpy(b->data + b->size, w->chunk, n);
+        b->size += n;
+    } else {
+        int code = w->sink.write(w->sink.user, w->chunk, n);
+        if (code != 0)
+            w->result = dfi_fail(w->ctx, code, "%s: %s: the write hook returned %d after "
+                                 "%llu bytes", w->who, w->name, code,
+                                 (unsigned long long)(w->total - n));
+    }
+}
+
+static void dfi_writer_bytes(dfi_writer *w, const void *data, size_t size) {
+    const unsigned char *from = (const unsigned char *)data;
+    while (size > 0 && w->result == DF_OK) {
+        size_t n = DFI_CHUNK - w->used;
+        if (n > size) n = size;
+        memcpy(w->chunk + w->used, from, n);
+        w->used += n;
+        w->total += n;
+        from += n;
+        size -= n;
+        if (w->used == DFI_CHUNK) dfi_writer_flush(w);
+    }
+}
+
+static void dfi_writer_text(dfi_writer *w, const char *text) {
+    dfi_writer_bytes(w, text, strlen(text));
+}
+
+/* RFC 8259, section 7: quote, backslash and the controls below 32 must be escaped. */
+static void dfi_writer_string(dfi_writer *w, const char *text) {
+    dfi_writer_text(w, "\"");
+    for (; *text != 0; text++) {
+        unsigned c = (unsigned char)*text;
+        char escape[8];
+        const char *format = c < 32 ? "\\u%04x" : c == '"' || c == '\\' ? "\\%c" : "%c";
+        snprintf(escape, sizeof escape, format, c);
+        dfi_writer_text(w, escape);
+    }
+    dfi_writer_text(w, "\"");
+}
+
+static df_result dfi_writer_close(dfi_writer *w) {
+    dfi_writer_flush(w);
+    if (w->sink.path != NULL) dfi_path_close(w);
+    else if (w->sink.buffer != NULL && w->result != DF_OK) w->sink.buffer->size = w->start;
+    return w->result;
+}
+
+/* ---- JSON (RFC 8259) ---------------------------------------------------------------- */
+
+/* The whole tree is one allocation whose size is known before parsing: a value stands
+   first in the text or behind one of '[', ',' and ':', so counting those bounds the number
+   of values. A decoded string is never longer than its text, so it is decoded where it
+   stands. */
+typedef struct dfi_parser {
+    df_ctx *ctx;
+    const char *who, *name;
+    char *begin, *at, *end;
+    dfi_json *node;                         /* next free value */
+    const void **item;                      /* next free pointer to a value */
+} dfi_parser;
+
+static dfi_json *dfi_json_value(dfi_parser *p, int depth);
+
+static dfi_json *dfi_json_fail(const dfi_parser *p, const char *what) {
+    dfi_fail(p->ctx, DF_ERR_FORMAT, "%s: %s: JSON, byte %zu: %s", p->who, p->name,
+             (size_t)(p->at - p->begin), what);
+    return NULL;
+}
+static char *dfi_text_fail(const dfi_parser *p, const char *what) {
+    dfi_json_fail(p, what);
+    return NULL;
+}
+
+/* The next byte after blanks; 0 at the end. */
+static char dfi_json_peek(dfi_parser *p) {
+    while (p->at < p->end && *p->at != 0 && strchr(" \n\r\t", *p->at) != NULL) p->at++;
+    return p->at < p->end ? *p->at : (char)0;
+}
+
+/* Bytes of the UTF-8 sequence that starts here, or 0 if it is not well formed: too long
+   for its code, a surrogate (d800 .. dfff), or beyond 10ffff (Unicode, table 3-7). */
+static size_t dfi_utf8(const char *text, size_t left) {
+    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
+    const unsigned char *s = (const unsigned char *)text;
+    size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3
+             : s[0] >> 3 == 30 ? 4 : 0;
+    uint32_t code;
+    if (n < 2) return n;
+    if (n > left) return 0;
+    code = (uint32_t)s[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if (s[i] >> 6 != 2) return 0;
+        code = code << 6 | (uint32_t)(s[i] & 0x3f);
+    }
+    return code >= least[n] && code <= 0x10ffff && code >> 11 != 0x1b ? n : 0;
+}
+
+/* The four hexadecimal digits at `s`, or -1. */
+static long dfi_json_hex(const char *s, const char *end) {
+    long code = 0;
+    if (end - s < 4) return -1;
+    for (int i = 0; i < 4; i++) {
+        char c = s[i];
+        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                  : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        if (digit < 0) return -1;
+        code = code * 16 + digit;
+    }
+    return code;
+}
+
+/* \uXXXX as UTF-8. Codes above ffff come as a pair: 10000 + (high - d800) 400 + low -
+   dc00. \u0000 would end a C string early, and two names could look the same: refused. */
+static char *dfi_json_unicode(dfi_parser *p, char *out) {
+    long code = dfi_json_hex(p->at + 2, p->end), low;
+    if (code < 0) return dfi_text_fail(p, "\\u without four hexadecimal digits");
+    if (code == 0) return dfi_text_fail(p, "\\u0000 in a string");
+    if (code >= 0xd800 && code < 0xe000) {
+        low = p->end - p->at >= 12 && p->at[6] == '\\' && p->at[7] == 'u'
+            ? dfi_json_hex(p->at + 8, p->end) : -1;
+        if (code >= 0xdc00 || low < 0xdc00 || low >= 0xe000)
+            return dfi_text_fail(p, "half a surrogate pair");
+        code = 0x10000 + (code - 0xd800) * 0x400 + (low - 0xdc00);
+        p->at += 6;
+    }
+    p->at += 6;
+    if (code < 0x80) {
+        *out++ = (char)code;
+        return out;
+    }
+    if (code < 0x800) {
+        *out++ = (char)(0xc0 | code >> 6);
+    } else {
+        if (code < 0x10000) {
+            *out++ = (char)(0xe0 | code >> 12);
+        } else {
+            *out++ = (char)(0xf0 | code >> 18);
+            *out++ = (char)(0x80 | (code >> 12 & 0x3f));
+        }
+        *out++ = (char)(0x80 | (code >> 6 & 0x3f));
+    }
+    *out++ = (char)(0x80 | (code & 0x3f));
+    return out;
+}
+
+/* The escape at p->at, decoded to `out`; returns where the next byte goes. */
+static char *dfi_json_escape(dfi_parser *p, char *out) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    const void *found;
+    if (p->end - p->at < 2) return dfi_text_fail(p, "the text ends inside a string");
+    if (p->at[1] == 'u') return dfi_json_unicode(p, out);
+    found = memchr(from, p->at[1], sizeof from - 1);
+    if (found == NULL) return dfi_text_fail(p, "unknown escape in a string");
+    *out = to[(const char *)found - from];
+    p->at += 2;
+    return out + 1;
+}
+
+/* The string whose opening quote is at p->at, decoded in place and ended by 0. */
+static char *dfi_json_string(dfi_parser *p) {
+    char *text = ++p->at, *out = text;
+    while (p->at < p->end) {
+        unsigned char c = (unsigned char)*p->at;
+        if (c == '"') {
+            p->at++;
+            *out = 0;                       /* at the closing quote or before it */
+            return text;
+        }
+        if (c < 32) return dfi_text_fail(p, "control character in a string");
+        if (c == '\\') {
+            out = dfi_json_escape(p, out);
+            if (out == NULL) return NULL;
+        } else {
+            size_t n = dfi_utf8(p->at, (size_t)(p->end - p->at));
+            if (n == 0) return dfi_text_fail(p, "a string is not UTF-8");
+            memmove(out, p->at, n);
+            out += n;
+            p->at += n;
+        }
+    }
+    return dfi_text_fail(p, "the text ends inside a string");
+}
+
+static const char *dfi_json_digits(const char *s, const char *end) {
+    while (s < end && *s >= '0' && *s <= '9') s++;
+    return s;
+}
+
+/* The end of the number -?(0|[1-9][0-9]*)(.[0-9]+)?([eE][+-]?[0-9]+)? at `s`, or NULL. */
+static const char *dfi_json_number_end(const char *s, const char *end) {
+    const char *digits;
+    if (s < end && *s == '-') s++;
+    digits = s;
+    s = dfi_json_digits(s, end);
+    if (s == digits || (*digits == '0' && s > digits + 1)) return NULL;
+    if (s < end && *s == '.') {
+        digits = ++s;
+        s = dfi_json_digits(s, end);
+        if (s == digits) return NULL;
+    }
+    if (s < end && (*s == 'e' || *s == 'E')) {
+        s++;
+        if (s < end && (*s == '+' || *s == '-')) s++;
+        digits = s;
+        s = dfi_json_digits(s, end);
+        if (s == digits) return NULL;
+    }
+    return s;
+}
+
+/* Correctly rounded by strtod, which reads the decimal point of the host's locale: we ask
+   snprintf what that looks like and put it in. `size` < 64. */
+static double dfi_decimal(const char *text, size_t size) {
+    char probe[16], copy[96];
+    size_t n = 0, point;
+    snprintf(probe, sizeof probe, "%.1f", 0.5);                  /* "0.5", "0,5", ... */
+    point = strlen(probe) - 2;
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] == '.') {
+            memcpy(copy + n, probe + 1, point);
+            n += point;
+        } else {
+            copy[n++] = text[i];
+        }
+    }
+    copy[n] = 0;
+    return strtod(copy, NULL);
+}
+
+static dfi_json *dfi_json_number(dfi_parser *p, dfi_json *v) {
+    const char *end = dfi_json_number_end(p->at, p->end), *s = p->at;
+    if (end == NULL) return dfi_json_fail(p, "not a JSON value");
+    if (end - s > 63) return dfi_json_fail(p, "a number of more than 63 characters");
+    v->kind = DFI_JSON_INTEGER;
+    v->as.integer = 0;
+    while (s < end && v->kind == DFI_JSON_INTEGER) {
+        unsigned digit = (unsigned)(unsigned char)*s++ - '0';  /* '-', '.', 'e': above 9 */
+        if (digit > 9 || v->as.integer > (UINT64_MAX - digit) / 10)
+            v->kind = DFI_JSON_NUMBER;
+        else
+            v->as.integer = v->as.integer * 10 + digit;
+    }
+    if (v->kind == DFI_JSON_NUMBER) {
+        v->as.number = dfi_decimal(p->at, (size_t)(end - p->at));
+        if (dfi_nonfinite(v->as.number))
+            return dfi_json_fail(p, "a number beyond the range of double");
+    }
+    p->at += end - p->at;
+    return v;
+}
+
+static int dfi_json_by_key(const void *a, const void *b) {
+    return strcmp(((const dfi_json *)a)->key, ((const dfi_json *)b)->key);
+}
+
+/* Lists the values of a container that is complete: an object's sorted, so that a key is
+   found in log n steps and a duplicate stands beside its double. */
+static dfi_json *dfi_json_list(dfi_parser *p, dfi_json *v, const dfi_json *first) {
+    v->as.items = p->item;
+    for (; first != NULL; first = first->next) *p->item++ = first;
+    if (v->kind != DFI_JSON_OBJECT) return v;
+    dfi_sort(v->as.items, v->count, dfi_json_by_key);
+    for (size_t i = 1; i < v->count; i++) {
+        if (dfi_json_by_key(v->as.items[i - 1], v->as.items[i]) == 0) {
+            dfi_fail(p->ctx, DF_ERR_FORMAT, "%s: %s: JSON: the key \"%.160s\" stands "
+                     "twice in one object", p->who, p->name, dfi_json_item(v, i)->key);
+            return NULL;
+        }
+    }
+    return v;
+}
+
+/* The array or object whose bracket is at p->at. */
+static dfi_json *dfi_json_container(dfi_parser *p, dfi_json *v, int depth) {
+    const int object = *p->at == '{';
+    const char close = object ? '}' : ']';
+    dfi_json *first = NULL, **link = &first;
+    v->kind = object ? DFI_JSON_OBJECT : DFI_JSON_ARRAY;
+    if (depth >= DFI_JSON_DEPTH) return dfi_json_fail(p, "nested more than 64 deep");
+    p->at++;
+    if (dfi_json_peek(p) == close) {
+        p->at++;
+        return dfi_json_list(p, v, NULL);
+    }
+    for (;;) {
+        const char *key = NULL;
+        dfi_json *child;
+        if (object) {
+            if (dfi_json_peek(p) != '"') return dfi_json_fail(p, "a key is missing");
+            key = dfi_json_string(p);
+            if (key == NULL) return NULL;
+            if (dfi_json_peek(p) != ':') return dfi_json_fail(p, "':' is missing");
+            p->at++;
+        }
+        child = dfi_json_value(p, depth + 1);
+        if (child == NULL) return NULL;
+        child->key = key;
+        *link = child;
+        link = &child->next;
+        v->count++;
+        if (dfi_json_peek(p) == close) break;
+        if (p->at == p->end || *p->at != ',')
+            return dfi_json_fail(p, object ? "',' or '}' is missing"
+                                           : "',' or ']' is missing");
+        p->at++;
+    }
+    p->at++;
+    return dfi_json_list(p, v, first);
+}
+
+static dfi_json *dfi_json_value(dfi_parser *p, int depth) {
+    static const struct { const char *text; int kind, value; } words[3] = {
+        {"null", DFI_JSON_NULL, 0}, {"false", DFI_JSON_BOOL, 0}, {"true", DFI_JSON_BOOL, 1}
+    };
+    char c = dfi_json_peek(p);
+    dfi_json *v = p->node;
+    if (p->at == p->end) return dfi_json_fail(p, "the text ends before a value");
+    p->node++;
+    if (c == '{' || c == '[') return dfi_json_container(p, v, depth);
+    if (c == '"') {
+        v->kind = DFI_JSON_STRING;
+        v->as.text = dfi_json_string(p);
+        return v->as.text != NULL ? v : NULL;
+    }
+    for (int i = 0; i < 3; i++) {
+        size_t n = strlen(words[i].text);
+        if ((size_t)(p->end - p->at) >= n && memcmp(p->at, words[i].text, n) == 0) {
+            v->kind = words[i].kind;
+            v->as.integer = (uint64_t)words[i].value;
+            p->at += n;
+            return v;
+        }
+    }
+    return dfi_json_number(p, v);
+}
+
+static df_result dfi_json_parse(df_ctx *ctx, const char *who, const char *name, char *text,
+                                size_t size, dfi_json_tree *tree) {
+    dfi_parser p;
+    size_t values = 1;
+    for (size_t i = 0; i < size; i++)
+        values += text[i] == '[' || text[i] == ',' || text[i] == ':';
+    tree->root = NULL;
+    tree->size = dfi_mul(values, sizeof(dfi_json) + sizeof(void *));
+    tree->memory = dfi_new(ctx, tree->size);
+    if (tree->memory == NULL) return DF_ERR_MEMORY;
+    p.ctx = ctx;
+    p.who = who;
+    p.name = name;
+    p.begin = p.at = text;
+    p.end = text + size;
+    p.node = (dfi_json *)tree->memory;
+    p.item = (const void **)(void *)(p.node + values);
+    tree->root = dfi_json_value(&p, 0);
+    if (tree->root != NULL) {
+        dfi_json_peek(&p);
+        if (p.at < p.end)
+            tree->root = dfi_json_fail(&p, "something follows the end of the value");
+    }
+    if (tree->root != NULL) return DF_OK;
+    dfi_json_free(ctx, tree);
+    return DF_ERR_FORMAT;
+}
+
+static void dfi_json_free(df_ctx *ctx, dfi_json_tree *tree) {
+    dfi_delete(ctx, tree->memory, tree->size);
+    tree->root = NULL;
+    tree->memory = NULL;
+}
+
+static const dfi_json *dfi_json_item(const dfi_json *container, size_t index) {
+    return (const dfi_json *)container->as.items[index];
+}
+
+static const dfi_json *dfi_json_get(const dfi_json *object, const char *key) {
+    size_t low = 0, high;
+    if (object == NULL || object->kind != DFI_JSON_OBJECT) return NULL;
+    for (high = object->count; low < high;) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(dfi_json_item(object, middle)->key, key);
+        if (order == 0) return dfi_json_item(object, middle);
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+static const char *dfi_json_text(const dfi_json *value) {
+    return value != NULL && value->kind == DFI_JSON_STRING ? value->as.text : NULL;
+}
+
+/* Williams 1964: a heap holds at 2i+1 and 2i+2 nothing greater than at i; its top is the
+   last element of the sorted array. `sift` lets the element at `i` sink to where it
+   belongs. */
+static void dfi_sift(const void **a, size_t i, size_t n,
+                     int (*order)(const void *a, const void *b)) {
+    const void *x = a[i];
+    for (size_t child = 2 * i + 1; child < n; child = 2 * i + 1) {
+        if (child + 1 < n && order(a[child], a[child + 1]) < 0) child++;
+        if (order(x, a[child]) >= 0) break;
+        a[i] = a[child];
+        i = child;
+    }
+    a[i] = x;
+}
+
+static void dfi_sort(const void **a, size_t n,
+                     int (*order)(const void *a, const void *b)) {
+    for (size_t i = n / 2; i-- > 0;) dfi_sift(a, i, n, order);
+    for (size_t last = n; last-- > 1;) {
+        const void *top = a[0];
+        a[0] = a[last];
+        a[last] = top;
+        dfi_sift(a, 0, last, order);
+    }
+}
+
+/* ---- safetensors: opening ----------------------------------------------------------- */
+
+/* Every type of the format, with its size in bits. A file may hold types that we cannot
+   turn into a df_real (DF_DTYPE_COUNT): only reading such a tensor is an error. */
+static const struct { const char *name; unsigned bits; df_dtype dtype; } dfi_dtypes[] = {
+    {"F32", 32, DF_DTYPE_F32}, {"F64", 64, DF_DTYPE_F64}, {"F16", 16, DF_DTYPE_F16},
+    {"BF16", 16, DF_DTYPE_BF16}, {"I64", 64, DF_DTYPE_I64}, {"I32", 32, DF_DTYPE_I32},
+    {"U8", 8, DF_DTYPE_U8}, {"BOOL", 8, DF_DTYPE_COUNT}, {"I8", 8, DF_DTYPE_COUNT},
+    {"I16", 16, DF_DTYPE_COUNT}, {"U16", 16, DF_DTYPE_COUNT}, {"U32", 32, DF_DTYPE_COUNT},
+    {"U64", 64, DF_DTYPE_COUNT}, {"C64", 64, DF_DTYPE_COUNT}, {"F4", 4, DF_DTYPE_COUNT},
+    {"F6_E2M3", 6, DF_DTYPE_COUNT}, {"F6_E3M2", 6, DF_DTYPE_COUNT},
+    {"F8_E4M3", 8, DF_DTYPE_COUNT}, {"F8_E5M2", 8, DF_DTYPE_COUNT},
+    {"F8_E8M0", 8, DF_DTYPE_COUNT}
+};
+#define DFI_DTYPES (sizeof dfi_dtypes / sizeof dfi_dtypes[0])
+
+typedef struct dfi_entry {
+    df_file_tensor tensor;         /* first, so that a pointer to it leads back here */
+    size_t type;                   /* row of dfi_dtypes */
+    size_t size;                   /* bytes */
+} dfi_entry;
+
+struct df_safetensors {
+    df_ctx *ctx;
+    char *name;
+    df_buffer bytes;               /* the whole file; names lie in its header */
+    dfi_json_tree header;
+    const unsigned char *data;     /* behind the header */
+    size_t data_size;
+    dfi_entry *entries;            /* sorted by name */
+    size_t count;
+    const dfi_json *metadata;      /* or NULL */
+};
+
+#define DFI_OPEN "df_safetensors_open"
+
+/* One more than there are: hosts' allocators need not answer a request for 0 bytes. */
+static size_t dfi_entries_size(const df_safetensors *f) {
+    return dfi_mul(f->count + 1, sizeof(dfi_entry));
+}
+
+static df_result dfi_entry_fail(const df_safetensors *f, const char *tensor,
+                                const char *format, ...) DFI_PRINTF(3, 4);
+static df_result dfi_entry_fail(const df_safetensors *f, const char *tensor,
+                                const char *format, ...) {
+    char text[DFI_MESSAGE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: tensor \"%.120s\": %s", f->name,
+                    tensor, text);
+}
+
+/* "[8,3,3,3]" */
+static const char *dfi_file_shape(char text[200], int ndim, const uint64_t *shape) {
+    size_t n = 0;
+    text[n++] = '[';
+    for (int i = 0; i < ndim; i++)
+        n += (size_t)snprintf(text + n, 200 - n, "%s%llu", i > 0 ? "," : "",
+                              (unsigned long long)shape[i]);
+    text[n++] = ']';
+    text[n] = 0;
+    return text;
+}
+
+/* dtype and shape of one entry. */
+static df_result dfi_entry_shape(const df_safetensors *f, const dfi_json *from,
+                                 dfi_entry *e) {
+    const char *dtype = dfi_json_text(dfi_json_get(from, "dtype"));
+    const dfi_json *shape = dfi_json_get(from, "shape");
+    df_file_tensor *t = &e->tensor;
+    uint64_t count = 1;
+    if (dtype == NULL) return dfi_entry_fail(f, t->name, "dtype is missing or no string");
+    while (e->type < DFI_DTYPES && strcmp(dfi_dtypes[e->type].name, dtype) != 0) e->type++;
+    if (e->type == DFI_DTYPES)
+        return dfi_entry_fail(f, t->name, "unknown dtype \"%.40s\"", dtype);
+    t->dtype = dfi_dtypes[e->type].dtype;
+    if (shape == NULL || shape->kind != DFI_JSON_ARRAY || shape->count > DFI_FILE_AXES)
+        return dfi_entry_fail(f, t->name, "shape is not a list of at most %d numbers",
+                              DFI_FILE_AXES);
+    for (size_t i = 0; i < shape->count; i++) {
+        const dfi_json *axis = dfi_json_item(shape, i);
+        if (axis->kind != DFI_JSON_INTEGER)
+            return dfi_entry_fail(f, t->name, "shape[%zu] is not a whole number from 0 to "
+                                  "2^64-1", i);
+        t->shape[t->ndim++] = axis->as.integer;
+        /* Times 64, so that the number of bits fits too. */
+        if (axis->as.integer != 0 && count > UINT64_MAX / 64 / axis->as.integer)
+            return dfi_entry_fail(f, t->name, "the product of its shape overflows");
+        count *= axis->as.integer;
+    }
+    if (count > SIZE_MAX / 8)
+        return dfi_entry_fail(f, t->name, "it is too large to address");
+    t->count = (size_t)count;
+    return DF_OK;
+}
+
+/* data_offsets of one entry, against the size that dtype and shape ask for. */
+static df_result dfi_entry_data(const df_safetensors *f, const dfi_json *from,
+                                dfi_entry *e) {
+    const dfi_json *offsets = dfi_json_get(from, "data_offsets");
+    df_file_tensor *t = &e->tensor;
+    unsigned long long at[2] = {0, 0};
+    unsigned long long bits = (unsigned long long)t->count * dfi_dtypes[e->type].bits;
+    char shape[200];
+    int pair = offsets != NULL && offsets->kind == DFI_JSON_ARRAY && offsets->count == 2;
+    for (size_t i = 0; pair && i < 2; i++) {
+        pair = dfi_json_item(offsets, i)->kind == DFI_JSON_INTEGER;
+        if (pair) at[i] = dfi_json_item(offsets, i)->as.integer;
+    }
+    if (!pair)
+        return dfi_entry_fail(f, t->name, "data_offsets is not a pair of whole numbers "
+                              "from 0 to 2^64-1");
+    if (at[0] > at[1] || at[1] > f->data_size)
+        return dfi_entry_fail(f, t->name, "data_offsets [%llu,%llu] do not lie in order "
+                              "within the data's %zu bytes", at[0], at[1], f->data_size);
+    if (bits % 8 != 0 || at[1] - at[0] != bits / 8)
+        return dfi_entry_fail(f, t->name, "data_offsets [%llu,%llu] span %llu bytes, %s "
+                              "%s takes %llu%s", at[0], at[1], at[1] - at[0],
+                              dfi_dtypes[e->type].name, dfi_file_shape(shape, t->ndim,
+                              t->shape), bits / 8, bits % 8 != 0 ? " and a fraction" : "");
+    t->bytes = f->data + at[0];
+    e->size = (size_t)(at[1] - at[0]);
+    return DF_OK;
+}
+
+static df_result dfi_entry_read(const df_safetensors *f, const dfi_json *from,
+                                dfi_entry *e) {
+    df_result result;
+    e->tensor.name = from->key;
+    if (from->kind != DFI_JSON_OBJECT)
+        return dfi_entry_fail(f, from->key, "it is not described by a JSON object");
+    for (size_t i = 0; i < from->count; i++) {
+        const char *key = dfi_json_item(from, i)->key;
+        if (strcmp(key, "dtype") != 0 && strcmp(key, "shape") != 0
+            && strcmp(key, "data_offsets") != 0)
+            return dfi_entry_fail(f, from->key, "unknown key \"%.60s\"", key);
+    }
+    result = dfi_entry_shape(f, from, e);
+    return result == DF_OK ? dfi_entry_data(f, from, e) : result;
+}
+
+static int dfi_entry_order(const void *a, const void *b) {
+    const dfi_entry *x = (const dfi_entry *)a, *y = (const dfi_entry *)b;
+    if (x->tensor.bytes != y->tensor.bytes)
+        return x->tensor.bytes < y->tensor.bytes ? -1 : 1;
+    return x->size < y->size ? -1 : x->size > y->size;
+}
+
+/* The tensors must cover the data without overlap and without a hole, as the reference
+   reader demands: a file that hides something in between is not what it seems. */
+static df_result dfi_safetensors_cover(const df_safetensors *f) {
+    size_t bytes = dfi_mul(f->count + 1, sizeof(void *)), at = 0;
+    const void **order = (const void **)dfi_new(f->ctx, bytes);
+    df_result result = DF_OK;
+    if (order == NULL) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < f->count; i++) order[i] = &f->entries[i];
+    dfi_sort(order, f->count, dfi_entry_order);
+    for (size_t i = 0; i < f->count && result == DF_OK; i++) {
+        const dfi_entry *e = (const dfi_entry *)order[i];
+        size_t begin = (size_t)(e->tensor.bytes - f->data);
+        if (begin != at)
+            result = dfi_entry_fail(f, e->tensor.name, "its data begin at byte %zu, those "
+                                    "before end at %zu: %s", begin, at,
+                                    begin < at ? "they overlap" : "a hole");
+        at = begin + e->size;
+    }
+    if (result == DF_OK && at != f->data_size)
+        result = dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: the last tensor ends at "
+                          "byte %zu of the data, which have %zu", f->name, at,
+                          f->data_size);
+    dfi_delete(f->ctx, order, bytes);
+    return result;
+}
+
+/* __metadata__, if there is one: an object of strings. */
+static df_result dfi_safetensors_texts(df_safetensors *f) {
+    f->metadata = dfi_json_get(f->header.root, "__metadata__");
+    if (f->metadata == NULL) return DF_OK;
+    if (f->metadata->kind != DFI_JSON_OBJECT)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: __metadata__ is not a JSON "
+                        "object", f->name);
+    for (size_t i = 0; i < f->metadata->count; i++) {
+        const dfi_json *text = dfi_json_item(f->metadata, i);
+        if (text->kind != DFI_JSON_STRING)
+            return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: __metadata__: "
+                            "\"%.120s\" is not a string", f->name, text->key);
+    }
+    return DF_OK;
+}
+
+static uint64_t dfi_load(const unsigned char *p, int bytes) {
+    uint64_t bits = 0;
+    for (int i = bytes - 1; i >= 0; i--) bits = bits << 8 | p[i];
+    return bits;
+}
+
+/* The length in front, and the JSON behind it. */
+static df_result dfi_safetensors_header(df_safetensors *f) {
+    unsigned char *bytes = f->bytes.data;
+    size_t size = f->bytes.size, n;
+    uint64_t length;
+    df_result result;
+    if (size < 8)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s has %zu bytes, the length "
+                        "of a safetensors header alone takes 8", f->name, size);
+    length = dfi_load(bytes, 8);
+    if (length > size - 8 || length > DFI_HEADER_LIMIT)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: a header of %llu bytes is "
+                        "announced, %zu bytes follow, %d are the limit", f->name,
+                        (unsigned long long)length, size - 8, DFI_HEADER_LIMIT);
+    n = (size_t)length;
+    if (n == 0 || bytes[8] != '{')
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: the header does not begin "
+                        "with '{'", f->name);
+    f->data = bytes + 8 + n;
+    f->data_size = size - 8 - n;
+    result = dfi_json_parse(f->ctx, DFI_OPEN, f->name, (char *)bytes + 8, n, &f->header);
+    return result == DF_OK ? dfi_safetensors_texts(f) : result;
+}
+
+static df_result dfi_safetensors_load(df_safetensors *f, const df_source *source) {
+    const dfi_json *root;
+    size_t next = 0;
+    df_result result;
+    f->name = dfi_strdup(f->ctx, dfi_source_name(source));
+    if (f->name == NULL) return DF_ERR_MEMORY;
+    result = dfi_source_load(f->ctx, DFI_OPEN, source, &f->bytes);
+    if (result == DF_OK) result = dfi_safetensors_header(f);
+    if (result != DF_OK) return result;
+    root = f->header.root;
+    f->count = root->count - (f->metadata != NULL);   /* at most 10^8: fits an int */
+    f->entries = (dfi_entry *)dfi_new(f->ctx, dfi_entries_size(f));
+    if (f->entries == NULL) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < root->count && result == DF_OK; i++)
+        if (dfi_json_item(root, i) != f->metadata)
+            result = dfi_entry_read(f, dfi_json_item(root, i), &f->entries[next++]);
+    return result == DF_OK ? dfi_safetensors_cover(f) : result;
+}
+
+DF_API df_safetensors *df_safetensors_open(df_ctx *ctx, df_source source) {
+    df_safetensors *f;
+    if (ctx == NULL) return NULL;
+    f = (df_safetensors *)dfi_new(ctx, sizeof *f);
+    if (f == NULL) return NULL;
+    f->ctx = ctx;
+    if (dfi_safetensors_load(f, &source) == DF_OK) return f;
+    df_safetensors_close(f);
+    return NULL;
+}
+
+DF_API void df_safetensors_close(df_safetensors *file) {
+    if (file == NULL) return;
+    if (file->name != NULL) dfi_delete(file->ctx, file->name, strlen(file->name) + 1);
+    dfi_delete(file->ctx, file->entries, dfi_entries_size(file));
+    dfi_json_free(file->ctx, &file->header);
+    df_buffer_free(file->ctx, &file->bytes);
+    dfi_delete(file->ctx, file, sizeof *file);
+}
+
+DF_API int df_safetensors_count(const df_safetensors *file) { return (int)file->count; }
+
+DF_API const df_file_tensor *df_safetensors_at(const df_safetensors *file, int index) {
+    return index >= 0 && (size_t)index < file->count ? &file->entries[index].tensor : NULL;
+}
+
+DF_API const df_file_tensor *df_safetensors_find(const df_safetensors *file,
+                                                 const char *name) {
+    size_t low = 0, high = file->count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(file->entries[middle].tensor.name, name);
+        if (order == 0) return &file->entries[middle].tensor;
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+DF_API const char *df_safetensors_metadata(const df_safetensors *file, const char *key) {
+    return dfi_json_text(dfi_json_get(file->metadata, key));
+}
+
+/* ---- safetensors: reading ----------------------------------------------------------- */
+
+/* An IEEE 754 number with `ebits` bits of exponent e and `fbits` of fraction f, as double:
+   (1 + f 2^-fbits) 2^(e-bias), or f 2^(1-bias-fbits) at e = 0; the greatest e means
+   infinity or NaN. By bits alone: under -Ofast processors take small floats for 0. */
+static double dfi_widen(uint64_t bits, int ebits, int fbits) {
+    const uint64_t top = ((uint64_t)1 << ebits) - 1, bias = top >> 1;
+    const uint64_t e = bits >> fbits & top, f = bits & (((uint64_t)1 << fbits) - 1);
+    uint64_t word = (e == top ? 2047 : e + 1023 - bias) << 52 | f << (52 - fbits);
+    double x;
+    memcpy(&x, &word, sizeof x);
+    if (e == 0) x = ldexp((double)f, 1 - (int)bias - fbits);
+    return bits >> (ebits + fbits) != 0 ? -x : x;
+}
+
+/* Element i of a tensor. bfloat16 is the upper half of a float. */
+static double dfi_element(const df_file_tensor *t, size_t i) {
+    uint64_t bits;
+    int64_t integer;
+    double x;
+    switch (t->dtype) {
+    case DF_DTYPE_F32: return dfi_widen(dfi_load(t->bytes + 4 * i, 4), 8, 23);
+    case DF_DTYPE_BF16: return dfi_widen(dfi_load(t->bytes + 2 * i, 2), 8, 7);
+    case DF_DTYPE_F16: return dfi_widen(dfi_load(t->bytes + 2 * i, 2), 5, 10);
+    case DF_DTYPE_F64:
+        bits = dfi_load(t->bytes + 8 * i, 8);
+        memcpy(&x, &bits, sizeof x);
+        return x;
+    case DF_DTYPE_I64:
+        bits = dfi_load(t->bytes + 8 * i, 8);
+        memcpy(&integer, &bits, sizeof integer);
+        return (double)integer;
+    case DF_DTYPE_I32:
+        bits = dfi_load(t->bytes + 4 * i, 4);
+        return (double)bits - (bits >> 31 != 0 ? 4294967296.0 : 0.0);
+    default: return (double)t->bytes[i];
+    }
+}
+
+/* 1 if x, stored as float (or as double), is infinite or NaN. */
+static int dfi_overflows(double x, int as_float) {
+    return dfi_nonfinite(x) || (as_float && fabs(x) > (double)FLT_MAX);
+}
+
+DF_API df_result df_safetensors_read(df_ctx *ctx, const df_safetensors *file,
+                                     const char *name, int ndim, const int *shape,
+                                     df_real *out) {
+    const df_file_tensor *t = df_safetensors_find(file, name);
+    uint64_t wanted[DFI_FILE_AXES] = {0};
+    char have[200], want[200];
+    int same;
+    if (t == NULL)
+        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s has no tensor "
+                        "\"%.160s\"", file->name, name);
+    if (ndim < 0 || ndim > DFI_FILE_AXES)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_safetensors_read: %d axes for "
+                        "\"%.120s\", 0 to %d are possible", ndim, name, DFI_FILE_AXES);
+    same = ndim == t->ndim;
+    for (int i = 0; i < ndim; i++) {
+        if (shape[i] < 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_safetensors_read: shape[%d] of "
+                            "\"%.120s\" is %d", i, name, shape[i]);
+        wanted[i] = (uint64_t)shape[i];
+        if (wanted[i] != t->shape[i]) same = 0;
+    }
+    if (!same)
+        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s: tensor \"%.120s\" "
+                        "has shape %s, wanted is %s", file->name, name,
+                        dfi_file_shape(have, t->ndim, t->shape),
+                        dfi_file_shape(want, ndim, wanted));
+    if (t->dtype == DF_DTYPE_COUNT)
+        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s: tensor \"%.120s\" "
+                        "is %s; F64, F32, F16, BF16, I64, I32 and U8 can be read",
+                        file->name, name, dfi_dtypes[((const dfi_entry *)t)->type].name);
+    for (size_t i = 0; i < t->count; i++) {
+        double x = dfi_element(t, i);
+        if (dfi_overflows(x, sizeof(df_real) == sizeof(float)))
+            return dfi_fail(ctx, DF_ERR_NONFINITE, "df_safetensors_read: %s: tensor "
+                            "\"%.120s\": element %zu of %zu is not finite as "
+                            DF_REAL_NAME, file->name, name, i, t->count);
+        out[i] = (df_real)x;
+    }
+    return DF_OK;
+}
+
+/* ---- safetensors: writing ----------------------------------------------------------- */
+
+#define DFI_WRITE "df_safetensors_write"
+
+static int dfi_text_order(const void *a, const void *b) {
+    return strcmp((const char *)a, (const char *)b);
+}
+
+/* Strings that are there and are UTF-8; with `unique`, no two of them equal. `what` says
+   in messages which ones. Sorts `texts`. */
+static df_result dfi_save_texts(df_ctx *ctx, const char *what, const void **texts,
+                                size_t n, int unique) {
+    for (size_t i = 0; i < n; i++) {
+        const char *s = (const char *)texts[i];
+        size_t step = 1, left = s != NULL ? strlen(s) : 0;
+        for (; left > 0 && step > 0; s += step, left -= step) step = dfi_utf8(s, left);
+        if (s == NULL || step == 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": %s %zu is %s", what, i,
+                            s == NULL ? "NULL" : "not UTF-8");
+    }
+    if (!unique) return DF_OK;
+    dfi_sort(texts, n, dfi_text_order);
+    for (size_t i = 1; i < n; i++)
+        if (dfi_text_order(texts[i - 1], texts[i]) == 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": two times the %s "
+                            "\"%.160s\"", what, (const char *)texts[i]);
+    return DF_OK;
+}
+
+static size_t dfi_save_count(const df_save_tensor *t) {
+    size_t count = 1;
+    for (int i = 0; i < t->ndim; i++) count = dfi_mul(count, (size_t)t->shape[i]);
+    return count;
+}
+
+static size_t dfi_save_bytes(const df_save_tensor *t) {
+    return dfi_mul(dfi_save_count(t), t->dtype == DF_DTYPE_F64 ? 8 : 4);
+}
+
+static df_result dfi_save_tensor(df_ctx *ctx, const df_save_tensor *t) {
+    const char *wrong = NULL;
+    for (int i = 0; i < t->ndim && i < DF_AXES; i++)
+        if (t->shape[i] < 0) wrong = "a negative number in its shape";
+    if (t->dtype != DF_DTYPE_F32 && t->dtype != DF_DTYPE_F64)
+        wrong = "dtype is neither DF_DTYPE_F32 nor DF_DTYPE_F64";
+    else if (t->ndim < 0 || t->ndim > DF_AXES)
+        wrong = "ndim is not 0 to 5";
+    else if (strcmp(t->name, "__metadata__") == 0)
+        wrong = "no tensor can have this name";
+    else if (wrong == NULL && dfi_save_bytes(t) == SIZE_MAX)
+        wrong = "the product of its shape overflows";
+    else if (wrong == NULL && t->data == NULL && dfi_save_count(t) > 0)
+        wrong = "data is NULL";
+    if (wrong == NULL) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": tensor \"%.160s\": %s", t->name,
+                    wrong);
+}
+
+/* All that can be wrong with the arguments, before a byte is written. */
+static df_result dfi_save_check(df_ctx *ctx, const df_save_tensor *tensors, int count,
+                                const df_save_text *metadata, int metadata_count) {
+    size_t n = (size_t)count, m = (size_t)metadata_count, bytes;
+    const void **texts;
+    df_result result;
+    if (count < 0 || metadata_count < 0 || (count > 0 && tensors == NULL)
+        || (metadata_count > 0 && metadata == NULL))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": %d tensors at %p, %d texts at "
+                        "%p", count, (const void *)tensors, metadata_count, (const void
+                        *)metadata);
+    bytes = dfi_mul((n > m ? n : m) + 1, sizeof *texts);
+    texts = (const void **)dfi_new(ctx, bytes);
+    if (texts == NULL) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) texts[i] = tensors[i].name;
+    result = dfi_save_texts(ctx, "tensor name", texts, n, 1);
+    for (size_t i = 0; i < m; i++) texts[i] = metadata[i].value;
+    if (result == DF_OK) result = dfi_save_texts(ctx, "metadata value", texts, m, 0);
+    for (size_t i = 0; i < m; i++) texts[i] = metadata[i].key;
+    if (result == DF_OK) result = dfi_save_texts(ctx, "metadata key", texts, m, 1);
+    for (size_t i = 0; i < n && result == DF_OK; i++)
+        result = dfi_save_tensor(ctx, &tensors[i]);
+    dfi_delete(ctx, texts, bytes);
+    return result;
+}
+
+static void dfi_save_header(dfi_writer *w, const df_save_tensor *tensors, int count,
+                            const df_save_text *metadata, int metadata_count) {
+    unsigned long long at = 0, end;
+    uint64_t shape[DF_AXES];
+    char text[64], axes[200];
+    dfi_writer_text(w, "{");
+    for (int i = 0; i < metadata_count; i++) {
+        dfi_writer_text(w, i == 0 ? "\"__metadata__\":{" : ",");
+        dfi_writer_string(w, metadata[i].key);
+        dfi_writer_text(w, ":");
+        dfi_writer_string(w, metadata[i].value);
+    }
+    if (metadata_count > 0) dfi_writer_text(w, count > 0 ? "}," : "}");
+    for (int i = 0; i < count; i++, at = end) {
+        const df_save_tensor *t = &tensors[i];
+        for (int j = 0; j < t->ndim; j++) shape[j] = (uint64_t)t->shape[j];
+        dfi_writer_string(w, t->name);
+        dfi_writer_text(w, t->dtype == DF_DTYPE_F64 ? ":{\"dtype\":\"F64\",\"shape\":"
+                                                    : ":{\"dtype\":\"F32\",\"shape\":");
+        dfi_writer_text(w, dfi_file_shape(axes, t->ndim, shape));
+        end = at + dfi_save_bytes(t);
+        snprintf(text, sizeof text, ",\"data_offsets\":[%llu,%llu]}", at, end);
+        dfi_writer_text(w, text);
+        if (i + 1 < count) dfi_writer_text(w, ",");
+    }
+    dfi_writer_text(w, "}");
+}
+
+static void dfi_writer_number(dfi_writer *w, uint64_t bits, int bytes) {
+    unsigned char le[8];
+    for (int i = 0; i < bytes; i++) le[i] = (unsigned char)(bits >> 8 * i & 255);
+    dfi_writer_bytes(w, le, (size_t)bytes);
+}
+
+/* NaN and infinity are refused here too: nothing is written that could not be read again.
+   */
+static void dfi_save_data(dfi_writer *w, const df_save_tensor *t) {
+    const size_t count = dfi_save_count(t);
+    const int as_float = t->dtype == DF_DTYPE_F32;
+    for (size_t i = 0; i < count && w->result == DF_OK; i++) {
+        double x = t->data_is_double ? ((const double *)t->data)[i]
+                                     : (double)((const df_real *)t->data)[i];
+        if (dfi_overflows(x, as_float)) {
+            w->result = dfi_fail(w->ctx, DF_ERR_NONFINITE, DFI_WRITE ": %s: tensor "
+                                 "\"%.120s\": element %zu of %zu is not finite as %s",
+                                 w->name, t->name, i, count,
+                                 as_float ? "float" : "double");
+        } else if (as_float) {
+            float f = (float)x;
+            uint32_t bits;
+            memcpy(&bits, &f, sizeof bits);
+            dfi_writer_number(w, bits, 4);
+        } else {
+            uint64_t bits;
+            memcpy(&bits, &x, sizeof bits);
+            dfi_writer_number(w, bits, 8);
+        }
+    }
+}
+
+static int dfi_discard(void *user, const void *data, size_t size) {
+    (void)user; (void)data; (void)size;
+    return 0;
+}
+
+/* The header is written twice: first to nowhere, to learn the length that stands before
+   it. */
+DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
+                                      const df_save_tensor *tensors, int count,
+                                      const df_save_text *metadata, int metadata_count) {
+    dfi_writer w;
+    uint64_t length;
+    df_result result;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    result = dfi_save_check(ctx, tensors, count, metadata, metadata_count);
+    if (result != DF_OK) return result;
+    dfi_writer_open(&w, ctx, DFI_WRITE, df_sink_hooks(dfi_discard, NULL));
+    dfi_save_header(&w, tensors, count, metadata, metadata_count);
+    length = (w.total + 7) / 8 * 8;        /* blanks behind it align the data to 8 bytes */
+    dfi_writer_open(&w, ctx, DFI_WRITE, sink);
+    dfi_writer_number(&w, length, 8);
+    dfi_save_header(&w, tensors, count, metadata, metadata_count);
+    while (w.total < 8 + length && w.result == DF_OK) dfi_writer_text(&w, " ");
+    for (int i = 0; i < count; i++) dfi_save_data(&w, &tensors[i]);
+    return dfi_writer_close(&w);
+}
+/* =====================================================================================
+   // >>closed_forms: Gaussian mixtures at every t, distances between samples
+
+   Mixtures are the data whose diffusion is known exactly in any dimension. Let x_0 come
+   from p_0 = sum_k w_k N(mu_k, S_k). Then x_t = alpha x_0 + sigma eps has the density
+
+       p_t = sum_k w_k N(M_k, C_k),   M_k = alpha mu_k,   C_k = alpha^2 S_k + sigma^2 I,
+
+   and with r_k(x) the probability that x came from component k and u_k = C_k^-1 (x - M_k)
+
+       grad log p_t(x) = -sum_k r_k u_k
+       E[x_0|x] = sum_k r_k (mu_k + alpha S_k u_k),   E[eps|x] = sum_k r_k sigma u_k
+
+   (a Gaussian conditioned, once for each component: Bishop 2006, eqs. 2.113-2.117). The
+   second line divides neither by alpha nor by sigma: both ends of the path are ordinary
+   points. S_k = Q L Q^T is taken apart once, when the mixture is made; from then on
+   C_k = Q (alpha^2 L + sigma^2) Q^T at every point, and a row costs K dim^2.
+   ===================================================================================== */
+
+/* Streams of random numbers far from those that samplers count up from 0, so that a
+   mixture and a sampler with the same seed are independent. */
+#define DFI_DRAW_COMPONENT 0xc105ed00u /* one uniform: which component */
+#define DFI_DRAW_WITHIN 0xc105ed01u    /* dim normals: where in it */
+#define DFI_DRAW_DIRECTION 0xc105ed02u /* dim normals: a direction to project on */
+
+struct df_mixture {
+    df_ctx *ctx;               /* whose memory this is; never computed with */
+    size_t size;               /* of the allocation, arrays included */
+    int K, dim;
+    int narrow;                /* component with the least eigenvalue, and that value: */
+    double least;              /* where a C_k becomes singular first */
+    double *log_weight;        /* [K] */
+    double *cumulative;        /* [K] w_1 + .. + w_k */
+    double *mean;              /* [K, dim] */
+    double *value;             /* [K, dim] L */
+    double *axis;              /* [K, dim, dim] Q^T: one eigenvector a row */
+    int *diagonal;             /* [K] 1: S_k is diagonal, Q = I is not multiplied by */
+};
+
+/* (x, y) <- (c x - s y, s x + c y) for n pairs, `step` elements apart. */
+static void dfi_rotate(size_t n, size_t step, double *x, double *y, double c, double s) {
+    for (; n > 0; n--, x += step, y += step) {
+        double old = *x;
+        *x = c * old - s * *y;
+        *y = s * old + c * *y;
+    }
+}
+
+/* Cyclic Jacobi (Golub & Van Loan 2013, sec. 8.5): each rotation makes one a_ij zero, and
+   the sum of squares off the diagonal falls, in the end quadratically. a [n, n],
+   symmetric with largest element 1, ends with L on its diagonal; q [n, n] gets Q^T.
+   Returns the number of rotations: none where a was diagonal, and then L is exact. */
+static long dfi_jacobi(size_t n, double *a, double *q) {
+    long rotations = 0, before = -1;
+    size_t i, j;
+    int sweep;
+    for (i = 0; i < n * n; i++) q[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
+    for (sweep = 0; sweep < 64 && rotations != before; sweep++) {
+        before = rotations;
+        for (i = 0; i < n; i++)
+            for (j = i + 1; j < n; j++) {
+                double theta, t, c;
+                if (fabs(a[i * n + j]) <= 1e-20) continue;
+                /* tangent of the angle: the smaller root of t^2 + 2 theta t - 1 = 0 */
+                theta = (a[j * n + j] - a[i * n + i]) / (2.0 * a[i * n + j]);
+                t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
+                c = 1.0 / sqrt(t * t + 1.0);
+                dfi_rotate(n, n, a + i, a + j, c, t * c);
+                dfi_rotate(n, 1, a + i * n, a + j * n, c, t * c);
+                dfi_rotate(n, 1, q + i * n, q + j * n, c, t * c);
+                a[i * n + j] = a[j * n + i] = 0.0;
+                rotations++;
+            }
+    }
+    return rotations;
+}
+
+/* Checks S_k and fills value, axis and diagonal of component k. work [dim, dim]. */
+static df_result dfi_mixture_diagonalise(df_ctx *ctx, df_mixture *m, int k,
+                                         const double *S, double *work) {
+    static const char who[] = "df_mixture_create";
+    size_t d = (size_t)m->dim, i, j;
+    double *value = m->value + (size_t)k * d, top = 0.0, noise;
+    for (i = 0; i < d * d; i++) {
+        if (dfi_nonfinite(S[i]))
+            return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: covariance %d [%d,%d] is %s", who,
+                            k, (int)(i / d), (int)(i % d), dfi_nonfinite_name(S[i]));
+        if (fabs(S[i]) > top) top = fabs(S[i]);
+    }
+    for (i = 0; i < d; i++)
+        for (j = 0; j < d; j++) {
+            double x = S[i * d + j], y = S[j * d + i];
+            if (fabs(x - y) > 1e-12 * top)
+                return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: covariance %d is not symmetric:"
+                                " [%d,%d] is %.17g, [%d,%d] is %.17g", who, k, (int)i,
+                                (int)j, x, (int)j, (int)i, y);
+            work[i * d + j] = top > 0.0 ? 0.5 * (x / top) + 0.5 * (y / top) : 0.0;
+        }
+    m->diagonal[k] = dfi_jacobi(d, work, m->axis + (size_t)k * d * d) == 0;
+    /* What rounding leaves of a zero eigenvalue must be zero, or a singular covariance
+       would pass for a regular one with an enormous inverse. A diagonal S_k met none. */
+    noise = m->diagonal[k] ? 0.0 : 8.0 * DBL_EPSILON * (double)d;
+    for (i = 0; i < d; i++) {
+        double l = work[i * d + i];
+        if (l < -1e-12)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: covariance %d is not positive "
+                            "semi-definite: it has the eigenvalue %.6g", who, k, l * top);
+        value[i] = l > noise ? l * top : 0.0;
+        if (m->narrow < 0 || value[i] < m->least) {
+            m->least = value[i];
+            m->narrow = k;
+        }
+    }
+    return DF_OK;
+}
+
+/* Checks weights and means and copies them; weights are divided by their sum. */
+static df_result dfi_mixture_fill(df_ctx *ctx, df_mixture *m, const double *weights,
+                                  const double *means) {
+    static const char who[] = "df_mixture_create";
+    size_t i, K = (size_t)m->K, d = (size_t)m->dim;
+    double top = 0.0, sum = 0.0, so_far = 0.0;
+    for (i = 0; i < K; i++) {
+        if (dfi_nonfinite(weights[i]) || !(weights[i] > 0.0))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: weight %d is %g, must be positive",
+                            who, (int)i, weights[i]);
+        if (weights[i] > top) top = weights[i];
+    }
+    for (i = 0; i < K; i++) sum += weights[i] / top;
+    for (i = 0; i < K; i++) {
+        m->cumulative[i] = so_far += weights[i] / top / sum;
+        m->log_weight[i] = log(weights[i]) - log(top) - log(sum);
+    }
+    for (i = 0; i < K * d; i++) {
+        if (dfi_nonfinite(means[i]))
+            return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: mean %d [%d] is %s", who,
+                            (int)(i / d), (int)(i % d), dfi_nonfinite_name(means[i]));
+        m->mean[i] = means[i];
+    }
+    return DF_OK;
+}
+
+DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *weights,
+                                     const double *means, const double *covariances) {
+    size_t head = (sizeof(df_mixture) + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN;
+    size_t d = (size_t)dim, count = (size_t)K, k, each, size;
+    df_mixture *m;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_result result = DF_ERR_MEMORY;
+    double *work;
+    if (K < 1 || dim < 1 || weights == NULL || means == NULL || covariances == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_create: K = %d and dim = %d must be at "
+                 "least 1, weights, means and covariances not NULL", K, dim);
+        return NULL;
+    }
+    each = dfi_plus(2, dfi_mul(d, dfi_plus(d, 2)));    /* doubles a component */
+    size = dfi_plus(dfi_mul(each, sizeof(double)), sizeof(int));
+    size = dfi_plus(head, dfi_mul(count, size));
+    m = (df_mixture *)dfi_new(ctx, size);
+    if (m == NULL) return NULL;
+    m->ctx = ctx;
+    m->size = size;
+    m->K = K;
+    m->dim = dim;
+    m->narrow = -1;
+    m->log_weight = (double *)(void *)((unsigned char *)m + head);
+    m->cumulative = m->log_weight + count;
+    m->mean = m->cumulative + count;
+    m->value = m->mean + count * d;
+    m->axis = m->value + count * d;
+    m->diagonal = (int *)(void *)(m->axis + count * d * d);
+    work = (double *)dfi_scratch(ctx, d * d * sizeof(double));
+    if (work != NULL) result = dfi_mixture_fill(ctx, m, weights, means);
+    for (k = 0; result == DF_OK && k < count; k++)
+        result = dfi_mixture_diagonalise(ctx, m, (int)k, covariances + k * d * d, work);
+    dfi_scratch_release(ctx, mark);
+    if (result == DF_OK) return m;
+    df_mixture_free(m);
+    return NULL;
+}
+
+DF_API void df_mixture_free(df_mixture *mixture) {
+    if (mixture != NULL) dfi_delete(mixture->ctx, mixture, mixture->size);
+}
+
+DF_API df_mixture *df_mixture_ring(df_ctx *ctx, int K, double radius, double deviation) {
+    df_mixture *m = NULL;
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *weights, variance = deviation * deviation;
+    int k;
+    if (K < 1 || dfi_nonfinite(radius) || dfi_nonfinite(variance) || deviation < 0.0) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_ring: K = %d must be at least 1, "
+                 "radius = %g finite, deviation = %g finite and at least 0", K, radius,
+                 deviation);
+        return NULL;
+    }
+    weights = (double *)dfi_scratch(ctx, dfi_mul((size_t)K, 7 * sizeof(double)));
+    if (weights != NULL) {
+        double *means = weights + K, *S = means + 2 * (size_t)K;
+        for (k = 0; k < K; k++, S += 4) {
+            weights[k] = 1.0;
+            means[2 * (size_t)k] = radius * cos(2.0 * DFI_PI * k / K);
+            means[2 * (size_t)k + 1] = radius * sin(2.0 * DFI_PI * k / K);
+            S[0] = S[3] = variance;
+            S[1] = S[2] = 0.0;
+        }
+        m = df_mixture_create(ctx, K, 2, weights, means, means + 2 * (size_t)K);
+    }
+    dfi_scratch_release(ctx, mark);
+    return m;
+}
+
+/* ---- one row of x ---- */
+
+/* Where a row stands and what is asked of it. Every answer is one formula,
+
+       y(x) = sum_k r_k y_k,
+       y_k  = a mu_k + Q diag((a alpha L + b) / (alpha^2 L + sigma^2)) Q^T (x - M_k):
+
+   a = 1, b = 0 gives E[x_0|x]; a = 0, b = -1 the score; a prediction a x_0 + b' eps has
+   b = b' sigma. */
+typedef struct dfi_place { double alpha, sigma, a, b; } dfi_place;
+
+/* What one task works in; its rows pass through one after the other. */
+typedef struct dfi_mixture_work {
+    double alpha, sigma;       /* the point that variance and log_det belong to ... */
+    int ready;                 /* ... once they belong to one */
+    double *variance;          /* [K, dim] alpha^2 L + sigma^2 */
+    double *log_det;           /* [K] log det C_k */
+    double *r;                 /* [K] responsibilities */
+    double *uv;                /* [K] u_k . v */
+    double *y;                 /* [K, dim] Q^T (x - M_k), later y_k */
+    double *x, *v, *t, *sum, *dot; /* [dim] row, its v, temporary, y(x), (dy/dx) v */
+} dfi_mixture_work;
+
+/* In doubles. */
+static size_t dfi_mixture_work_size(const df_mixture *m) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim;
+    return dfi_plus(dfi_mul(2 * K, d), 3 * K + 5 * d);
+}
+
+static dfi_mixture_work dfi_mixture_work_at(const df_mixture *m, double *memory) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim;
+    dfi_mixture_work w;
+    w.alpha = w.sigma = 0.0;
+    w.ready = 0;
+    w.variance = memory;
+    w.y = w.variance + K * d;
+    w.log_det = w.y + K * d;
+    w.r = w.log_det + K;
+    w.uv = w.r + K;
+    w.x = w.uv + K;
+    w.v = w.x + d;
+    w.t = w.v + d;
+    w.sum = w.t + d;
+    w.dot = w.sum + d;
+    return w;
+}
+
+/* y = Q^T x of component k. */
+static void dfi_mixture_project(const df_mixture *m, size_t k, const double *x,
+                                double *y) {
+    size_t d = (size_t)m->dim, i, j;
+    const double *q = m->axis + k * d * d;
+    if (m->diagonal[k]) {
+        memcpy(y, x, d * sizeof *y);
+        return;
+    }
+    for (j = 0; j < d; j++, q += d) {
+        double sum = 0.0;
+        for (i = 0; i < d; i++) sum += q[i] * x[i];
+        y[j] = sum;
+    }
+}
+
+/* out += c Q y of component k. */
+static void dfi_mixture_unproject(const df_mixture *m, size_t k, double c, const double *y,
+                                  double *out) {
+    size_t d = (size_t)m->dim, i, j;
+    const double *q = m->axis + k * d * d;
+    if (m->diagonal[k]) {
+        for (i = 0; i < d; i++) out[i] += c * y[i];
+        return;
+    }
+    for (j = 0; j < d; j++, q += d)
+        for (i = 0; i < d; i++) out[i] += c * y[j] * q[i];
+}
+
+/* alpha^2 L + sigma^2 and log det C_k of all components, anew when the point changes. */
+static void dfi_mixture_move(const df_mixture *m, const dfi_place *at,
+                             dfi_mixture_work *w) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k;
+    if (w->ready && w->alpha == at->alpha && w->sigma == at->sigma) return;
+    for (k = 0; k < K; k++) {
+        w->log_det[k] = 0.0;
+        for (i = k * d; i < (k + 1) * d; i++) {
+            w->variance[i] = at->alpha * at->alpha * m->value[i] + at->sigma * at->sigma;
+            w->log_det[k] += log(w->variance[i]);
+        }
+    }
+    w->alpha = at->alpha;
+    w->sigma = at->sigma;
+    w->ready = 1;
+}
+
+/* Fills y and r for the row w->x and returns log p_t(x). By log-sum-exp: far from all
+   components every density underflows, their ratios do not. */
+static double dfi_mixture_density(const df_mixture *m, const dfi_place *at,
+                                  dfi_mixture_work *w) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k;
+    double top = 0.0, sum = 0.0;
+    dfi_mixture_move(m, at, w);
+    for (k = 0; k < K; k++) {
+        double *y = w->y + k * d, square = 0.0;
+        for (i = 0; i < d; i++) w->t[i] = w->x[i] - at->alpha * m->mean[k * d + i];
+        dfi_mixture_project(m, k, w->t, y);
+        for (i = 0; i < d; i++) square += y[i] * y[i] / w->variance[k * d + i];
+        w->r[k] = m->log_weight[k] - 0.5 * (w->log_det[k] + square);
+        if (k == 0 || w->r[k] > top) top = w->r[k];
+    }
+    for (k = 0; k < K; k++) sum += w->r[k] = exp(w->r[k] - top);
+    for (k = 0; k < K; k++) w->r[k] /= sum;
+    return top + log(sum) - 0.5 * (double)m->dim * log(2.0 * DFI_PI);
+}
+
+/* After the density: w->sum = y(x), and y_k in place of each w->y. A component whose r_k
+   underflowed says nothing and is passed over. */
+static void dfi_mixture_answer(const df_mixture *m, const dfi_place *at,
+                               dfi_mixture_work *w) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k, e;
+    for (i = 0; i < d; i++) w->sum[i] = 0.0;
+    for (k = 0; k < K; k++) {
+        if (w->r[k] == 0.0) continue;
+        for (i = 0, e = k * d; i < d; i++, e++) {
+            w->t[i] = (at->a * at->alpha * m->value[e] + at->b) / w->variance[e] * w->y[e];
+            w->y[e] = at->a * m->mean[e];
+        }
+        dfi_mixture_unproject(m, k, 1.0, w->t, w->y + k * d);
+        for (i = 0; i < d; i++) w->sum[i] += w->r[k] * w->y[k * d + i];
+    }
+}
+
+/* After the density: w->sum = y(x) and w->dot = (dy/dx) v. With A_k = dy_k/dx and
+   d log r_k/dx = -(u_k - sum_l r_l u_l),
+
+       (dy/dx) v = sum_k r_k A_k v - sum_k r_k (u_k . v - mean of u . v) (y_k - y).
+
+   A symmetric matrix: A_k is, and y_k is affine in u_k with the same factors for all k. So
+   this is the VJP as well. For x_0 it equals alpha/sigma^2 Cov[x_0|x] v, but divides by
+   nothing. */
+static void dfi_mixture_jacobian(const df_mixture *m, const dfi_place *at,
+                                 dfi_mixture_work *w) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k, e;
+    double mean = 0.0;
+    for (i = 0; i < d; i++) w->dot[i] = 0.0;
+    for (k = 0; k < K; k++) {
+        if (w->r[k] == 0.0) continue;
+        dfi_mixture_project(m, k, w->v, w->t);
+        w->uv[k] = 0.0;
+        for (i = 0, e = k * d; i < d; i++, e++) {
+            w->uv[k] += w->y[e] * w->t[i] / w->variance[e];
+            w->t[i] *= (at->a * at->alpha * m->value[e] + at->b) / w->variance[e];
+        }
+        dfi_mixture_unproject(m, k, w->r[k], w->t, w->dot);
+        mean += w->r[k] * w->uv[k];
+    }
+    dfi_mixture_answer(m, at, w);
+    for (k = 0; k < K; k++) {
+        if (w->r[k] == 0.0) continue;
+        for (i = 0; i < d; i++)
+            w->dot[i] -= w->r[k] * (w->uv[k] - mean) * (w->y[k * d + i] - w->sum[i]);
+    }
+}
+
+/* Within component k: S_k - alpha^2 S_k C_k^-1 S_k = Q diag(L sigma^2/(alpha^2 L +
+   sigma^2)) Q^T, for every x the same. out [K, dim, dim]. */
+static void dfi_mixture_within(const df_mixture *m, const dfi_place *at, double *out) {
+    size_t d = (size_t)m->dim, i, j, l;
+    double s2 = at->sigma * at->sigma;
+    memset(out, 0, (size_t)m->K * d * d * sizeof *out);
+    for (l = 0; l < (size_t)m->K * d; l++) {
+        const double *q = m->axis + l * d;
+        double c = m->value[l] * s2 / (at->alpha * at->alpha * m->value[l] + s2);
+        for (i = 0; i < d; i++)
+            for (j = 0; j < d && q[i] != 0.0; j++)
+                out[(l / d * d + i) * d + j] += c * q[i] * q[j];
+    }
+}
+
+/* After the answer E[x_0|x]: out [dim, dim] = Cov[x_0|x], what is within the components
+   plus the spread of their means: sums of non-negative parts, nothing cancels. */
+static void dfi_mixture_covariance(const df_mixture *m, const double *within,
+                                   const dfi_mixture_work *w, df_real *out) {
+    size_t K = (size_t)m->K, d = (size_t)m->dim, i, j, k;
+    for (i = 0; i < d; i++)
+        for (j = 0; j <= i; j++) {
+            double sum = 0.0;
+            for (k = 0; k < K; k++) {
+                const double *y = w->y + k * d;
+                if (w->r[k] == 0.0) continue;
+                sum += w->r[k] * (within[(k * d + i) * d + j]
+                                  + (y[i] - w->sum[i]) * (y[j] - w->sum[j]));
+            }
+            out[i * d + j] = out[j * d + i] = (df_real)sum;
+        }
+}
+
+/* ---- many rows ---- */
+
+enum { DFI_ASK_SAMPLE = 0 };   /* beside DF_ASK_...: not a question, new rows */
+
+typedef struct dfi_mixture_job {
+    const df_mixture *m;
+    int n, tasks;
+    int ask;
+    dfi_place here;            /* of all rows, or ... */
+    const dfi_place *places;   /* [n] ... of each, if not NULL */
+    const df_real *x, *v;      /* [n, dim] */
+    df_real *out;              /* [n, dim] */
+    double *log_density;       /* [n] */
+    df_real *covariance;       /* [n, dim, dim] or NULL, and then ... */
+    double *within;            /* ... [K, dim, dim] */
+    uint64_t seed, first;      /* of a sample */
+    double *memory;            /* [tasks, work_size] */
+    size_t work_size;
+    size_t *lost;              /* [tasks] first row whose density overflows, or n */
+} dfi_mixture_job;
+
+/* A sample at a point: x = M_k + Q sqrt(alpha^2 L + sigma^2) z rather than alpha x_0 +
+   sigma eps. Half the numbers, and a sample keeps its k and z at every point of the
+   path. */
+static void dfi_mixture_draw(const dfi_mixture_job *job, uint64_t sample,
+                             dfi_mixture_work *w, df_real *x) {
+    const df_mixture *m = job->m;
+    size_t d = (size_t)m->dim, i, k = 0;
+    double u;
+    df_random_uniform(job->seed, sample, DFI_DRAW_COMPONENT, 1, &u);
+    df_random_normal(job->seed, sample, DFI_DRAW_WITHIN, d, x);
+    while (k + 1 < (size_t)m->K && u >= m->cumulative[k]) k++;
+    for (i = 0; i < d; i++) {
+        w->t[i] = sqrt(w->variance[k * d + i]) * (double)x[i];
+        w->sum[i] = job->here.alpha * m->mean[k * d + i];
+    }
+    dfi_mixture_unproject(m, k, 1.0, w->t, w->sum);
+    for (i = 0; i < d; i++) x[i] = (df_real)w->sum[i];
+}
+
+/* Rows depend on nothing but themselves: how they are shared out changes no bit. */
+static void dfi_mixture_task(void *arg, int index) {
+    const dfi_mixture_job *job = (const dfi_mixture_job *)arg;
+    const df_mixture *m = job->m;
+    double *memory = job->memory + (size_t)index * job->work_size;
+    dfi_mixture_work w = dfi_mixture_work_at(m, memory);
+    size_t d = (size_t)m->dim, i, n = (size_t)job->n, tasks = (size_t)job->tasks;
+    size_t row = n * (size_t)index / tasks, end = n * ((size_t)index + 1) / tasks;
+    job->lost[index] = n;
+    for (; row < end; row++) {
+        const dfi_place *at = job->places != NULL ? job->places + row : &job->here;
+        const double *answer = job->v != NULL ? w.dot : w.sum;
+        double log_p;
+        if (job->ask == DFI_ASK_SAMPLE) {
+            dfi_mixture_move(m, at, &w);
+            dfi_mixture_draw(job, job->first + (uint64_t)row, &w, job->out + row * d);
+            continue;
+        }
+        for (i = 0; i < d; i++) w.x[i] = (double)job->x[row * d + i];
+        for (i = 0; i < d && job->v != NULL; i++) w.v[i] = (double)job->v[row * d + i];
+        log_p = dfi_mixture_density(m, at, &w);
+        if (dfi_nonfinite(log_p)) {
+            job->lost[index] = row;
+            break;
+        }
+        if (job->ask == DF_ASK_LOG_DENSITY) {
+            job->log_density[row] = log_p;
+            continue;
+        }
+        if (job->v != NULL) dfi_mixture_jacobian(m, at, &w);
+        else dfi_mixture_answer(m, at, &w);
+        for (i = 0; i < d; i++) job->out[row * d + i] = (df_real)answer[i];
+        if (job->covariance != NULL)
+            dfi_mixture_covariance(m, job->within, &w, job->covariance + row * d * d);
+    }
+}
+
+/* A question can be answered where every C_k has an inverse that double can hold. */
+static df_result dfi_mixture_check_place(df_ctx *ctx, const char *who, const df_mixture *m,
+                                         const dfi_place *at, int ask) {
+    if (dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma) || at->sigma < 0.0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: no such point: alpha = %g, sigma = %g",
+                        who, at->alpha, at->sigma);
+    if (ask != DFI_ASK_SAMPLE
+        && at->alpha * at->alpha * m->least + at->sigma * at->sigma < DBL_MIN)
+        return dfi_fail(ctx, DF_ERR_SINGULAR, "%s: at alpha = %g, sigma = %g the "
+                        "covariance of component %d is singular (least eigenvalue of S: "
+                        "%g); ask at sigma > 0", who, at->alpha, at->sigma, m->narrow,
+                        m->least);
+    return DF_OK;
+}
+
+/* Refuses NaN and Inf in an array [n, width]. */
+static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
+                                 size_t width, const df_real *x) {
+    size_t at = ctx->k->nonfinite(n * width, x);
+    if (at == n * width) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: %s [%d,%d] is %s in row %d, element %d",
+                    who, what, (int)n, (int)width, dfi_nonfinite_name((double)x[at]),
+                    (int)(at / width), (int)(at % width));
+}
+
+static df_result dfi_mixture_check(df_ctx *ctx, const char *who,
+                                   const dfi_mixture_job *job) {
+    const void *out = job->ask == DF_ASK_LOG_DENSITY ? (void *)job->log_density : job->out;
+    size_t n = (size_t)job->n, d, i;
+    df_result result = DF_OK;
+    if (job->m == NULL || job->n < 0
+        || (job->n > 0 && ((job->x == NULL && job->ask != DFI_ASK_SAMPLE) || out == NULL)))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d must be at least 0, mixture, "
+                        "point and arrays not NULL", who, job->n);
+    d = (size_t)job->m->dim;
+    for (i = 0; i < (job->places != NULL ? n : 1) && result == DF_OK; i++)
+        result = dfi_mixture_check_place(ctx, who, job->m, job->places != NULL
+                                         ? job->places + i : &job->here, job->ask);
+    if (result == DF_OK && n > 0 && job->x != NULL)
+        result = dfi_rows_finite(ctx, who, "x", n, d, job->x);
+    if (result == DF_OK && n > 0 && job->v != NULL)
+        result = dfi_rows_finite(ctx, who, "v", n, d, job->v);
+    return result;
+}
+
+/* Checks, shares out the rows, checks what came out: a row may lie so far out that its
+   squared distance overflows, an answer may be too large for df_real. */
+static df_result dfi_mixture_run(df_ctx *ctx, const char *who, dfi_mixture_job *job) {
+    df_scope mark = dfi_scratch_mark(ctx);
+    size_t n = (size_t)job->n, d, dd, i;
+    int most = 2 * ctx->threads, chunks = job->n / 16 + 1;
+    df_result result = dfi_mixture_check(ctx, who, job);
+    if (result != DF_OK || job->n == 0) return result;
+    d = (size_t)job->m->dim;
+    dd = job->covariance != NULL ? (size_t)job->m->K * d * d : 0;
+    job->tasks = chunks < most ? chunks : most;
+    job->work_size = dfi_mixture_work_size(job->m);
+    i = dfi_plus(dd, dfi_mul((size_t)job->tasks, job->work_size));
+    job->within = (double *)dfi_scratch(ctx, dfi_mul(i, sizeof(double)));
+    job->lost = (size_t *)dfi_scratch(ctx, (size_t)job->tasks * sizeof(size_t));
+    if (job->within == NULL || job->lost == NULL) {
+        dfi_scratch_release(ctx, mark);
+        return DF_ERR_MEMORY;
+    }
+    job->memory = job->within + dd;
+    if (dd > 0) dfi_mixture_within(job->m, &job->here, job->within);
+    dfi_parallel(ctx, job->tasks, dfi_mixture_task, job);
+    for (i = 0; i < (size_t)job->tasks && result == DF_OK; i++)
+        if (job->lost[i] < n)  /* tasks hold rising rows: this is the first of all */
+            result = dfi_fail(ctx, DF_ERR_NONFINITE, "%s: row %d of x lies so far out "
+                              "that its log density overflows", who, (int)job->lost[i]);
+    dfi_scratch_release(ctx, mark);
+    if (result != DF_OK) return result;
+    if (job->out != NULL) result = dfi_rows_finite(ctx, who, "answer", n, d, job->out);
+    if (result == DF_OK && dd > 0)
+        result = dfi_rows_finite(ctx, who, "covariance", n, d * d, job->covariance);
+    return result;
+}
+
+/* A job for rows at one point; a NULL among the arguments is found by the check. */
+static dfi_mixture_job dfi_mixture_job_at(const df_mixture *m, const df_point *at, int ask,
+                                          int n, const df_real *x) {
+    dfi_mixture_job job;
+    memset(&job, 0, sizeof job);
+    job.m = at != NULL ? m : NULL;
+    job.n = n;
+    job.ask = ask;
+    job.x = x;
+    if (at == NULL) return job;
+    job.here.alpha = at->alpha;
+    job.here.sigma = at->sigma;
+    return job;
+}
+
+DF_API df_result df_mixture_log_density(df_ctx *ctx, const df_mixture *m,
+                                        const df_point *at, int n, const df_real *x,
+                                        double *out) {
+    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_LOG_DENSITY, n, x);
+    job.log_density = out;
+    return dfi_mixture_run(ctx, "df_mixture_log_density", &job);
+}
+
+DF_API df_result df_mixture_score(df_ctx *ctx, const df_mixture *m, const df_point *at,
+                                  int n, const df_real *x, df_real *out) {
+    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_PREDICT, n, x);
+    job.here.b = -1.0;
+    job.out = out;
+    return dfi_mixture_run(ctx, "df_mixture_score", &job);
+}
+
+DF_API df_result df_mixture_posterior(df_ctx *ctx, const df_mixture *m, const df_point *at,
+                                      int n, const df_real *x, df_real *mean,
+                                      df_real *covariance) {
+    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_PREDICT, n, x);
+    job.here.a = 1.0;
+    job.out = mean;
+    job.covariance = covariance;
+    return dfi_mixture_run(ctx, "df_mixture_posterior", &job);
+}
+
+DF_API df_result df_mixture_sample(df_ctx *ctx, const df_mixture *m, const df_point *at,
+                                   uint64_t seed, uint64_t first, int n, df_real *x) {
+    dfi_mixture_job job = dfi_mixture_job_at(m, at, DFI_ASK_SAMPLE, n, NULL);
+    job.out = x;
+    job.seed = seed;
+    job.first = first;
+    return dfi_mixture_run(ctx, "df_mixture_sample", &job);
+}
+
+/* ---- the mixture as a model ---- */
+
+/* A row of the plane as a place. The score, -sum_k r_k u_k, needs no row: it is finite
+   even at sigma = 0, where its row -1/sigma is not. */
+static df_result dfi_mixture_place(df_ctx *ctx, const df_mixture_view *view,
+                                   const df_query *q, int i, dfi_place *out) {
+    double row[2] = { 0.0, -1.0 };
+    df_result result = DF_OK;
+    df_point at;
+    int score = view->prediction == DF_SCORE || q->ask == DF_ASK_LOG_DENSITY;
+    at.t = q->t[i];
+    at.alpha = q->alpha[i];
+    at.sigma = q->sigma[i];
+    at.lambda = at.sigma > 0.0 ? (at.alpha > 0.0 ? log(at.alpha / at.sigma) : -HUGE_VAL)
+                               : HUGE_VAL;
+    if (!score) result = df_plane_row(ctx, &view->process, view->prediction, &at, row);
+    out->alpha = at.alpha;
+    out->sigma = at.sigma;
+    out->a = row[0];
+    out->b = score ? row[1] : row[1] * at.sigma;
+    return result;
+}
+
+static int dfi_mixture_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    static const char who[] = "df_mixture_model";
+    const df_mixture_view *view = (const df_mixture_view *)self;
+    int i, n = q->n, jacobian = q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP;
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_mixture_job job;
+    dfi_place *places;
+    double *log_p;
+    df_result result = DF_OK;
+    if (view->mixture == NULL || q->dim != view->mixture->dim)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: x [%d,%d] for a mixture of dim %d",
+                        who, n, q->dim, view->mixture != NULL ? view->mixture->dim : 0);
+    if (jacobian && q->v == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: JVP and VJP need v", who);
+    places = (dfi_place *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *places));
+    log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
+    if (places == NULL || log_p == NULL) result = DF_ERR_MEMORY;
+    for (i = 0; i < n && result == DF_OK; i++) {
+        if (i > 0 && q->same_time) places[i] = places[0];
+        else result = dfi_mixture_place(ctx, view, q, i, places + i);
+    }
+    job = dfi_mixture_job_at(view->mixture, NULL, (int)q->ask, n, q->x);
+    job.m = view->mixture;
+    job.places = places;
+    if (jacobian) job.v = q->v;
+    if (q->ask == DF_ASK_LOG_DENSITY) job.log_density = log_p;
+    else job.out = out;
+    if (result == DF_OK) result = dfi_mixture_run(ctx, who, &job);
+    for (i = 0; i < n && job.log_density != NULL && result == DF_OK; i++)
+        out[i] = (df_real)log_p[i];
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+DF_API df_model df_mixture_model(df_mixture_view *view) {
+    df_model model = df_model_defaults();
+    if (view == NULL || view->mixture == NULL) return model;  /* without predict */
+    model.predict = dfi_mixture_predict;
+    model.self = view;
+    model.dim = view->mixture->dim;
+    model.answers = DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP | DF_ASK_LOG_DENSITY;
+    model.process = view->process;
+    model.prediction = view->prediction;
+    return model;
+}
+
+/* ---- distances between samples ----
+   They need the samples alone. Sliced Wasserstein (Bonneel et al. 2015) compares shapes on
+   lines for n log n; energy distance (Szekely & Rizzo 2013) and MMD (Gretton et al. 2012)
+   compare all pairs, are unbiased, and so may come out below zero. */
+
+/* Sorts n numbers by radix 256, from the low digit up: each pass keeps the order of those
+   before it (Knuth, vol. 3, sec. 5.2.5); four times as fast as merging. Doubles sort like
+   the integers of the same bits once the sign bit of positive numbers and all bits of
+   negative ones are turned. Eight passes: the result ends where it began. keys [2 n]. */
+static void dfi_radix_sort(size_t n, double *x, uint64_t *keys) {
+    const uint64_t sign = (uint64_t)1 << 63;
+    uint64_t *from = keys, *to = keys + n;
+    size_t start[256], i, sum, count;
+    int shift;
+    for (i = 0; i < n; i++) {
+        memcpy(&from[i], &x[i], sizeof *from);
+        from[i] ^= (from[i] & sign) != 0 ? UINT64_MAX : sign;
+    }
+    for (shift = 0; shift < 64; shift += 8) {
+        uint64_t *swap = from;
+        memset(start, 0, sizeof start);
+        for (i = 0; i < n; i++) start[(from[i] >> shift) & 255]++;
+        for (i = 0, sum = 0; i < 256; i++) {
+            count = start[i];
+            start[i] = sum;
+            sum += count;
+        }
+        for (i = 0; i < n; i++) to[start[(from[i] >> shift) & 255]++] = from[i];
+        from = to;
+        to = swap;
+    }
+    for (i = 0; i < n; i++) {
+        from[i] ^= (from[i] & sign) != 0 ? sign : UINT64_MAX;
+        memcpy(&x[i], &from[i], sizeof *x);
+    }
+}
+
+typedef struct dfi_sliced_job {
+    const df_real *a, *b;      /* [na, dim], [nb, dim] */
+    size_t na, nb, dim;
+    int projections, tasks;
+    uint64_t seed;
+    double *result;            /* [projections] squared W_2 along each direction */
+    double *memory;            /* [tasks, na + nb] projections */
+    uint64_t *keys;            /* [tasks, 2 max(na, nb)] */
+    df_real *direction;        /* [tasks, dim] */
+} dfi_sliced_job;
+
+/* x . theta of all rows, sorted. Four partial sums, so that additions overlap. */
+static void dfi_sliced_project(size_t n, size_t dim, const df_real *x,
+                               const df_real *theta, double scale, double *out,
+                               uint64_t *keys) {
+    size_t row, i;
+    for (row = 0; row < n; row++, x += dim) {
+        double s[4] = { 0.0, 0.0, 0.0, 0.0 };
+        for (i = 0; i + 4 <= dim; i += 4) {
+            s[0] += (double)x[i] * (double)theta[i];
+            s[1] += (double)x[i + 1] * (double)theta[i + 1];
+            s[2] += (double)x[i + 2] * (double)theta[i + 2];
+            s[3] += (double)x[i + 3] * (double)theta[i + 3];
+        }
+        for (; i < dim; i++) s[0] += (double)x[i] * (double)theta[i];
+        out[row] = ((s[0] + s[1]) + (s[2] + s[3])) * scale;
+    }
+    dfi_radix_sort(n, out, keys);
+}
+
+/* On a line W_2^2 = int_0^1 (F_a^-1(u) - F_b^-1(u))^2 du. Quantile functions of samples
+   are stairs with steps of width 1/na and 1/nb: both are walked at once, in units of
+   1/(na nb). */
+static double dfi_quantile_distance(size_t na, const double *a, size_t nb,
+                                    const double *b) {
+    uint64_t at = 0, to_a = (uint64_t)nb, to_b = (uint64_t)na;
+    size_t i = 0, j = 0;
+    double sum = 0.0;
+    while (i < na && j < nb) {
+        double gap = a[i] - b[j];
+        uint64_t to = to_a < to_b ? to_a : to_b;
+        sum += (double)(to - at) * (gap * gap);
+        at = to;
+        if (to_a == at) to_a += (uint64_t)nb, i++;
+        if (to_b == at) to_b += (uint64_t)na, j++;
+    }
+    return sum / ((double)na * (double)nb);
+}
+
+static void dfi_sliced_task(void *arg, int index) {
+    const dfi_sliced_job *job = (const dfi_sliced_job *)arg;
+    size_t most = job->na > job->nb ? job->na : job->nb;
+    double *a = job->memory + (size_t)index * (job->na + job->nb), *b = a + job->na;
+    uint64_t *keys = job->keys + (size_t)index * 2 * most;
+    df_real *theta = job->direction + (size_t)index * job->dim;
+    size_t i;
+    int p;
+    for (p = index; p < job->projections; p += job->tasks) {
+        double norm = 0.0;
+        df_random_normal(job->seed, (uint64_t)p, DFI_DRAW_DIRECTION, job->dim, theta);
+        for (i = 0; i < job->dim; i++) norm += (double)theta[i] * (double)theta[i];
+        norm = 1.0 / sqrt(norm);
+        dfi_sliced_project(job->na, job->dim, job->a, theta, norm, a, keys);
+        dfi_sliced_project(job->nb, job->dim, job->b, theta, norm, b, keys);
+        job->result[p] = dfi_quantile_distance(job->na, a, job->nb, b);
+    }
+}
+
+/* Argument checks of the three distances; least: the smallest sample they accept. */
+static df_result dfi_distance_check(df_ctx *ctx, const char *who, const df_real *a, int na,
+                                    const df_real *b, int nb, int dim, int least,
+                                    const double *out) {
+    df_result result;
+    if (na < least || nb < least || dim < 1 || a == NULL || b == NULL || out == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: na = %d, nb = %d must be at least %d, "
+                        "dim = %d at least 1, arrays not NULL", who, na, nb, least, dim);
+    result = dfi_rows_finite(ctx, who, "a", (size_t)na, (size_t)dim, a);
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "b", (size_t)nb, (size_t)dim, b);
+}
+
+static df_result dfi_distance_done(df_ctx *ctx, const char *who, double distance,
+                                   double *out) {
+    if (dfi_nonfinite(distance))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: squared distances overflow", who);
+    *out = distance;
+    return DF_OK;
+}
+
+DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
+                                       const df_real *b, int nb, int dim, int projections,
+                                       uint64_t seed, double *out) {
+    static const char who[] = "df_sliced_wasserstein";
+    df_result result = dfi_distance_check(ctx, who, a, na, b, nb, dim, 1, out);
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_sliced_job job;
+    size_t tasks, most = (size_t)(na > nb ? na : nb);
+    double sum = 0.0;
+    int p;
+    if (result != DF_OK) return result;
+    if (projections < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: projections = %d must be at least 1",
+                        who, projections);
+    job.a = a;
+    job.b = b;
+    job.na = (size_t)na;
+    job.nb = (size_t)nb;
+    job.dim = (size_t)dim;
+    job.projections = projections;
+    job.seed = seed;
+    job.tasks = projections < ctx->threads ? projections : ctx->threads;
+    tasks = (size_t)job.tasks;
+    job.result = (double *)dfi_scratch(ctx, dfi_mul((size_t)projections, sizeof(double)));
+    job.memory = (double *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(double),
+                                                    job.na + job.nb));
+    job.keys = (uint64_t *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(uint64_t), 2 * most));
+    job.direction = (df_real *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(df_real), job.dim));
+    if (job.result == NULL || job.memory == NULL || job.keys == NULL
+        || job.direction == NULL) {
+        dfi_scratch_release(ctx, mark);
+        return DF_ERR_MEMORY;
+    }
+    dfi_parallel(ctx, job.tasks, dfi_sliced_task, &job);
+    for (p = 0; p < projections; p++) sum += job.result[p]; /* always in order */
+    dfi_scratch_release(ctx, mark);
+    return dfi_distance_done(ctx, who, sqrt(sum / projections), out);
+}
+
+#define DFI_PAIR_ROWS 64
+#define DFI_PAIR_LANES 32
+
+/* Sum of f(|a_i - b_j|) over all pairs, or over pairs j < i of one sample, in blocks of
+   rows of a whose sums are kept apart and added in order. */
+typedef struct dfi_pair_job {
+    const df_real *a, *b;      /* [na, dim], [nb, dim] */
+    size_t na, nb, dim, blocks;
+    int within;                /* b is a: pairs of one sample */
+    int tasks;
+    double scale;              /* f = exp(-scale |.|^2), or where 0 the distance itself */
+    double *tile;              /* [tasks, dim, LANES] rows of b, turned on their side */
+    double *sum;               /* [blocks] */
+} dfi_pair_job;
+
+/* f for one row of a and the first `count` lanes of a tile. */
+static double dfi_pair_row(const dfi_pair_job *job, const df_real *a, const double *tile,
+                           size_t count) {
+    double square[DFI_PAIR_LANES] = { 0.0 }, sum = 0.0;
+    size_t i, j;
+    for (i = 0; i < job->dim; i++, tile += DFI_PAIR_LANES)
+        for (j = 0; j < DFI_PAIR_LANES; j++) {
+            double gap = (double)a[i] - tile[j];
+            square[j] += gap * gap;
+        }
+    for (j = 0; j < count; j++)
+        sum += job->scale > 0.0 ? exp(-job->scale * square[j]) : sqrt(square[j]);
+    return sum;
+}
+
+static double dfi_pair_block(const dfi_pair_job *job, size_t from, size_t to,
+                             double *tile) {
+    size_t end = job->within ? to : job->nb, start, i, j, row;
+    double sum = 0.0;
+    for (start = 0; start < end; start += DFI_PAIR_LANES) {
+        size_t count = end - start < DFI_PAIR_LANES ? end - start : DFI_PAIR_LANES;
+        for (i = 0; i < job->dim; i++)
+            for (j = 0; j < DFI_PAIR_LANES; j++)
+                tile[i * DFI_PAIR_LANES + j] =
+                    j < count ? (double)job->b[(start + j) * job->dim + i] : 0.0;
+        for (row = from; row < to; row++) {
+            size_t lanes = count;
+            if (job->within && row < start + count) lanes = row > start ? row - start : 0;
+            if (lanes > 0) sum += dfi_pair_row(job, job->a + row * job->dim, tile, lanes);
+        }
+    }
+    return sum;
+}
+
+static void dfi_pair_task(void *arg, int index) {
+    const dfi_pair_job *job = (const dfi_pair_job *)arg;
+    double *tile = job->tile + (size_t)index * job->dim * DFI_PAIR_LANES;
+    size_t block;
+    for (block = (size_t)index; block < job->blocks; block += (size_t)job->tasks) {
+        size_t from = block * DFI_PAIR_ROWS, to = from + DFI_PAIR_ROWS;
+        job->sum[block] = dfi_pair_block(job, from, to < job->na ? to : job->na, tile);
+    }
+}
+
+/* Mean of f over all pairs of a and b or, where b is NULL, over the pairs i != j of a. */
+static df_result dfi_pair_mean(df_ctx *ctx, const df_real *a, int na, const df_real *b,
+                               int nb, int dim, double scale, double *mean) {
+    dfi_pair_job job;
+    df_scope mark = dfi_scratch_mark(ctx);
+    size_t block, most = (size_t)ctx->threads * 4, tile;
+    double sum = 0.0;
+    job.a = a;
+    job.b = b != NULL ? b : a;
+    job.within = b == NULL;
+    job.na = (size_t)na;
+    job.nb = (size_t)nb;
+    job.dim = (size_t)dim;
+    job.scale = scale;
+    job.blocks = (job.na + DFI_PAIR_ROWS - 1) / DFI_PAIR_ROWS;
+    job.tasks = (int)(job.blocks < most ? job.blocks : most);
+    tile = dfi_mul(job.dim, (size_t)job.tasks * DFI_PAIR_LANES * sizeof(double));
+    job.sum = (double *)dfi_scratch(ctx, dfi_mul(job.blocks, sizeof(double)));
+    job.tile = (double *)dfi_scratch(ctx, tile);
+    if (job.sum == NULL || job.tile == NULL) {
+        dfi_scratch_release(ctx, mark);
+        return DF_ERR_MEMORY;
+    }
+    dfi_parallel(ctx, job.tasks, dfi_pair_task, &job);
+    for (block = 0; block < job.blocks; block++) sum += job.sum[block];
+    dfi_scratch_release(ctx, mark);
+    *mean = b == NULL ? 2.0 * sum / ((double)na * (na - 1.0)) : sum / ((double)na * nb);
+    return DF_OK;
+}
+
+/* sign (2 E f(a,b) - E f(a,a') - E f(b,b')), the form of both distances. */
+static df_result dfi_pair_distance(df_ctx *ctx, const char *who, const df_real *a, int na,
+                                   const df_real *b, int nb, int dim, double scale,
+                                   double sign, double *out) {
+    double ab = 0.0, aa = 0.0, bb = 0.0;
+    df_result result = dfi_distance_check(ctx, who, a, na, b, nb, dim, 2, out);
+    if (result == DF_OK) result = dfi_pair_mean(ctx, a, na, b, nb, dim, scale, &ab);
+    if (result == DF_OK) result = dfi_pair_mean(ctx, a, na, NULL, na, dim, scale, &aa);
+    if (result == DF_OK) result = dfi_pair_mean(ctx, b, nb, NULL, nb, dim, scale, &bb);
+    if (result != DF_OK) return result;
+    return dfi_distance_done(ctx, who, sign * (2.0 * ab - aa - bb), out);
+}
+
+DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
+                                    const df_real *b, int nb, int dim, double *out) {
+    return dfi_pair_distance(ctx, "df_energy_distance", a, na, b, nb, dim, 0.0, 1.0, out);
+}
+
+DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
+                        int dim, double bandwidth, double *out) {
+    double scale = 0.5 / (bandwidth * bandwidth);
+    if (dfi_nonfinite(bandwidth) || dfi_nonfinite(scale) || bandwidth < 0.0
+        || scale < DBL_MIN)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: bandwidth = %g must be positive, "
+                        "its square neither 0 nor infinite", bandwidth);
+    return dfi_pair_distance(ctx, "df_mmd", a, na, b, nb, dim, scale, -1.0, out);
+}
+
+/* =====================================================================================
+   // >>kernels: the engine room
+
+   Nearly all the time of a network is spent in one formula, C = A B, and most of the rest
+   in formulas applied to each element of an array. This chapter holds both, in two forms.
+   First the plain form: loops that say what each kernel computes. They are the definition,
+   the fallback for any compiler and machine, and the whole of the double build. Then the
+   tuned form (`>>pass`, at the end of the file), written once in the vector extensions of
+   GCC and Clang and compiled for several instruction sets; a context picks its table of
+   kernels at run time, so that a plain `cc -O2` gets all the speed the machine has.
+
+   Two promises shape the code. An element's result does not depend on where the element
+   stands or what stands beside it, and a sum over K does not depend on M, N, the batch or
+   the number of threads. So a sample is the same, to the last bit, however the work is
+   cut.
+   ===================================================================================== */
+
+/* ---- plain kernels: the definitions ------------------------------------------------- */
+
+/* -Ofast compiles a loop's tail to other instructions than its body, so that an element's
+   last bit would depend on its place, and lets sums be reordered. Not in this chapter. */
+#ifdef __FAST_MATH__
+#ifdef __clang__
+#pragma float_control(precise, on, push)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC optimize("no-fast-math", "no-tree-vectorize")
+#define DFI_PLAIN_OPTIONS
+#endif
+#endif
+
+#define DFI_PLAIN_BINARY(name, op)                                                        \
+    static void dfi_##name##_plain(size_t n, const df_real *a, size_t sa,                 \
+                                   const df_real *b, size_t sb, df_real *y) {             \
+        for (size_t i = 0; i < n; i++) y[i] = a[i * sa] op b[i * sb];                     \
+    }
+DFI_PLAIN_BINARY(add, +)
+DFI_PLAIN_BINARY(sub, -)
+DFI_PLAIN_BINARY(mul, *)
+DFI_PLAIN_BINARY(div, /)
+
+/* sigma(t) = 1/(1 + e^-t), never forming e^|t|: that would overflow. For the same reason
+   log(1 + e^t) is written with e^-|t|. */
+static double dfi_plain_logistic(double t) {
+    double e = exp(-fabs(t));
+    return (t < 0 ? e : 1) / (1 + e);
+}
+static double dfi_plain_log1pexp(double t) {
+    return (t > 0 ? t : 0) + log1p(exp(-fabs(t)));
+}
+
+/* GELU by tanh (Hendrycks and Gimpel 2016): t/2 (1 + tanh u) = t sigma(2u),
+   u = sqrt(2/pi) (t + 0.044715 t^3). */
+#define DFI_GELU_SCALE 0.79788456080286535588
+#define DFI_GELU_CUBIC 0.044715
+static double dfi_plain_gelu_slope(double t) {
+    double c = t > 40 ? 40 : t < -40 ? -40 : t; /* beyond, the slope is 0 or 1 exactly */
+    double u2 = 2 * DFI_GELU_SCALE * (c + DFI_GELU_CUBIC * c * c * c);
+    double s = dfi_plain_logistic(u2), rest = dfi_plain_logistic(-u2);
+    return s + c * s * rest * 2 * DFI_GELU_SCALE * (1 + 3 * DFI_GELU_CUBIC * c * c);
+}
+
+/* y = f(t), and its slope, in double; r is the y that the forward pass found */
+#define DFI_PLAIN_UNARY(name, f, slope)                                                  \
+    static void dfi_##name##_plain(size_t n, const df_real *x, df_real *y) {             \
+        for (size_t i = 0; i < n; i++) {                                                 \
+            double t = (double)x[i];                                                     \
+            y[i] = (df_real)(f);                                                         \
+        }                                                                                \
+    }                                                                                    \
+    static void dfi_##name##_back_plain(size_t n, const df_real *x, const df_real *y,    \
+                                        const df_real *dy, df_real *dx) {                \
+        for (size_t i = 0; i < n; i++) {                                                 \
+            double t = (double)x[i], r = (double)y[i];                                   \
+            dx[i] += (df_real)(slope) * dy[i];                                           \
+            (void)t, (void)r;                                                            \
+        }                                                                                \
+    }
+DFI_PLAIN_UNARY(exp, exp(t), r)
+DFI_PLAIN_UNARY(log, log(t), 1 / t)
+DFI_PLAIN_UNARY(sqrt, sqrt(t), 0.5 / r)
+DFI_PLAIN_UNARY(sin, sin(t), cos(t))
+DFI_PLAIN_UNARY(cos, cos(t), -sin(t))
+DFI_PLAIN_UNARY(tanh, tanh(t), 4 * dfi_plain_logistic(2 * t) * dfi_plain_logistic(-2 * t))
+DFI_PLAIN_UNARY(sigmoid, dfi_plain_logistic(t),
+                dfi_plain_logistic(t) * dfi_plain_logistic(-t))
+DFI_PLAIN_UNARY(silu, t * dfi_plain_logistic(t),
+                dfi_plain_logistic(t) * (1 + t * dfi_plain_logistic(-t)))
+DFI_PLAIN_UNARY(gelu_tanh,
+                t * dfi_plain_logistic(2 * DFI_GELU_SCALE * (t + DFI_GELU_CUBIC * t * t * t)),
+                dfi_plain_gelu_slope(t))
+DFI_PLAIN_UNARY(gelu_erf, t * 0.5 * erfc(-t * sqrt(0.5)),
+                0.5 * erfc(-t * sqrt(0.5)) + t * exp(-0.5 * t * t) / sqrt(2 * DFI_PI))
+DFI_PLAIN_UNARY(erf, erf(t), 2 / sqrt(DFI_PI) * exp(-t * t))
+DFI_PLAIN_UNARY(relu, t > 0 ? t : 0, t > 0 ? 1 : 0)
+DFI_PLAIN_UNARY(step, t > 0 ? 1 : 0, 0)
+DFI_PLAIN_UNARY(softplus, dfi_plain_log1pexp(t), dfi_plain_logistic(t))
+
+static void dfi_affine_plain(size_t n, df_real a, const df_real *x, df_real b,
+                             df_real *y) {
+    for (size_t i = 0; i < n; i++) y[i] = a * x[i] + b;
+}
+static void dfi_axpy_plain(size_t n, df_real a, const df_real *x, df_real *y) {
+    for (size_t i = 0; i < n; i++) y[i] += a * x[i];
+}
+static void dfi_muladd_plain(size_t n, const df_real *a, size_t sa, const df_real *b,
+                             size_t sb, df_real *y) {
+    for (size_t i = 0; i < n; i++) y[i] += a[i * sa] * b[i * sb];
+}
+static void dfi_combine_plain(size_t n, int count, const double *c,
+                              const df_real *const *x, df_real *y) {
+    for (size_t i = 0; i < n; i++) {
+        double s = 0;
+        for (int j = 0; j < count; j++) s += c[j] * (double)x[j][i];
+        y[i] = (df_real)s;
+    }
+}
+
+/* Reductions sum in double: a million terms then cost no digits of the float result. */
+static double dfi_sum_plain(size_t n, const df_real *x) {
+    double s = 0;
+    for (size_t i = 0; i < n; i++) s += (double)x[i];
+    return s;
+}
+static double dfi_dot_plain(size_t n, const df_real *a, const df_real *b) {
+    double s = 0;
+    for (size_t i = 0; i < n; i++) s += (double)a[i] * (double)b[i];
+    return s;
+}
+/* The largest element; of no elements, the identity of max. */
+static df_real dfi_max_plain(size_t n, const df_real *x) {
+    df_real m = n > 0 ? x[0] : -(df_real)HUGE_VAL;
+    for (size_t i = 1; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+static void dfi_colsum_plain(size_t rows, size_t cols, size_t stride, const df_real *x,
+                             df_real *y) {
+    for (size_t j = 0; j < cols; j++) {
+        double s = 0;
+        for (size_t i = 0; i < rows; i++) s += (double)x[i * stride + j];
+        y[j] += (df_real)s;
+    }
+}
+/* Two passes: E[x^2] - E[x]^2 would lose all digits where the mean is large. */
+static void dfi_moments_plain(size_t n, const df_real *x, double *mean, double *variance) {
+    double m = n > 0 ? dfi_sum_plain(n, x) / (double)n : 0, s = 0;
+    for (size_t i = 0; i < n; i++) s += ((double)x[i] - m) * ((double)x[i] - m);
+    *mean = m;
+    *variance = n > 0 ? s / (double)n : 0;
+}
+/* IEEE 754: NaN and Inf are the numbers whose exponent bits are all ones. Looked at as
+   integers, because -Ofast lets the compiler believe that isfinite(x) is always true. */
+static int dfi_plain_is_nonfinite(df_real x) {
+#ifdef DIFFUSION_DOUBLE
+    const uint64_t exponent = (uint64_t)0x7ff << 52;
+    uint64_t bits;
+#else
+    const uint32_t exponent = (uint32_t)0xff << 23;
+    uint32_t bits;
+#endif
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & exponent) == exponent;
+}
+static size_t dfi_nonfinite_plain(size_t n, const df_real *x) {
+    size_t i = 0;
+    while (i < n && !dfi_plain_is_nonfinite(x[i])) i++;
+    return i;
+}
+
+/* Subtracting the maximum changes nothing in exact arithmetic and keeps exp in range. */
+static void dfi_softmax_plain(size_t n, const df_real *x, df_real *y) {
+    double m = (double)dfi_max_plain(n, x), s = 0;
+    for (size_t i = 0; i < n; i++) s += exp((double)x[i] - m);
+    for (size_t i = 0; i < n; i++) y[i] = (df_real)(exp((double)x[i] - m) / s);
+}
+static void dfi_softmax_back_plain(size_t n, const df_real *y, const df_real *dy,
+                                   df_real *dx) {
+    df_real s = (df_real)dfi_dot_plain(n, y, dy);
+    for (size_t i = 0; i < n; i++) dx[i] += y[i] * (dy[i] - s);
+}
+static void dfi_log_softmax_plain(size_t n, const df_real *x, df_real *y) {
+    double m = (double)dfi_max_plain(n, x), s = 0;
+    for (size_t i = 0; i < n; i++) s += exp((double)x[i] - m);
+    s = log(s);
+    for (size_t i = 0; i < n; i++) y[i] = (df_real)((double)x[i] - m - s);
+}
+static void dfi_log_softmax_back_plain(size_t n, const df_real *y, const df_real *dy,
+                                       df_real *dx) {
+    df_real s = (df_real)dfi_sum_plain(n, dy);
+    for (size_t i = 0; i < n; i++) dx[i] += dy[i] - (df_real)exp((double)y[i]) * s;
+}
+
+/* AdamW (Loshchilov and Hutter 2019). c1 = 1 - b1^t, c2 = 1 - b2^t. */
+static void dfi_adamw_plain(size_t n, df_real *w, df_real *m, df_real *v, const df_real *g,
+                            double scale, double lr, double b1, double b2, double eps,
+                            double wd, double c1, double c2) {
+    df_real r1 = (df_real)(1 - b1), r2 = (df_real)(1 - b2), keep = (df_real)(1 - lr * wd);
+    df_real step = (df_real)(lr / c1), root = (df_real)(1 / sqrt(c2)), s = (df_real)scale;
+    for (size_t i = 0; i < n; i++) {
+        df_real d = s * g[i];
+        m[i] += r1 * (d - m[i]);
+        v[i] += r2 * (d * d - v[i]);
+        w[i] = keep * w[i]
+               - step * m[i] / ((df_real)sqrt((double)v[i]) * root + (df_real)eps);
+    }
+}
+static void dfi_ema_plain(size_t n, df_real *average, const df_real *w, double decay) {
+    df_real rest = (df_real)(1 - decay);
+    for (size_t i = 0; i < n; i++) average[i] += rest * (w[i] - average[i]);
+}
+
+/* ---- the matrix product -------------------------------------------------------------
+
+   C = A B with A [M,K] and B [K,N] takes M N K multiplications on M K + K N numbers: each
+   number is used hundreds of times. A processor multiplies some 30 times faster than it
+   reads memory, so all depends on using a number often while it is near. Four levels
+   (Goto and van de Geijn 2008; Van Zee and van de Geijn 2015):
+
+     registers   a tile of C, e.g. 12 rows of 32 columns, stays in registers while the sum
+                 over k runs: each step reads 12 + 32 numbers and makes 384 products
+     L1 cache    a panel of B, KC rows of one tile's width, is met by every panel of A
+     L2 cache    a block of A, MC rows by KC
+     memory      read in strips of KC by NC
+
+             NC                       K                          N
+          <------>             <-- KC -->                  <-tile->
+          +------+------      +----------+---- ^          +-------+
+       KC |  B   |         MC |  A block |     |        MC|   C   |
+          +------+------      +----------+---- M          +-------+
+
+   A and B are packed first: copied into panels in the order in which the tile reads them,
+   step k after step k, zeros where the matrix ends. It costs one read for hundreds of
+   uses, makes every access of the inner loop contiguous, frees it of cache lines that
+   collide (rows 4096 bytes apart all fall into one set of the L1 cache), and makes
+   transposed operands a matter of packing alone.
+
+   Each element of C is the sum over k in rising order, in pieces of KC which depends on K
+   alone: the promise above. Tiles at the edges are the same code with fewer rows. */
+
+typedef struct dfi_micro {
+    size_t rows, cols;         /* of the largest tile */
+    size_t row_step, col_step; /* an edge tile's panel is a multiple of these wide */
+    /* panel[k * width + i] = x(i, k) for i < count, 0 for count <= i < width.
+       across = 0: x(i, k) = x[k * ld + i];  across = 1: x(i, k) = x[i * ld + k] */
+    void (*pack)(size_t width, size_t count, size_t k, const df_real *x, size_t ld,
+                 int across, df_real *panel);
+    /* c[i * rs + j * cs] (+)= sum over k of a(k, i) b(k, j), i < m, j < n */
+    void (*tile)(size_t k, const df_real *a, const df_real *b, size_t m, size_t n,
+                 int accumulate, df_real *c, size_t rs, size_t cs);
+} dfi_micro;
+
+#define DFI_KC 256             /* a panel of B, 32 columns wide: 32 KB of the L1 cache */
+#define DFI_MC 480             /* a block of A: 480 KB of the L2 cache */
+#define DFI_NC 192             /* a strip of B: 192 KB of it; both are whole tiles wide */
+
+static void dfi_pack_plain(size_t width, size_t count, size_t k, const df_real *x,
+                           size_t ld, int across, df_real *panel) {
+    size_t si = across ? ld : 1, sk = across ? 1 : ld;
+    for (size_t j = 0; j < k; j++)
+        for (size_t i = 0; i < width; i++)
+            panel[j * width + i] = i < count ? x[i * si + j * sk] : 0;
+}
+static void dfi_tile_plain(size_t k, const df_real *a, const df_real *b, size_t m,
+                           size_t n, int accumulate, df_real *c, size_t rs, size_t cs) {
+    df_real s[4][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}, {0, 0, 0, 0}};
+    for (size_t p = 0; p < k; p++, a += 4, b += 4)
+        for (int i = 0; i < 4; i++)
+            for (int j = 0; j < 4; j++) s[i][j] += a[i] * b[j];
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            df_real *at = c + i * rs + j * cs;
+            *at = accumulate ? *at + s[i][j] : s[i][j];
+        }
+}
+static const dfi_micro dfi_micro_plain = {4, 4, 4, 4, dfi_pack_plain, dfi_tile_plain};
+
+#ifdef DFI_PLAIN_OPTIONS
+#pragma GCC pop_options
+#elif defined(__clang__) && defined(__FAST_MATH__)
+#pragma float_control(pop)
+#endif
+
+/* What the workers of one dfi_gemm_batch share. Each product is cut into gm x gn
+   rectangles of C; the rectangles of all products are dealt to the workers in equal runs.
+   Workers never wait for each other: each packs what its rectangle needs, though a
+   neighbour packs some of the same. That costs 1/M + 1/N of the work, less than a barrier
+   for each block. */
+typedef struct dfi_gemm_job {
+    const dfi_micro *micro;
+    int ta, tb, accumulate, workers;
+    size_t batch, M, N, K, lda, sa, ldb, sb, rs, cs, sc;
+    const df_real *A, *B;
+    df_real *C;
+    size_t gm, gn;             /* rectangles of each product */
+    size_t mc, nc, kc;         /* block sizes */
+    df_real *panels;           /* packing memory, (mc + nc) kc for each worker */
+} dfi_gemm_job;
+
+static size_t dfi_round_up(size_t x, size_t step) { return (x + step - 1) / step * step; }
+static size_t dfi_smaller(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Packs rows [from, to) of op(A), or columns of op(B), k in [k0, k0 + kc), panel
+   by panel. */
+static void dfi_gemm_pack(const dfi_micro *micro, size_t width, size_t step, size_t from,
+                          size_t to, size_t k0, size_t kc, const df_real *x, size_t ld,
+                          int across, df_real *panel) {
+    for (size_t i = from; i < to; i += width) {
+        size_t count = dfi_smaller(width, to - i), padded = dfi_round_up(count, step);
+        const df_real *at = across ? x + i * ld + k0 : x + k0 * ld + i;
+        micro->pack(padded, count, kc, at, ld, across, panel);
+        panel += padded * kc;
+    }
+}
+/* One rectangle of C: rows [m0, m1), columns [n0, n1). */
+static void dfi_gemm_rectangle(const dfi_gemm_job *g, const df_real *A, const df_real *B,
+                               df_real *C, size_t m0, size_t m1, size_t n0, size_t n1,
+                               df_real *panels) {
+    const dfi_micro *u = g->micro;
+    df_real *a = panels, *b = panels + g->mc * g->kc;
+    for (size_t i0 = m0; i0 < m1; i0 += g->mc)
+        for (size_t k0 = 0; k0 < g->K; k0 += g->kc) {
+            size_t i1 = dfi_smaller(i0 + g->mc, m1), k = dfi_smaller(g->kc, g->K - k0);
+            dfi_gemm_pack(u, u->rows, u->row_step, i0, i1, k0, k, A, g->lda, !g->ta, a);
+            for (size_t j0 = n0; j0 < n1; j0 += g->nc) {
+                size_t j1 = dfi_smaller(j0 + g->nc, n1);
+                dfi_gemm_pack(u, u->cols, u->col_step, j0, j1, k0, k, B, g->ldb, g->tb, b);
+                for (size_t j = j0; j < j1; j += u->cols)
+                    for (size_t i = i0; i < i1; i += u->rows)
+                        u->tile(k, a + (i - i0) * k, b + (j - j0) * k,
+                                dfi_smaller(u->rows, i1 - i), dfi_smaller(u->cols, j1 - j),
+                                g->accumulate || k0 > 0, C + i * g->rs + j * g->cs, g->rs,
+                                g->cs);
+            }
+        }
+}
+/* Where part `index` of `parts` begins, in whole tiles. */
+static size_t dfi_gemm_cut(size_t size, size_t tile, size_t index, size_t parts) {
+    size_t tiles = (size + tile - 1) / tile;
+    return dfi_smaller(tiles * index / parts * tile, size);
+}
+static void dfi_gemm_worker(void *arg, int index) {
+    const dfi_gemm_job *g = (const dfi_gemm_job *)arg;
+    size_t each = g->gm * g->gn, total = g->batch * each, w = (size_t)index;
+    df_real *panels = g->panels + w * (g->mc + g->nc) * g->kc;
+    size_t end = total * (w + 1) / (size_t)g->workers;
+    for (size_t p = total * w / (size_t)g->workers; p < end; p++) {
+        size_t item = p / each, im = p % each / g->gn, in = p % g->gn;
+        dfi_gemm_rectangle(g, g->A + item * g->sa, g->B + item * g->sb,
+                           g->C + item * g->sc,
+                           dfi_gemm_cut(g->M, g->micro->rows, im, g->gm),
+                           dfi_gemm_cut(g->M, g->micro->rows, im + 1, g->gm),
+                           dfi_gemm_cut(g->N, g->micro->cols, in, g->gn),
+                           dfi_gemm_cut(g->N, g->micro->cols, in + 1, g->gn), panels);
+    }
+}
+
+/* Cuts each product into `parts` rectangles, gm by gn, such that the largest costs least:
+   its area, and its edges for packing, which takes as long as about 10 products a
+   number. */
+static void dfi_gemm_grid(dfi_gemm_job *g, size_t parts) {
+    double best = -1;
+    for (size_t gm = 1; gm <= parts; gm++) {
+        if (parts % gm != 0) continue;
+        size_t gn = parts / gm, r = g->micro->rows, c = g->micro->cols;
+        double rows = (double)((((g->M + r - 1) / r + gm - 1) / gm) * r);
+        double cols = (double)((((g->N + c - 1) / c + gn - 1) / gn) * c);
+        double cost = rows * cols + 10 * (rows + cols);
+        if (best < 0 || cost < best) { best = cost; g->gm = gm; g->gn = gn; }
+    }
+}
+static const dfi_micro *dfi_micro_select(df_isa isa);
+
+static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_t M,
+                                size_t N, size_t K, const df_real *A, size_t lda,
+                                size_t sa, const df_real *B, size_t ldb, size_t sb,
+                                int accumulate, df_real *C, size_t ldc, size_t sc) {
+    dfi_gemm_job g;
+    if (batch == 0 || M == 0 || N == 0) return DF_OK;
+    if (K == 0) {
+        for (size_t i = 0; i < (accumulate ? 0 : batch * M); i++)
+            memset(C + i / M * sc + i % M * ldc, 0, N * sizeof(df_real));
+        return DF_OK;
+    }
+    g.micro = dfi_micro_select(ctx->k->isa);
+    g.batch = batch; g.K = K; g.accumulate = accumulate; g.C = C; g.sc = sc;
+    if (N < g.micro->col_step && N < M) {
+        /* Few columns would leave lanes idle. C^T = B^T A^T takes the same products, and
+           they commute, to the bit. */
+        g.M = N; g.A = B; g.lda = ldb; g.sa = sb; g.ta = !tb;
+        g.N = M; g.B = A; g.ldb = lda; g.sb = sa; g.tb = !ta;
+        g.rs = 1; g.cs = ldc;
+    } else {
+        g.M = M; g.A = A; g.lda = lda; g.sa = sa; g.ta = ta;
+        g.N = N; g.B = B; g.ldb = ldb; g.sb = sb; g.tb = tb;
+        g.rs = ldc; g.cs = 1;
+    }
+
+    /* Waking the workers takes about a microsecond: not for less than some 20 of work. */
+    g.workers = (double)batch * (double)M * (double)N * (double)K < 5e5 ? 1 : ctx->threads;
+    size_t workers = (size_t)g.workers;
+    dfi_gemm_grid(&g, batch % workers == 0 || batch >= 8 * workers ? 1 : workers);
+
+    size_t blocks = (K + DFI_KC - 1) / DFI_KC; /* of even size, a function of K alone */
+    g.kc = dfi_round_up((K + blocks - 1) / blocks, 16);
+    g.mc = dfi_smaller(DFI_MC, dfi_round_up(g.M, g.micro->rows));
+    g.nc = dfi_smaller(DFI_NC, dfi_round_up(g.N, g.micro->cols));
+    df_scope mark = dfi_scratch_mark(ctx);
+    g.panels =
+        (df_real *)dfi_scratch(ctx, workers * (g.mc + g.nc) * g.kc * sizeof(df_real));
+    if (!g.panels) return DF_ERR_MEMORY;
+    dfi_parallel(ctx, g.workers, dfi_gemm_worker, &g);
+    dfi_scratch_release(ctx, mark);
+    return DF_OK;
+}
+static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_t K,
+                          const df_real *A, size_t lda, const df_real *B, size_t ldb,
+                          int accumulate, df_real *C, size_t ldc) {
+    return dfi_gemm_batch(ctx, ta, tb, 1, M, N, K, A, lda, 0, B, ldb, 0, accumulate, C,
+                          ldc, 0);
+}
+
+/* ---- the tables --------------------------------------------------------------------- */
+
+#define DFI_KERNEL_TABLE(s, isa)                                                         \
+    static const dfi_kernels dfi_kernels_##s = {                                         \
+        #s, isa,                                                                         \
+        {dfi_add_##s, dfi_sub_##s, dfi_mul_##s, dfi_div_##s},                            \
+        {dfi_exp_##s, dfi_log_##s, dfi_sqrt_##s, dfi_sin_##s, dfi_cos_##s,               \
+         dfi_tanh_##s, dfi_sigmoid_##s, dfi_silu_##s, dfi_gelu_tanh_##s,                 \
+         dfi_gelu_erf_##s, dfi_erf_##s, dfi_relu_##s, dfi_step_##s, dfi_softplus_##s},   \
+        {dfi_exp_back_##s, dfi_log_back_##s, dfi_sqrt_back_##s, dfi_sin_back_##s,        \
+         dfi_cos_back_##s, dfi_tanh_back_##s, dfi_sigmoid_back_##s, dfi_silu_back_##s,   \
+         dfi_gelu_tanh_back_##s, dfi_gelu_erf_back_##s, dfi_erf_back_##s,                \
+         dfi_relu_back_##s, dfi_step_back_##s, dfi_softplus_back_##s},                   \
+        dfi_affine_##s, dfi_axpy_##s, dfi_muladd_##s, dfi_combine_##s, dfi_sum_##s,      \
+        dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
+        dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
+        dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, 0, 0, NULL}
+DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
+
+/* The tuned kernels: the header reads its own last region once for each instruction
+   set. */
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(DIFFUSION_DOUBLE)              \
+    && !defined(DIFFUSION_NO_SIMD) && (defined(__x86_64__) || defined(__aarch64__))
+#define DFI_SIMD
+#ifndef DIFFUSION_FILE
+#define DIFFUSION_FILE "diffusion.h"
+#endif
+#ifdef __clang__
+#define DFI_UNROLL _Pragma("unroll")
+#else
+#define DFI_UNROLL _Pragma("GCC unroll 16")
+#endif
+#endif
+
+#if defined(DFI_SIMD) && defined(__x86_64__)
+#define DFI_PASS sse2
+#define DFI_PASS_BYTES 16
+#define DFI_PASS_QUARTERS(f) f(0)
+#define DFI_PASS_ROWS 4
+#define DFI_PASS_VECTORS 2
+#define DFI_PASS_SQRT "sqrtps {%1, %0|%0, %1}" : "=x"(y) : "x"(x)
+#ifndef __clang__
+#pragma GCC push_options
+#endif
+#include DIFFUSION_FILE
+#ifndef __clang__
+#pragma GCC pop_options
+#endif
+
+#define DFI_PASS avx2
+#define DFI_PASS_BYTES 32
+#define DFI_PASS_QUARTERS(f) f(0), f(4)
+#define DFI_PASS_ROWS 4
+#define DFI_PASS_VECTORS 3
+#define DFI_PASS_SQRT "vsqrtps {%1, %0|%0, %1}" : "=x"(y) : "x"(x)
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#include DIFFUSION_FILE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#define DFI_PASS avx512
+#define DFI_PASS_BYTES 64
+#define DFI_PASS_QUARTERS(f) f(0), f(4), f(8), f(12)
+#define DFI_PASS_ROWS 12
+#define DFI_PASS_VECTORS 2
+#define DFI_PASS_SQRT "vsqrtps {%1, %0|%0, %1}" : "=v"(y) : "v"(x)
+#ifdef __clang__
+#pragma clang attribute push(                                                             \
+    __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))),                    \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,fma")
+#endif
+#include DIFFUSION_FILE
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+DFI_KERNEL_TABLE(sse2, DF_ISA_SSE2);
+DFI_KERNEL_TABLE(avx2, DF_ISA_AVX2);
+DFI_KERNEL_TABLE(avx512, DF_ISA_AVX512);
+
+#elif defined(DFI_SIMD)
+#define DFI_PASS neon
+#define DFI_PASS_BYTES 16
+#define DFI_PASS_QUARTERS(f) f(0)
+#define DFI_PASS_ROWS 12
+#define DFI_PASS_VECTORS 2
+#define DFI_PASS_SQRT "fsqrt %0.4s, %1.4s" : "=w"(y) : "w"(x)
+#ifndef __clang__
+#pragma GCC push_options
+#endif
+#include DIFFUSION_FILE
+#ifndef __clang__
+#pragma GCC pop_options
+#endif
+DFI_KERNEL_TABLE(neon, DF_ISA_NEON);
+#endif
+
+static const dfi_micro *dfi_micro_select(df_isa isa) {
+#if defined(DFI_SIMD) && defined(__x86_64__)
+    if (isa == DF_ISA_AVX512) return &dfi_micro_avx512;
+    if (isa == DF_ISA_AVX2) return &dfi_micro_avx2;
+    if (isa == DF_ISA_SSE2) return &dfi_micro_sse2;
+#elif defined(DFI_SIMD)
+    if (isa == DF_ISA_NEON) return &dfi_micro_neon;
+#endif
+    (void)isa;
+    return &dfi_micro_plain;
+}
+/* Asks the processor, and through it the operating system, which must save the
+   registers. */
+static const dfi_kernels *dfi_kernels_select(df_isa max_isa) {
+#if defined(DFI_SIMD) && defined(__x86_64__)
+    __builtin_cpu_init();
+    if (max_isa >= DF_ISA_AVX512 && __builtin_cpu_supports("avx512f")
+        && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512bw")) return &dfi_kernels_avx512;
+    if (max_isa >= DF_ISA_AVX2 && __builtin_cpu_supports("avx2")
+        && __builtin_cpu_supports("fma")) return &dfi_kernels_avx2;
+    if (max_isa >= DF_ISA_SSE2) return &dfi_kernels_sse2;
+#elif defined(DFI_SIMD)
+    if (max_isa >= DF_ISA_NEON) return &dfi_kernels_neon;
+#endif
+    (void)max_isa;
+    return &dfi_kernels_plain;
+}
+
+#endif /* DIFFUSION_IMPLEMENTATION */
+/* =====================================================================================
+   // >>pass: the tuned kernels, compiled once for each instruction set
+
+   This region is read only when the kernels chapter includes the header again, with
+     DFI_PASS         the suffix of every name here: sse2, avx2, avx512, neon
+     DFI_PASS_BYTES   the width of a vector register
+     DFI_PASS_ROWS, DFI_PASS_VECTORS   the largest tile of the matrix product
+     DFI_PASS_SQRT    the square root instruction
+     DFI_PASS_QUARTERS(f)              f(0), f(4), ... for each 16 bytes of a vector
+   and with the compiler switched to that instruction set. Vectors are those of GCC and
+   Clang: + - * / act on each lane, == and < give lanes of 0 or -1.
+
+   Every loop reads and writes through get and put, which take the last, incomplete vector
+   through a padded copy: the tail runs the same instructions as the rest, and an element
+   comes out the same wherever it stands.
+   ===================================================================================== */
+#ifdef DFI_PASS
+
+/* -Ofast would let the compiler reorder the error-free reductions below into nothing, and
+   assume that no Inf ever appears. Fused multiply-adds it shall form, also under
+   -std=c99. */
+#ifdef __clang__
+#ifdef __FAST_MATH__
+#pragma float_control(precise, on, push)
+#endif
+#else
+#pragma GCC optimize("no-fast-math", "fp-contract=fast")
+#endif
+
+#define DFI_JOIN3(a, b, c) a##b##_##c
+#define DFI_JOIN2(a, b, c) DFI_JOIN3(a, b, c)
+#define DFI_V(name) DFI_JOIN2(dfi_, name, DFI_PASS)
+#define DFI_LANES ((size_t)(DFI_PASS_BYTES / 4))
+
+typedef float DFI_V(v) __attribute__((vector_size(DFI_PASS_BYTES)));      /* a register */
+typedef int32_t DFI_V(vi) __attribute__((vector_size(DFI_PASS_BYTES)));
+typedef uint32_t DFI_V(vu) __attribute__((vector_size(DFI_PASS_BYTES)));
+typedef double DFI_V(vd) __attribute__((vector_size(DFI_PASS_BYTES))); /* half as many */
+typedef float DFI_V(mem)
+    __attribute__((vector_size(DFI_PASS_BYTES), aligned(4), may_alias));
+typedef uint32_t DFI_V(memu)
+    __attribute__((vector_size(DFI_PASS_BYTES), aligned(4), may_alias));
+typedef float DFI_V(half)
+    __attribute__((vector_size(DFI_PASS_BYTES / 2), aligned(4), may_alias));
+typedef float DFI_V(quad) __attribute__((vector_size(16), aligned(4), may_alias));
+
+DFI_INLINE DFI_V(v) DFI_V(load)(const float *p) { return *(const DFI_V(mem) *)p; }
+DFI_INLINE void DFI_V(store)(float *p, DFI_V(v) x) { *(DFI_V(mem) *)p = x; }
+DFI_INLINE DFI_V(v) DFI_V(all)(float x) {
+    DFI_V(v) zero = {0};
+    return x - zero;
+}
+/* The end of an array, by way of a vector's worth of memory. Kept out of line: rare. */
+static __attribute__((noinline)) const float *DFI_V(edge)(const float *p, size_t left,
+                                                          float fill, float *pad,
+                                                          size_t size) {
+    for (size_t i = 0; i < size; i++) pad[i] = i < left ? p[i] : fill;
+    return pad;
+}
+static __attribute__((noinline)) void DFI_V(put_edge)(float *p, const float *pad,
+                                                      size_t left) {
+    for (size_t i = 0; i < left; i++) p[i] = pad[i];
+}
+/* The vector at p, of which `left` elements exist; `fill` stands for the others. */
+DFI_INLINE DFI_V(v) DFI_V(get_or)(const float *p, size_t left, float fill) {
+    float pad[DFI_LANES];
+    return DFI_V(load)(left >= DFI_LANES ? p : DFI_V(edge)(p, left, fill, pad, DFI_LANES));
+}
+DFI_INLINE DFI_V(v) DFI_V(get)(const float *p, size_t left) {
+    return DFI_V(get_or)(p, left, 0);
+}
+DFI_INLINE void DFI_V(put)(float *p, DFI_V(v) x, size_t left) {
+    float pad[DFI_LANES];
+    DFI_V(store)(left >= DFI_LANES ? p : pad, x);
+    if (left < DFI_LANES) DFI_V(put_edge)(p, pad, left);
+}
+DFI_INLINE DFI_V(v) DFI_V(select)(DFI_V(vi) mask, DFI_V(v) yes, DFI_V(v) no) {
+    return (DFI_V(v))((mask & (DFI_V(vi))yes) | (~mask & (DFI_V(vi))no));
+}
+DFI_INLINE DFI_V(v) DFI_V(min)(DFI_V(v) a, DFI_V(v) b) {
+    return DFI_V(select)((DFI_V(vi))(b < a), b, a);           /* a if it is NaN */
+}
+DFI_INLINE DFI_V(v) DFI_V(max2)(DFI_V(v) a, DFI_V(v) b) {
+    return DFI_V(select)((DFI_V(vi))(b > a), b, a);
+}
+DFI_INLINE DFI_V(v) DFI_V(abs)(DFI_V(v) x) {
+    return (DFI_V(v))((DFI_V(vi))x & 0x7fffffff);
+}
+DFI_INLINE DFI_V(v) DFI_V(root)(DFI_V(v) x) {
+    DFI_V(v) y;
+    __asm__(DFI_PASS_SQRT);
+    return y;
+}
+
+/* ---- elementary functions ----------------------------------------------------------- */
+
+/* 1.5 * 2^23: adding it rounds to an integer, which then stands in the sum's low bits */
+#define DFI_ROUNDER 12582912.0f
+
+/* e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2)/2. ln 2 is split in two (Cody and Waite
+   1980): n times the first part is exact. 2^n is applied in two factors, so that results
+   down to the smallest subnormal number and up to the largest come out right. */
+DFI_INLINE DFI_V(v) DFI_V(e)(DFI_V(v) x) {
+    x = DFI_V(max2)(DFI_V(min)(x, DFI_V(all)(89.0f)), DFI_V(all)(-104.0f)); /* inf and 0 */
+    DFI_V(v) t = x * 1.44269504f + DFI_ROUNDER, n = t - DFI_ROUNDER;
+    DFI_V(v) r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    DFI_V(v) p = r * 1.9875691500e-4f + 1.3981999507e-3f;     /* Cephes' expf */
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    DFI_V(vi) k = (DFI_V(vi))t - 0x4b400000;                  /* the bits of DFI_ROUNDER */
+    DFI_V(vi) first = k >> 1, second = k - first;
+    return p * (DFI_V(v))((first + 127) << 23) * (DFI_V(v))((second + 127) << 23);
+}
+
+/* log x = e ln 2 + log(1 + f), 1 + f in [sqrt(1/2), sqrt 2); with s = f / (2 + f),
+   log(1 + f) = 2 atanh s = f - f^2/2 + s (f^2/2 + R(s^2)) (FreeBSD's logf) */
+DFI_INLINE DFI_V(v) DFI_V(ln)(DFI_V(v) x) {
+    DFI_V(vi) bits = (DFI_V(vi))x, tiny = (DFI_V(vi))(bits < 0x00800000);
+    DFI_V(vi) i = (DFI_V(vi))DFI_V(select)(tiny, x * 33554432.0f, x) - 0x3f3504f3;
+    DFI_V(vi) power = (i >> 23) - (tiny & 25);
+    DFI_V(v) e = __builtin_convertvector(power, DFI_V(v));
+    DFI_V(v) f = (DFI_V(v))((i & 0x7fffff) + 0x3f3504f3) - 1.0f;
+    DFI_V(v) s = f / (f + 2.0f), z = s * s, h = 0.5f * f * f;
+    DFI_V(v) r = z * (z * (z * (z * 0.24279078841f + 0.28498786688f) + 0.40000972152f)
+                      + 0.66666662693f);
+    DFI_V(v) y = s * (h + r) + e * 9.0580006145e-6f - h + f + e * 6.9313812256e-1f;
+    DFI_V(vi) zero = (DFI_V(vi))((bits & 0x7fffffff) == 0);
+    y = DFI_V(select)((DFI_V(vi))(bits >= 0x7f800000), x, y);            /* inf, NaN */
+    DFI_V(vi) negative = (DFI_V(vi))(bits < 0), nan = negative & 0x7fc00000;
+    y = (DFI_V(v))((DFI_V(vi))y | nan);
+    return DFI_V(select)(zero, DFI_V(all)(-(float)HUGE_VAL), y);
+}
+
+/* 1/(1 + e^-x) from e^-|x|, which cannot overflow and loses nothing where x << 0 */
+DFI_INLINE DFI_V(v) DFI_V(logistic)(DFI_V(v) x) {
+    DFI_V(v) e = DFI_V(e)(-DFI_V(abs)(x));
+    return DFI_V(select)((DFI_V(vi))(x < 0.0f), e, DFI_V(all)(1.0f)) / (e + 1.0f);
+}
+/* s(x) s(-x), the slope of the logistic function */
+DFI_INLINE DFI_V(v) DFI_V(logistic_slope)(DFI_V(v) x) {
+    DFI_V(v) e = DFI_V(e)(-DFI_V(abs)(x));
+    return e / ((e + 1.0f) * (e + 1.0f));
+}
+/* log(1 + e^x) = max(x, 0) + log(1 + u), u = e^-|x|; log(1 + u) = 2 atanh(d / 2) with
+   d = u / (1 + u/2) */
+DFI_INLINE DFI_V(v) DFI_V(log1pexp)(DFI_V(v) x) {
+    DFI_V(v) u = DFI_V(e)(-DFI_V(abs)(x)), d = u / (u * 0.5f + 1.0f), z = 0.25f * d * d;
+    DFI_V(v) p = z * 0.1407888918f + 0.1398257887f;      /* minimax on [0, 1/9], 4e-9 */
+    p = p * z + 0.2001229762f;
+    p = p * z + 0.3333316082f;
+    p = p * z + 1.0f;
+    return DFI_V(max2)(x, DFI_V(all)(0.0f)) + d * p;
+}
+/* Near 0 an odd polynomial (Cephes' tanhf), else 1 - 2/(e^2|x| + 1) with the sign of x. */
+DFI_INLINE DFI_V(v) DFI_V(hyperbolic)(DFI_V(v) x) {
+    DFI_V(v) a = DFI_V(abs)(x), z = x * x;
+    DFI_V(v) p = z * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    DFI_V(v) big = 1.0f - 2.0f / (DFI_V(e)(a + a) + 1.0f);
+    DFI_V(vi) sign = (DFI_V(vi))x & (-0x7fffffff - 1);
+    big = (DFI_V(v))((DFI_V(vi))big | sign);
+    return DFI_V(select)((DFI_V(vi))(a < 0.625f), p * z * x + x, big);
+}
+/* erfc(a) for a >= 0, given e^(-a^2): e^(-a^2) t Q(t), t = 1/(1 + 0.4 a), Q minimax on
+   a in [0, 10] with relative error 4e-8. */
+DFI_INLINE DFI_V(v) DFI_V(erfc)(DFI_V(v) a, DFI_V(v) gauss) {
+    DFI_V(v) t = 1.0f / (a * 0.4f + 1.0f);
+    DFI_V(v) p = t * 0.038508509f - 0.1274464349f;
+    p = p * t + 0.05845088799f;
+    p = p * t + 0.1158586134f;
+    p = p * t + 0.06146568687f;
+    p = p * t + 0.2007425484f;
+    p = p * t + 0.200125255f;
+    p = p * t + 0.2266732652f;
+    p = p * t + 0.2256217069f;
+    return p * t * gauss;
+}
+/* Phi(x), the normal distribution function, given e^(-x^2/2) */
+DFI_INLINE DFI_V(v) DFI_V(normal)(DFI_V(v) x, DFI_V(v) gauss) {
+    DFI_V(v) tail = 0.5f * DFI_V(erfc)(DFI_V(abs)(x) * 0.70710678f, gauss);
+    return DFI_V(select)((DFI_V(vi))(x < 0.0f), tail, 1.0f - tail);
+}
+DFI_INLINE DFI_V(v) DFI_V(error)(DFI_V(v) x) {
+    DFI_V(v) a = DFI_V(abs)(x), z = x * x;
+    DFI_V(v) p = z * 7.875875063e-5f - 8.016864287e-4f;  /* minimax on |x| < 1, 1e-9 */
+    p = p * z + 5.189087423e-3f;
+    p = p * z - 2.685421201e-2f;
+    p = p * z + 0.1128359472f;
+    p = p * z - 0.3761262667f;
+    p = p * z + 1.128379166f;
+    DFI_V(v) big = 1.0f - DFI_V(erfc)(a, DFI_V(e)(-z));
+    big = (DFI_V(v))((DFI_V(vi))big | ((DFI_V(vi))x & (-0x7fffffff - 1)));
+    return DFI_V(select)((DFI_V(vi))(a < 1.0f), p * x, big);
+}
+/* d/dx x s(u(x)), u = 2 sqrt(2/pi) (x + 0.044715 x^3). Beyond |x| = 40 it is 0 or 1. */
+DFI_INLINE DFI_V(v) DFI_V(gelu_slope)(DFI_V(v) x) {
+    const float scale = (float)(2 * DFI_GELU_SCALE), cubic = (float)DFI_GELU_CUBIC;
+    DFI_V(v) c = DFI_V(max2)(DFI_V(min)(x, DFI_V(all)(40.0f)), DFI_V(all)(-40.0f));
+    DFI_V(v) z = c * c;
+    DFI_V(v) u = c * (z * cubic + 1.0f) * scale, e = DFI_V(e)(-DFI_V(abs)(u));
+    DFI_V(v) d = 1.0f / (e + 1.0f), one = DFI_V(all)(1.0f);
+    DFI_V(v) s = DFI_V(select)((DFI_V(vi))(c < 0.0f), e, one) * d;
+    return s + c * (e * d * d) * ((z * (3 * cubic) + 1.0f) * scale);
+}
+/* sin(x + quarter pi/2): x = j pi/2 + r, |r| <= pi/4, pi/2 split in three; then Cephes'
+   polynomials. Good to float accuracy for |x| < 8192. */
+DFI_INLINE DFI_V(v) DFI_V(wave)(DFI_V(v) x, int quarter) {
+    DFI_V(v) t = x * 0.63661977f + DFI_ROUNDER, j = t - DFI_ROUNDER;
+    DFI_V(v) r = x - j * 1.5703125f;
+    r = r - j * 4.837512969970703125e-4f;
+    r = r - j * 7.549789948768648e-8f;
+    DFI_V(v) z = r * r;
+    DFI_V(v) s = z * -1.9515295891e-4f + 8.3321608736e-3f;
+    s = s * z - 1.6666654611e-1f;
+    s = s * z * r + r;
+    DFI_V(v) c = z * 2.443315711809948e-5f - 1.388731625493765e-3f;
+    c = c * z + 4.166664568298827e-2f;
+    c = c * z * z - 0.5f * z + 1.0f;
+    DFI_V(vi) k = (DFI_V(vi))t + quarter;
+    DFI_V(v) y = DFI_V(select)((DFI_V(vi))((k & 1) != 0), c, s);
+    return (DFI_V(v))((DFI_V(vi))y ^ ((k & 2) << 30));
+}
+/* Larger arguments go to the C library, lane by lane. */
+DFI_INLINE DFI_V(v) DFI_V(wave_any)(DFI_V(v) x, int quarter) {
+    DFI_V(v) y = DFI_V(wave)(x, quarter);
+    DFI_V(vi) large = (DFI_V(vi))(((DFI_V(vi))x & 0x7fffffff) > 0x46000000);
+    int any = 0;
+    for (size_t i = 0; i < DFI_LANES; i++) any |= large[i];
+    if (any) {
+        for (size_t i = 0; i < DFI_LANES; i++)
+            if (large[i]) y[i] = (float)(quarter ? cos((double)x[i]) : sin((double)x[i]));
+    }
+    return y;
+}
+
+/* ---- element-wise kernels ----------------------------------------------------------- */
+
+/* t: the element, r: its f(t) in the backward pass */
+#define DFI_UNARY(name, f, slope)                                                         \
+    static void DFI_V(name)(size_t n, const float *x, float *y) {                         \
+        for (size_t i = 0; i < n; i += DFI_LANES) {                                       \
+            DFI_V(v) t = DFI_V(get)(x + i, n - i);                                        \
+            DFI_V(put)(y + i, f, n - i);                                                  \
+        }                                                                                 \
+    }                                                                                     \
+    static void DFI_V(name##_back)(size_t n, const float *x, const float *y,              \
+                                   const float *dy, float *dx) {                          \
+        for (size_t i = 0; i < n; i += DFI_LANES) {                                       \
+            DFI_V(v) t = DFI_V(get)(x + i, n - i), r = DFI_V(get)(y + i, n - i);          \
+            DFI_V(v) d = DFI_V(get)(dx + i, n - i) + (slope) * DFI_V(get)(dy + i, n - i);   \
+            DFI_V(put)(dx + i, d, n - i);                                                 \
+            (void)t, (void)r;                                                             \
+        }                                                                                 \
+    }
+DFI_UNARY(exp, DFI_V(e)(t), r)
+DFI_UNARY(log, DFI_V(ln)(t), 1.0f / t)
+DFI_UNARY(sqrt, DFI_V(root)(t), 0.5f / r)
+DFI_UNARY(sin, DFI_V(wave_any)(t, 0), DFI_V(wave_any)(t, 1))
+DFI_UNARY(cos, DFI_V(wave_any)(t, 1), -DFI_V(wave_any)(t, 0))
+DFI_UNARY(tanh, DFI_V(hyperbolic)(t), 4.0f * DFI_V(logistic_slope)(t + t))
+DFI_UNARY(sigmoid, DFI_V(logistic)(t), DFI_V(logistic_slope)(t))
+DFI_UNARY(silu, t * DFI_V(logistic)(t),
+          DFI_V(logistic)(t) + t * DFI_V(logistic_slope)(t))
+DFI_UNARY(gelu_tanh,
+          t * DFI_V(logistic)(t * (t * t * (float)DFI_GELU_CUBIC + 1.0f)
+                              * (float)(2 * DFI_GELU_SCALE)),
+          DFI_V(gelu_slope)(t))
+DFI_UNARY(gelu_erf, t * DFI_V(normal)(t, DFI_V(e)(t * t * -0.5f)),
+          DFI_V(normal)(t, DFI_V(e)(t * t * -0.5f))
+              + t * DFI_V(e)(t * t * -0.5f) * 0.39894228f)
+DFI_UNARY(erf, DFI_V(error)(t), DFI_V(e)(-(t * t)) * 1.12837917f)
+DFI_UNARY(relu, DFI_V(max2)(t, DFI_V(all)(0.0f)),
+          DFI_V(select)((DFI_V(vi))(t > 0.0f), DFI_V(all)(1.0f), DFI_V(all)(0.0f)))
+DFI_UNARY(step, DFI_V(select)((DFI_V(vi))(t > 0.0f), DFI_V(all)(1.0f), DFI_V(all)(0.0f)),
+          DFI_V(all)(0.0f))
+DFI_UNARY(softplus, DFI_V(log1pexp)(t), DFI_V(logistic)(t))
+#undef DFI_UNARY
+
+/* Stride 0: one element stands for all. It is spread over a vector of its own, which the
+   loop then reads again and again: i * 0 needs no case of its own. */
+#define DFI_BINARY(name, head, op)                                                        \
+    static void DFI_V(name)(size_t n, const float *a, size_t sa, const float *b,          \
+                            size_t sb, float *y) {                                        \
+        float wide_a[DFI_LANES], wide_b[DFI_LANES];                                       \
+        if (sa == 0 && n > 0) {                                                           \
+            DFI_V(store)(wide_a, DFI_V(all)(*a));                                         \
+            a = wide_a;                                                                   \
+        }                                                                                 \
+        if (sb == 0 && n > 0) {                                                           \
+            DFI_V(store)(wide_b, DFI_V(all)(*b));                                         \
+            b = wide_b;                                                                   \
+        }                                                                                 \
+        for (size_t i = 0; i < n; i += DFI_LANES) {                                       \
+            DFI_V(v) va = DFI_V(get)(a + i * sa, n - i);                                  \
+            DFI_V(v) vb = DFI_V(get)(b + i * sb, n - i);                                  \
+            DFI_V(put)(y + i, head va op vb, n - i);                                      \
+        }                                                                                 \
+    }
+DFI_BINARY(add, , +)
+DFI_BINARY(sub, , -)
+DFI_BINARY(mul, , *)
+DFI_BINARY(div, , /)
+DFI_BINARY(muladd, DFI_V(get)(y + i, n - i) +, *)
+#undef DFI_BINARY
+
+static void DFI_V(affine)(size_t n, float a, const float *x, float b, float *y) {
+    for (size_t i = 0; i < n; i += DFI_LANES)
+        DFI_V(put)(y + i, DFI_V(get)(x + i, n - i) * a + b, n - i);
+}
+static void DFI_V(axpy)(size_t n, float a, const float *x, float *y) {
+    for (size_t i = 0; i < n; i += DFI_LANES)
+        DFI_V(put)(y + i, DFI_V(get)(y + i, n - i) + DFI_V(get)(x + i, n - i) * a, n - i);
+}
+static void DFI_V(adamw)(size_t n, float *w, float *m, float *v, const float *g,
+                         double scale, double lr, double b1, double b2, double eps,
+                         double wd, double c1, double c2) {
+    float r1 = (float)(1 - b1), r2 = (float)(1 - b2), keep = (float)(1 - lr * wd);
+    float step = (float)(lr / c1), root = (float)(1 / sqrt(c2)), s = (float)scale;
+    for (size_t i = 0; i < n; i += DFI_LANES) {
+        size_t left = n - i;
+        DFI_V(v) d = DFI_V(get)(g + i, left) * s, mi = DFI_V(get)(m + i, left);
+        DFI_V(v) vi = DFI_V(get)(v + i, left);
+        mi += (d - mi) * r1;
+        vi += (d * d - vi) * r2;
+        DFI_V(v) change = mi * step / (DFI_V(root)(vi) * root + (float)eps);
+        DFI_V(put)(w + i, DFI_V(get)(w + i, left) * keep - change, left);
+        DFI_V(put)(m + i, mi, left);
+        DFI_V(put)(v + i, vi, left);
+    }
+}
+static void DFI_V(ema)(size_t n, float *average, const float *w, double decay) {
+    float rest = (float)(1 - decay);
+    for (size_t i = 0; i < n; i += DFI_LANES) {
+        DFI_V(v) a = DFI_V(get)(average + i, n - i);
+        DFI_V(put)(average + i, a + (DFI_V(get)(w + i, n - i) - a) * rest, n - i);
+    }
+}
+
+/* ---- reductions ----------------------------------------------------------------------
+   Floats are widened and summed in double, in four vectors whose lanes each take every
+   (2 * DFI_LANES)-th element; the order depends on n only. Half a vector of floats makes
+   one of doubles. */
+
+#define DFI_GROUP (2 * DFI_LANES)
+
+DFI_INLINE DFI_V(vd) DFI_V(wide)(const float *p, size_t part) {
+    return __builtin_convertvector(*(const DFI_V(half) *)(p + part * (DFI_LANES / 2)),
+                                   DFI_V(vd));
+}
+/* p, or a copy of the `left` numbers there followed by zeros */
+DFI_INLINE const float *DFI_V(group)(const float *p, size_t left, float *pad) {
+    return left >= DFI_GROUP ? p : DFI_V(edge)(p, left, 0, pad, DFI_GROUP);
+}
+DFI_INLINE double DFI_V(total)(DFI_V(vd) a, DFI_V(vd) b, DFI_V(vd) c, DFI_V(vd) d) {
+    DFI_V(vd) s = (a + b) + (c + d);
+    double sum = 0;
+    for (size_t i = 0; i < DFI_LANES / 2; i++) sum += s[i];
+    return sum;
+}
+static double DFI_V(sum)(size_t n, const float *x) {
+    DFI_V(vd) a = {0}, b = {0}, c = {0}, d = {0};
+    float pad[DFI_GROUP];
+    for (size_t i = 0; i < n; i += DFI_GROUP) {
+        const float *p = DFI_V(group)(x + i, n - i, pad);
+        a += DFI_V(wide)(p, 0), b += DFI_V(wide)(p, 1);
+        c += DFI_V(wide)(p, 2), d += DFI_V(wide)(p, 3);
+    }
+    return DFI_V(total)(a, b, c, d);
+}
+static double DFI_V(dot)(size_t n, const float *x, const float *y) {
+    DFI_V(vd) a = {0}, b = {0}, c = {0}, d = {0};
+    float pad[DFI_GROUP], pad2[DFI_GROUP];
+    for (size_t i = 0; i < n; i += DFI_GROUP) {
+        const float *p = DFI_V(group)(x + i, n - i, pad);
+        const float *q = DFI_V(group)(y + i, n - i, pad2);
+        a += DFI_V(wide)(p, 0) * DFI_V(wide)(q, 0);
+        b += DFI_V(wide)(p, 1) * DFI_V(wide)(q, 1);
+        c += DFI_V(wide)(p, 2) * DFI_V(wide)(q, 2);
+        d += DFI_V(wide)(p, 3) * DFI_V(wide)(q, 3);
+    }
+    return DFI_V(total)(a, b, c, d);
+}
+static void DFI_V(moments)(size_t n, const float *x, double *mean, double *variance) {
+    double m = n > 0 ? DFI_V(sum)(n, x) / (double)n : 0, s = 0;
+    DFI_V(vd) a = {0}, b = {0}, c = {0}, d = {0}, e;
+    size_t i = 0;
+    for (; i + DFI_GROUP <= n; i += DFI_GROUP) {
+        e = DFI_V(wide)(x + i, 0) - m, a += e * e;
+        e = DFI_V(wide)(x + i, 1) - m, b += e * e;
+        e = DFI_V(wide)(x + i, 2) - m, c += e * e;
+        e = DFI_V(wide)(x + i, 3) - m, d += e * e;
+    }
+    for (; i < n; i++) s += ((double)x[i] - m) * ((double)x[i] - m);
+    *mean = m;
+    *variance = n > 0 ? (DFI_V(total)(a, b, c, d) + s) / (double)n : 0;
+}
+static float DFI_V(max)(size_t n, const float *x) {
+    DFI_V(v) m = DFI_V(all)(n > 0 ? *x : -(float)HUGE_VAL);
+    for (size_t i = 0; i < n; i += DFI_LANES)
+        m = DFI_V(max2)(m, DFI_V(get_or)(x + i, n - i, *x));
+    float most = m[0];
+    for (size_t i = 1; i < DFI_LANES; i++) most = m[i] > most ? m[i] : most;
+    return most;
+}
+/* Down the rows, DFI_GROUP columns at a time. */
+static void DFI_V(colsum)(size_t rows, size_t cols, size_t stride, const float *x,
+                          float *y) {
+    float pad[DFI_GROUP];
+    double s[DFI_GROUP];
+    for (size_t j = 0; j < cols; j += DFI_GROUP) {
+        DFI_V(vd) a = {0}, b = {0}, c = {0}, d = {0};
+        for (size_t i = 0; i < rows; i++) {
+            const float *p = DFI_V(group)(x + i * stride + j, cols - j, pad);
+            a += DFI_V(wide)(p, 0), b += DFI_V(wide)(p, 1);
+            c += DFI_V(wide)(p, 2), d += DFI_V(wide)(p, 3);
+        }
+        __builtin_memcpy(s, &a, sizeof a);
+        __builtin_memcpy(s + DFI_LANES / 2, &b, sizeof b);
+        __builtin_memcpy(s + DFI_LANES, &c, sizeof c);
+        __builtin_memcpy(s + 3 * (DFI_LANES / 2), &d, sizeof d);
+        for (size_t i = 0; i < DFI_GROUP && j + i < cols; i++) y[j + i] += (float)s[i];
+    }
+}
+/* y = sum_j c[j] x[j], each element summed in double and rounded once */
+static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
+                           float *y) {
+    float pad[DFI_GROUP];
+    for (size_t i = 0; i < n; i += DFI_GROUP) {
+        DFI_V(vd) s[4] = {{0}, {0}, {0}, {0}};
+        float *to = n - i < DFI_GROUP ? pad : y + i;
+        for (int j = 0; j < count; j++) {
+            const float *p = DFI_V(group)(x[j] + i, n - i, pad);
+            DFI_UNROLL
+            for (size_t part = 0; part < 4; part++) s[part] += DFI_V(wide)(p, part) * c[j];
+        }
+        DFI_UNROLL
+        for (size_t part = 0; part < 4; part++)
+            *(DFI_V(half) *)(to + part * (DFI_LANES / 2)) =
+                __builtin_convertvector(s[part], DFI_V(half));
+        if (to == pad) DFI_V(put_edge)(y + i, pad, n - i);
+    }
+}
+/* Exponent bits all ones plus one more of their lowest carry into the sign bit; the signs
+   of sixteen vectors are gathered by OR before anything is tested. */
+static size_t DFI_V(nonfinite)(size_t n, const float *x) {
+    size_t i = 0, group = 16 * DFI_LANES;
+    for (; i + group <= n; i += group) {
+        DFI_V(vu) found = {0};
+        DFI_UNROLL
+        for (size_t j = 0; j < 16; j++) {
+            DFI_V(vu) bits = *(const DFI_V(memu) *)(x + i + j * DFI_LANES);
+            found |= (bits & 0x7f800000u) + 0x00800000u;
+        }
+        uint32_t any = 0;
+        for (size_t j = 0; j < DFI_LANES; j++) any |= found[j];
+        if (any >> 31) break;
+    }
+    return i + dfi_nonfinite_plain(n - i, x + i);
+}
+
+/* ---- softmax ------------------------------------------------------------------------ */
+
+static void DFI_V(softmax)(size_t n, const float *x, float *y) {
+    float m = DFI_V(max)(n, x);
+    for (size_t i = 0; i < n; i += DFI_LANES)
+        DFI_V(put)(y + i, DFI_V(e)(DFI_V(get)(x + i, n - i) - m), n - i);
+    DFI_V(affine)(n, (float)(1 / DFI_V(sum)(n, y)), y, 0, y);
+}
+static void DFI_V(softmax_back)(size_t n, const float *y, const float *dy, float *dx) {
+    float s = (float)DFI_V(dot)(n, y, dy);
+    for (size_t i = 0; i < n; i += DFI_LANES) {
+        DFI_V(v) d = DFI_V(get)(y + i, n - i) * (DFI_V(get)(dy + i, n - i) - s);
+        DFI_V(put)(dx + i, DFI_V(get)(dx + i, n - i) + d, n - i);
+    }
+}
+static void DFI_V(log_softmax)(size_t n, const float *x, float *y) {
+    float m = DFI_V(max)(n, x), part[256];
+    double s = 0;
+    for (size_t i = 0; i < n; i += 256) {
+        size_t count = n - i < 256 ? n - i : 256;
+        DFI_V(affine)(count, 1, x + i, -m, part);
+        DFI_V(exp)(count, part, part);
+        s += DFI_V(sum)(count, part);
+    }
+    float shift = (float)log(s);
+    for (size_t i = 0; i < n; i += DFI_LANES)
+        DFI_V(put)(y + i, DFI_V(get)(x + i, n - i) - m - shift, n - i);
+}
+static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, float *dx) {
+    float s = (float)DFI_V(sum)(n, dy);
+    for (size_t i = 0; i < n; i += DFI_LANES) {
+        DFI_V(v) d = DFI_V(get)(dy + i, n - i) - DFI_V(e)(DFI_V(get)(y + i, n - i)) * s;
+        DFI_V(put)(dx + i, DFI_V(get)(dx + i, n - i) + d, n - i);
+    }
+}
+
+/* ---- the matrix product: packing and tile ------------------------------------------- */
+
+/* Columns of 4 rows become rows of 4, in registers: a matrix of 4 x 4 in each quarter of
+   the vectors takes 8 shuffles however wide they are. Whole cache lines are read. The
+   lists give each lane of a result by its place in the two operands. */
+#define DFI_WIDE (DFI_PASS_BYTES / 4)
+#define DFI_LOW(o) o, o + DFI_WIDE, o + 1, o + DFI_WIDE + 1
+#define DFI_HIGH(o) o + 2, o + DFI_WIDE + 2, o + 3, o + DFI_WIDE + 3
+#define DFI_FRONT(o) o, o + 1, o + DFI_WIDE, o + DFI_WIDE + 1
+#define DFI_BACK(o) o + 2, o + 3, o + DFI_WIDE + 2, o + DFI_WIDE + 3
+#define DFI_MIX(a, b, list) __builtin_shufflevector(a, b, DFI_PASS_QUARTERS(list))
+#define DFI_PUT_QUAD(o, r, v)                                                             \
+    (*(DFI_V(quad) *)(y + (o + r) * width) =                                              \
+         __builtin_shufflevector(v, v, o, o + 1, o + 2, o + 3))
+#define DFI_PUT_COLUMNS(o)                                                               \
+    (DFI_PUT_QUAD(o, 0, c0), DFI_PUT_QUAD(o, 1, c1), DFI_PUT_QUAD(o, 2, c2),             \
+     DFI_PUT_QUAD(o, 3, c3))
+DFI_INLINE void DFI_V(turn)(const float *x, size_t ld, float *y, size_t width) {
+    DFI_V(v) a = DFI_V(load)(x), b = DFI_V(load)(x + ld);
+    DFI_V(v) c = DFI_V(load)(x + 2 * ld), d = DFI_V(load)(x + 3 * ld);
+    DFI_V(v) ab = DFI_MIX(a, b, DFI_LOW), cd = DFI_MIX(c, d, DFI_LOW);
+    DFI_V(v) ab2 = DFI_MIX(a, b, DFI_HIGH), cd2 = DFI_MIX(c, d, DFI_HIGH);
+    DFI_V(v) c0 = DFI_MIX(ab, cd, DFI_FRONT), c1 = DFI_MIX(ab, cd, DFI_BACK);
+    DFI_V(v) c2 = DFI_MIX(ab2, cd2, DFI_FRONT), c3 = DFI_MIX(ab2, cd2, DFI_BACK);
+    (void)(DFI_PASS_QUARTERS(DFI_PUT_COLUMNS));
+}
+#undef DFI_WIDE
+#undef DFI_LOW
+#undef DFI_HIGH
+#undef DFI_FRONT
+#undef DFI_BACK
+#undef DFI_MIX
+#undef DFI_PUT_QUAD
+#undef DFI_PUT_COLUMNS
+static void DFI_V(pack)(size_t width, size_t count, size_t k, const float *x, size_t ld,
+                        int across, float *panel) {
+    size_t i = 0;
+    if (!across && count == width) {
+        for (size_t j = 0; j < k; j++, x += ld, panel += width)
+            if (width % DFI_LANES == 0)
+                for (i = 0; i < width; i += DFI_LANES)
+                    DFI_V(store)(panel + i, DFI_V(load)(x + i));
+            else
+                for (i = 0; i < width; i += 4)
+                    *(DFI_V(quad) *)(panel + i) = *(const DFI_V(quad) *)(x + i);
+        return;
+    }
+    if (across)
+        for (; i + 4 <= count; i += 4) {
+            size_t j = 0;
+            for (; j + DFI_LANES <= k; j += DFI_LANES)
+                DFI_V(turn)(x + i * ld + j, ld, panel + j * width + i, width);
+            for (; j < k; j++)
+                for (size_t r = i; r < i + 4; r++) panel[j * width + r] = x[r * ld + j];
+        }
+    size_t si = across ? ld : 1, sj = across ? 1 : ld;
+    for (size_t j = 0; j < k && i < width; j++)
+        for (size_t r = i; r < width; r++)
+            panel[j * width + r] = r < count ? x[r * si + j * sj] : 0;
+}
+
+/* A tile of rows x vectors registers of C. Both are constants where this is called, the
+   loops over them vanish and s lives in registers. With 32 registers (AVX-512, NEON) 12 x
+   2 take 24, with 16 (AVX2) 4 x 3 take 12; the others hold a row of b and one number of a.
+   A step must load 12 + 2 (4 + 3) values for its 24 (12) multiply-adds; processors load at
+   least as fast as they multiply, so the multipliers never wait. Two multipliers with a
+   latency of 4 steps need 8 sums at work: there are enough. */
+DFI_INLINE void DFI_V(tile_of)(size_t rows, size_t vectors, size_t k, const float *a,
+                               const float *b, size_t m, size_t n, int accumulate,
+                               float *c, size_t rs, size_t cs) {
+    DFI_V(v) s[DFI_PASS_ROWS][DFI_PASS_VECTORS], row[DFI_PASS_VECTORS];
+    float edge[DFI_PASS_ROWS * DFI_PASS_VECTORS * DFI_LANES];
+    size_t width = vectors * DFI_LANES;
+    DFI_UNROLL
+    for (size_t i = 0; i < rows; i++) {
+        DFI_UNROLL
+        for (size_t j = 0; j < vectors; j++) s[i][j] = DFI_V(all)(0);
+        if (i < m) __builtin_prefetch(c + i * rs, 1);
+        if (i < m) __builtin_prefetch(c + i * rs + (n - 1) * cs, 1);
+    }
+    for (size_t p = 0; p < k; p++, a += rows, b += width) {
+        DFI_UNROLL
+        for (size_t j = 0; j < vectors; j++) row[j] = DFI_V(load)(b + j * DFI_LANES);
+        DFI_UNROLL
+        for (size_t i = 0; i < rows; i++) {
+            DFI_UNROLL
+            for (size_t j = 0; j < vectors; j++) s[i][j] += row[j] * a[i];
+        }
+    }
+    int whole = m == rows && n == width && cs == 1, add = whole && accumulate;
+    float *to = whole ? c : edge;
+    size_t ld = whole ? rs : width;
+    DFI_UNROLL
+    for (size_t i = 0; i < rows; i++) {
+        DFI_UNROLL
+        for (size_t j = 0; j < vectors; j++) {
+            float *at = to + i * ld + j * DFI_LANES;
+            DFI_V(store)(at, add ? DFI_V(load)(at) + s[i][j] : s[i][j]);
+        }
+    }
+    if (!whole)
+        for (size_t i = 0; i < m; i++)
+            for (size_t j = 0; j < n; j++)
+                c[i * rs + j * cs] = accumulate ? c[i * rs + j * cs] + edge[i * width + j]
+                                                : edge[i * width + j];
+}
+/* Fewer rows and columns by smaller tiles: the same sums in the same order. */
+static void DFI_V(tile)(size_t k, const float *a, const float *b, size_t m, size_t n,
+                        int accumulate, float *c, size_t rs, size_t cs) {
+#define DFI_TILE(rows, vectors)                                                          \
+    if (m > rows - 4 && n > (vectors - 1) * DFI_LANES) {                                 \
+        DFI_V(tile_of)(rows, vectors, k, a, b, m, n, accumulate, c, rs, cs);             \
+        return;                                                                          \
+    }
+#if DFI_PASS_ROWS == 12
+    DFI_TILE(12, 2) DFI_TILE(12, 1) DFI_TILE(8, 2) DFI_TILE(8, 1)
+    DFI_TILE(4, 2) DFI_TILE(4, 1)
+#else
+#if DFI_PASS_VECTORS == 3
+    DFI_TILE(4, 3)
+#endif
+    DFI_TILE(4, 2) DFI_TILE(4, 1)
+#endif
+#undef DFI_TILE
+}
+static const dfi_micro DFI_V(micro) = {
+    DFI_PASS_ROWS, DFI_PASS_VECTORS * DFI_LANES, 4, DFI_LANES, DFI_V(pack), DFI_V(tile)};
+
+#if defined(__clang__) && defined(__FAST_MATH__)
+#pragma float_control(pop)
+#endif
+#undef DFI_JOIN3
+#undef DFI_JOIN2
+#undef DFI_V
+#undef DFI_LANES
+#undef DFI_GROUP
+#undef DFI_ROUNDER
+#undef DFI_PASS
+#undef DFI_PASS_BYTES
+#undef DFI_PASS_ROWS
+#undef DFI_PASS_VECTORS
+#undef DFI_PASS_SQRT
+#undef DFI_PASS_QUARTERS
+#endif /* DFI_PASS */

@@ -1,0 +1,241 @@
+// bench: one JSON line per case and thread count, each in a process of its own so that peak
+// memory is that case's. `bench CASE THREADS` runs one: gemm, mlp_train, mlp_sample, cold.
+//
+//   gemm        C = A B for eight shapes. Where OpenBLAS is installed both are timed in turn,
+//               and the line has its rate and our part of it.
+//   mlp_train   the residual MLP of 297,218 parameters, batch 1024: T = 1000 linear betas,
+//               noise prediction, AdamW, no average: one step.
+//   mlp_sample  one evaluation of it at batch 1024 and a DDIM update: a step of 50.
+//   cold        a new process: context, network, 16 samples in 10 steps, exit.
+// Medians; a ratio of two programs means something only when both ran on the same quiet
+// machine within the same minutes.
+#define _GNU_SOURCE
+#define DIFFUSION_IMPLEMENTATION
+#define DIFFUSION_STATIC
+#include "diffusion.h"
+#include <dlfcn.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { RUNS = 15 };
+typedef struct timing { double ms[RUNS]; } timing;
+
+static double now_ms(void) {
+    struct timeval t;
+    gettimeofday(&t, NULL);
+    return 1e3 * (double)t.tv_sec + 1e-3 * (double)t.tv_usec;
+}
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static double median(timing *t) {
+    qsort(t->ms, RUNS, sizeof t->ms[0], ascending);
+    return t->ms[RUNS / 2];
+}
+static void emit(const char *name, int threads, timing *t, const char *more) {
+    struct rusage use;
+    double m = median(t);
+    getrusage(RUSAGE_SELF, &use);
+    printf("{\"bench\": \"%s\", \"peer\": \"diffusion.h\", \"threads\": %d, \"iters\": %d, "
+           "\"median_ms\": %.4f, \"min_ms\": %.4f, \"max_ms\": %.4f, \"peak_rss_mib\": %.1f%s}\n",
+           name, threads, RUNS, m, t->ms[0], t->ms[RUNS - 1], (double)use.ru_maxrss / 1024, more);
+    fflush(stdout);
+}
+static df_ctx *context(int threads) {
+    df_ctx_desc d = df_ctx_defaults();
+    d.threads = threads;
+    return df_ctx_create(&d);
+}
+static df_card ddpm_card(df_ctx *ctx) {
+    static double betas[1000];
+    df_card card = df_card_defaults();
+    df_betas(ctx, DF_BETAS_LINEAR, 1e-4, 0.02, 1000, betas);
+    df_process_table(ctx, betas, 1000, &card.process);
+    card.prediction = DF_EPS;
+    card.time = df_time_index(1000);
+    return card;
+}
+
+// ---- gemm -------------------------------------------------------------------------------
+
+typedef void (*sgemm)(int, int, int, int, int, int, float, const float *, int, const float *,
+                      int, float, float *, int);
+static sgemm openblas(int threads) {
+    void *lib;
+    void (*set)(int);
+    sgemm f = NULL;
+    unsetenv("OPENBLAS_CORETYPE");       // a foreign core type would halve its rate
+    unsetenv("OPENBLAS_L2_SIZE");
+    lib = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+    if (lib == NULL) return NULL;
+    *(void **)&f = dlsym(lib, "cblas_sgemm");
+    *(void **)&set = dlsym(lib, "openblas_set_num_threads");
+    if (set != NULL) set(threads);
+    return f;
+}
+
+static void bench_gemm(int threads) {
+    static const int shapes[8][3] = {
+        { 1024, 1024, 1024 }, { 256, 256, 256 }, { 128, 512, 512 }, { 64, 1024, 1152 },
+        { 256, 1024, 1152 }, { 128, 16384, 1152 }, { 1024, 256, 256 }, { 2048, 2048, 2048 }
+    };
+    df_ctx *ctx = context(threads);
+    sgemm peer = sizeof(df_real) == 4 ? openblas(threads) : NULL;
+    for (int s = 0; s < 8; s++) {
+        int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2];
+        double flop = 2.0 * M * N * K;
+        int repeat = (int)(1e9 / flop) + 1;
+        size_t a = (size_t)M * (size_t)K, b = (size_t)K * (size_t)N, c = (size_t)M * (size_t)N;
+        df_real *A = (df_real *)dfi_new(ctx, a * sizeof *A);
+        df_real *B = (df_real *)dfi_new(ctx, b * sizeof *A);
+        df_real *C = (df_real *)dfi_new(ctx, c * sizeof *A);
+        timing t, p;
+        char more[200] = "";
+        df_random_normal(1, 0, 0, a, A);
+        df_random_normal(1, 1, 0, b, B);
+        for (int r = -2; r < RUNS; r++) {
+            double t0 = now_ms(), t1, t2;
+            for (int i = 0; i < repeat; i++)
+                dfi_gemm(ctx, 0, 0, (size_t)M, (size_t)N, (size_t)K, A, (size_t)K, B, (size_t)N,
+                         0, C, (size_t)N);
+            t1 = now_ms();
+            for (int i = 0; peer != NULL && i < repeat; i++)
+                peer(101, 111, 111, M, N, K, 1, (const float *)(void *)A, K,
+                     (const float *)(void *)B, N, 0, (float *)(void *)C, N);
+            t2 = now_ms();
+            if (r >= 0) t.ms[r] = (t1 - t0) / repeat, p.ms[r] = (t2 - t1) / repeat;
+        }
+        snprintf(more, sizeof more, ", \"M\": %d, \"N\": %d, \"K\": %d, \"gflops_median\": %.1f",
+                 M, N, K, 1e-6 * flop / median(&t));
+        if (peer != NULL)
+            snprintf(more + strlen(more), sizeof more - strlen(more),
+                     ", \"openblas_gflops\": %.1f, \"of_openblas\": %.3f",
+                     1e-6 * flop / median(&p), median(&p) / median(&t));
+        emit("gemm", threads, &t, more);
+        dfi_delete(ctx, A, a * sizeof *A);
+        dfi_delete(ctx, B, b * sizeof *A);
+        dfi_delete(ctx, C, c * sizeof *A);
+    }
+    df_ctx_free(ctx);
+}
+
+// ---- the MLP ----------------------------------------------------------------------------
+
+static df_net *bench_mlp(df_ctx *ctx) {
+    df_mlp_desc m = df_mlp_defaults();
+    m.time_scale = 1;                    // native time is the index 0 .. 999 itself
+    return df_mlp_create(ctx, &m);
+}
+
+static void bench_mlp_train(int threads) {
+    enum { BATCH = 1024, STEPS = 20 };
+    static df_real data[BATCH * 2];
+    df_ctx *ctx = context(threads);
+    df_net *net = bench_mlp(ctx);
+    df_train_desc d = df_train_defaults();
+    df_trainer *trainer;
+    timing t;
+    char more[100];
+    df_random_normal(1, 0, 0, BATCH * 2, data);
+    d.card = ddpm_card(ctx);
+    d.density = DF_DENSITY_INDEX;
+    d.scaling = DF_SCALING_NONE;
+    d.batch = BATCH, d.steps = 1000000, d.warmup = 0, d.final_rate = 1, d.clip = 0, d.ema = 0;
+    d.validation = 0, d.validate_every = 0;
+    trainer = df_trainer_create(ctx, net, data, BATCH, NULL, &d);
+    for (int r = -1; r < RUNS; r++) {
+        double t0 = now_ms();
+        if (df_trainer_run(trainer, STEPS) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
+        if (r >= 0) t.ms[r] = (now_ms() - t0) / STEPS;
+    }
+    snprintf(more, sizeof more, ", \"batch\": %d, \"params\": %zu", BATCH, df_net_size(net));
+    emit("mlp_train", threads, &t, more);
+    df_trainer_free(trainer);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
+static void sample_50(df_ctx *ctx, const df_net *net, df_real *x, int n, int steps) {
+    df_model model = df_net_model(net);
+    df_sample_desc d = df_sample_defaults();
+    d.grid = "leading", d.steps = steps;
+    if (df_sample(ctx, &model, &d, x, n) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
+}
+
+static void bench_mlp_sample(int threads) {
+    enum { BATCH = 1024, STEPS = 50 };
+    static df_real x[BATCH * 2];
+    df_ctx *ctx = context(threads);
+    df_net *net = bench_mlp(ctx);
+    df_card card = ddpm_card(ctx);
+    timing t;
+    char more[100];
+    df_net_set_card(ctx, net, &card);
+    for (int r = -1; r < RUNS; r++) {
+        double t0 = now_ms();
+        sample_50(ctx, net, x, BATCH, STEPS);
+        if (r >= 0) t.ms[r] = (now_ms() - t0) / STEPS;
+    }
+    snprintf(more, sizeof more, ", \"batch\": %d, \"params\": %zu", BATCH, df_net_size(net));
+    emit("mlp_sample", threads, &t, more);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
+static void cold_child(int threads) {
+    static df_real x[32];
+    df_ctx *ctx = context(threads);
+    df_net *net = bench_mlp(ctx);
+    df_card card = ddpm_card(ctx);
+    df_net_set_card(ctx, net, &card);
+    sample_50(ctx, net, x, 16, 10);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
+// ---- processes --------------------------------------------------------------------------
+
+static int spawn(const char *self, const char *what, int threads) {
+    char number[16];
+    int status = -1;
+    pid_t child;
+    fflush(NULL);
+    child = fork();
+    if (child == 0) {
+        snprintf(number, sizeof number, "%d", threads);
+        execl(self, self, what, number, (char *)NULL);
+        _exit(127);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child) return 1;
+    return status != 0;
+}
+
+static void bench_cold(const char *self, int threads) {
+    timing t;
+    for (int r = -1; r < RUNS; r++) {
+        double t0 = now_ms();
+        spawn(self, "cold_child", threads);
+        if (r >= 0) t.ms[r] = now_ms() - t0;
+    }
+    emit("cold", threads, &t, ", \"net\": \"mlp\"");
+}
+
+int main(int argc, char **argv) {
+    static const char *const cases[] = { "gemm", "mlp_train", "mlp_sample", "cold" };
+    int threads = argc > 2 ? atoi(argv[2]) : 0, bad = 0;
+    if (argc > 2 && strcmp(argv[1], "gemm") == 0) bench_gemm(threads);
+    else if (argc > 2 && strcmp(argv[1], "mlp_train") == 0) bench_mlp_train(threads);
+    else if (argc > 2 && strcmp(argv[1], "mlp_sample") == 0) bench_mlp_sample(threads);
+    else if (argc > 2 && strcmp(argv[1], "cold") == 0) bench_cold(argv[0], threads);
+    else if (argc > 2 && strcmp(argv[1], "cold_child") == 0) cold_child(threads);
+    else if (argc > 2) return fprintf(stderr, "bench: no case named %s\n", argv[1]), 2;
+    else
+        for (int c = 0; c < 4; c++)
+            for (threads = 1; threads <= 2; threads++)
+                if (argc < 2 || strcmp(argv[1], cases[c]) == 0)
+                    bad |= spawn(argv[0], cases[c], threads);
+    return bad;
+}

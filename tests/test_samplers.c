@@ -1,0 +1,1437 @@
+// Samplers and guidance: process invariance, orders of convergence, exact moments by noise
+// impulses, recorded trajectories of published libraries, bitwise equality, errors.
+#include "diffusion.h"
+#include "golden.h"
+#include "test.h"
+
+#define DOUBLE_BUILD (sizeof(df_real) == 8)
+
+static df_ctx *ctx;
+
+// ---- the model of these tests: a mixture's posterior mean, in any prediction ----
+
+typedef struct mix {
+    golden_mixture g;
+    df_process process;
+    df_prediction prediction;
+    int calls, rows, most_rows;
+} mix;
+
+// The row (a, b) of a prediction, written out here once more, not asked from the library.
+static void row_of(const mix *m, double t, double alpha, double sigma, double row[2]) {
+    double s = m->process.sigma_data, q = sqrt(alpha * alpha * s * s + sigma * sigma);
+    df_rates rates;
+    row[0] = row[1] = 0;
+    if (m->prediction == DF_EPS) row[1] = 1;
+    if (m->prediction == DF_X0) row[0] = 1;
+    if (m->prediction == DF_SCORE) row[1] = -1 / sigma;
+    if (m->prediction == DF_V) row[0] = -sigma, row[1] = alpha;
+    if (m->prediction == DF_EDM_F) row[0] = sigma / s / q, row[1] = -alpha * s / q;
+    if (m->prediction == DF_VELOCITY &&
+        df_process_rates(ctx, &m->process, t, DF_RATE_ALPHA | DF_RATE_SIGMA, &rates) ==
+            DF_OK)
+        row[0] = rates.alpha, row[1] = rates.sigma;
+}
+
+static int mix_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    mix *m = (mix *)self;
+    (void)c;
+    m->calls++;
+    m->rows += q->n;
+    if (q->n > m->most_rows) m->most_rows = q->n;
+    for (int i = 0; i < q->n; i++) {
+        double x[GOLDEN_DIM], x0[GOLDEN_DIM], row[2];
+        for (int j = 0; j < q->dim; j++) x[j] = (double)q->x[i * q->dim + j];
+        golden_posterior(&m->g, q->alpha[i], q->sigma[i], x, x0);
+        row_of(m, q->t[i], q->alpha[i], q->sigma[i], row);
+        for (int j = 0; j < q->dim; j++) {
+            double eps = (x[j] - q->alpha[i] * x0[j]) / q->sigma[i];
+            out[i * q->dim + j] = (df_real)(row[0] * x0[j] + row[1] * eps);
+        }
+    }
+    return 0;
+}
+static df_model mix_model(mix *m, golden_mixture g, df_process p,
+                          df_prediction prediction) {
+    df_model model = df_model_defaults();
+    memset(m, 0, sizeof *m);
+    m->g = g;
+    m->process = p;
+    m->prediction = prediction;
+    model.predict = mix_predict;
+    model.self = m;
+    model.dim = g.dim;
+    model.process = p;
+    model.prediction = prediction;
+    return model;
+}
+// One dimension, N(mean, variance).
+static golden_mixture gaussian(double mean, double variance) {
+    golden_mixture g;
+    memset(&g, 0, sizeof g);
+    g.K = g.dim = 1;
+    g.w[0] = 1;
+    g.mean[0][0] = mean;
+    g.cov[0][0] = variance;
+    return g;
+}
+
+enum { PROCESSES = 8 };
+static df_process process_of(int i) {
+    double betas[1000];
+    df_process table = df_process_vp(.1, 20);
+    switch (i) {
+    case 0: return df_process_vp(.1, 20);
+    case 1: return df_process_cosine();
+    case 2: return df_process_ve(.01, 50);
+    case 3: return df_process_edm(80);
+    case 4: return df_process_subvp(.1, 20);
+    case 5: return df_process_flow();
+    case 6: return df_process_trig(.5);
+    }
+    df_betas(ctx, DF_BETAS_LINEAR, 1e-4, .02, 1000, betas);
+    expect(df_process_table(ctx, betas, 1000, &table) == DF_OK);
+    return table;
+}
+
+enum { POINTS = 8 }; // samples of most tests
+static void start_r(double *r) {
+    for (int i = 0; i < 2 * POINTS; i++) r[i] = sin(1.7 * i + .3) * 1.4;
+}
+
+// lambda from -3 to 3 in N equal steps.
+static void lambda_grid(df_sample_desc *d, double *points, int N) {
+    for (int i = 0; i <= N; i++) points[i] = -3 + 6.0 * i / N;
+    d->points = points;
+    d->points_count = N + 1;
+    d->points_in = DF_POINTS_LAMBDA;
+    d->start = DF_START_GIVEN;
+}
+
+// Runs over the lambda grid from r = x/(alpha + sigma), gives r at the end.
+static df_result run_r(const char *method, double eta, df_process p,
+                       df_prediction prediction, int N, double *r) {
+    static double points[1025];
+    df_sample_desc d = df_sample_defaults();
+    df_point first = df_process_at_lambda(&p, -3), last = df_process_at_lambda(&p, 3);
+    df_real x[2 * POINTS];
+    df_result result;
+    mix m;
+    df_model model = mix_model(&m, golden_gm2(), p, prediction);
+    lambda_grid(&d, points, N);
+    d.method = method;
+    d.eta = eta;
+    for (int i = 0; i < 2 * POINTS; i++)
+        x[i] = (df_real)(r[i] * (first.alpha + first.sigma));
+    result = df_sample(ctx, &model, &d, x, POINTS);
+    check(result == DF_OK, "%s: %s", method, df_ctx_message(ctx));
+    for (int i = 0; i < 2 * POINTS; i++) r[i] = (double)x[i] / (last.alpha + last.sigma);
+    return result;
+}
+
+TEST(one_path_on_every_process) {
+    static const struct {
+        const char *method;
+        double eta;
+    } rows[] = {{"euler", -1}, {"heun", -1}, {"ddim", 0},
+                {"ddim", .5},  {"ddim", 1},  {"ddpm", -1}};
+    for (int k = 0; k < 6; k++) {
+        double want[2 * POINTS], r[2 * POINTS];
+        start_r(want);
+        run_r(rows[k].method, rows[k].eta, process_of(0), DF_EPS, 20, want);
+        for (int p = 1; p < PROCESSES; p++) {
+            start_r(r);
+            run_r(rows[k].method, rows[k].eta, process_of(p), DF_EPS, 20, r);
+            near_all(r, want, 2 * POINTS, DOUBLE_BUILD ? 1e-12 : 2e-5);
+        }
+    }
+}
+
+TEST(one_end_for_every_prediction) {
+    static const char *methods[] = {"euler", "heun", "ddpm", "euler_t", "euler_maruyama"};
+    for (int k = 0; k < 5; k++)
+        for (int p = 0; p < PROCESSES; p += 5) {
+            double want[2 * POINTS], r[2 * POINTS];
+            start_r(want);
+            run_r(methods[k], -1, process_of(p), DF_EPS, 12, want);
+            for (int a = 1; a < DF_PREDICTION_COUNT; a++) {
+                start_r(r);
+                run_r(methods[k], -1, process_of(p), (df_prediction)a, 12, r);
+                near_all(r, want, 2 * POINTS, DOUBLE_BUILD ? 1e-9 : 1e-4);
+            }
+        }
+}
+
+TEST(euler_is_ddim_and_ddim_1_is_ddpm) {
+    for (int p = 0; p < PROCESSES; p++) {
+        double a[2 * POINTS], b[2 * POINTS];
+        start_r(a);
+        start_r(b);
+        run_r("euler", -1, process_of(p), DF_X0, 15, a);
+        run_r("ddim", -1, process_of(p), DF_X0, 15, b);
+        same_bits(a, b, sizeof a);
+        start_r(a);
+        start_r(b);
+        run_r("ddim", 1, process_of(p), DF_X0, 15, a);
+        run_r("ddpm", -1, process_of(p), DF_X0, 15, b);
+        near_all(a, b, 2 * POINTS, DOUBLE_BUILD ? 1e-12 : 2e-5);
+    }
+}
+
+// ---- orders ----
+
+// dr/d lambda = -rho eps(alpha r), r = x/alpha, by RK4 on the EDM path (alpha = 1).
+static void exact_flow(double *x, int steps) {
+    golden_mixture g = golden_gm2();
+    double h = 6.0 / steps;
+    static const double at[4] = {0, .5, .5, 1}, weight[4] = {1, 2, 2, 1};
+    for (int s = 0; s < steps; s++)
+        for (int i = 0; i < POINTS; i++) {
+            double k[2] = {0, 0}, sum[2] = {0, 0};
+            for (int j = 0; j < 4; j++) {
+                double rho = exp(3 - h * (s + at[j])), y[2], x0[2];
+                for (int e = 0; e < 2; e++) y[e] = x[2 * i + e] + h * at[j] * k[e];
+                golden_posterior(&g, 1, rho, y, x0);
+                for (int e = 0; e < 2; e++) sum[e] += weight[j] * (k[e] = x0[e] - y[e]);
+            }
+            for (int e = 0; e < 2; e++) x[2 * i + e] += h / 6 * sum[e];
+        }
+}
+
+TEST(orders_of_convergence) {
+    static const struct {
+        const char *method;
+        int process;
+        double order;
+    } rows[] = {{"ddim", 0, 1},    {"euler", 3, 1},   {"euler", 5, 1}, {"euler_t", 0, 1},
+                {"euler_t", 5, 1}, {"euler_t", 6, 1}, {"heun", 0, 2},  {"heun", 3, 2},
+                {"heun", 4, 2},    {"heun", 5, 2}};
+    double exact[2 * POINTS];
+    if (!DOUBLE_BUILD) return; // float rounding hides the slopes
+    start_r(exact);
+    for (int i = 0; i < 2 * POINTS; i++) exact[i] *= 1 + exp(3.0);
+    exact_flow(exact, 2000);
+    for (int k = 0; k < 10; k++) {
+        double error[3] = {0, 0, 0};
+        const df_sampler_row *row = df_sampler_find(ctx, rows[k].method);
+        expect(row != NULL && row->order == (int)rows[k].order);
+        for (int j = 0; j < 3; j++) {
+            double r[2 * POINTS];
+            start_r(r);
+            run_r(rows[k].method, -1, process_of(rows[k].process), DF_V, 160 << j, r);
+            for (int i = 0; i < 2 * POINTS; i++) {
+                double e = r[i] * (1 + exp(-3.0)) - exact[i];
+                error[j] += e * e;
+            }
+        }
+        for (int j = 0; j < 2; j++) {
+            double slope = .5 * log2(error[j] / error[j + 1]);
+            check(fabs(slope - rows[k].order) < .15, "%s on process %d, N = %d: slope %g",
+                  rows[k].method, rows[k].process, 160 << j, slope);
+        }
+    }
+}
+
+// ---- exact moments: an affine sampler fed with unit impulses ----
+
+// Sample 0 gets no noise at all, sample j > 0 a one in draw j - 1: N draws, N + 1 samples.
+static int impulse(void *user, const df_noise_query *q, df_real *out) {
+    int *draws = (int *)user;
+    if ((int)q->draw >= *draws) *draws = (int)q->draw + 1;
+    for (int i = 0; i < q->n; i++)
+        out[i] = (df_real)(q->first_sample + (uint64_t)i == (uint64_t)q->draw + 1);
+    return 0;
+}
+// Mean and variance of the result on data N(mean, variance), one-dimensional.
+static void moments(df_sample_desc d, df_process p, double mean, double variance,
+                    double *got) {
+    df_real x[1026];
+    int draws = 0, n = 2 * d.steps + 4;
+    mix m;
+    df_model model = mix_model(&m, gaussian(mean, variance), p, DF_X0);
+    d.noise.fill = impulse;
+    d.noise.user = &draws;
+    check(df_sample(ctx, &model, &d, x, n) == DF_OK, "%s", df_ctx_message(ctx));
+    expect(draws < n);
+    got[0] = (double)x[0];
+    got[1] = 0;
+    for (int j = 1; j < n; j++)
+        got[1] += ((double)x[j] - got[0]) * ((double)x[j] - got[0]);
+}
+
+TEST(moments_of_the_exponential_family) {
+    // VP, uniform lambda, t from 1 to 1e-3, start N(0, 1), data N(.7, .04): errors.
+    static const double eta0[5] = {-.00698, -.00365, -.00187, -.00095, -.00048};
+    static const double eta1[5] = {-.0121, -.0068, -.0036, -.0019, -.0009};
+    df_process p = df_process_vp(.1, 20);
+    df_point end = df_process_at(&p, 1e-3);
+    double want = end.alpha * end.alpha * .04 + end.sigma * end.sigma;
+    for (int k = 0; k < 5; k++) {
+        df_sample_desc d = df_sample_defaults();
+        double got[2], ddpm[2];
+        d.steps = 25 << k;
+        d.grid = "lambda";
+        d.t_min = 1e-3;
+        d.end = DF_END_T_MIN;
+        d.method = "ddim";
+        moments(d, p, .7, .04, got);
+        near_abs(got[1] - want, eta0[k], 2e-5);
+        near_abs(got[0] - end.alpha * .7, -9e-4, 1e-4);
+        d.eta = 1;
+        moments(d, p, .7, .04, got);
+        near_abs(got[1] - want, eta1[k], 6e-5);
+        near_abs(got[0] - end.alpha * .7, -1.2e-6, 1e-6);
+        d.eta = -1;
+        d.method = "ddpm";
+        moments(d, p, .7, .04, ddpm);
+        near_all(ddpm, got, 2, DOUBLE_BUILD ? 1e-12 : 1e-5);
+    }
+}
+
+TEST(moments_of_ddpm_large) {
+    // By hand: q(x_t | x_s, x_0 = E[x_0|x_s]) is affine in x_s.
+    df_process p = df_process_flow();
+    df_sample_desc d = df_sample_defaults();
+    double got[2], M = .7, C = .04, mean = 0, var = 1;
+    enum { N = 9 };
+    d.method = "ddpm";
+    d.steps = N;
+    d.variance = DF_VARIANCE_LARGE;
+    moments(d, p, M, C, got);
+    for (int i = 0; i < N; i++) {
+        double s = 1 - (double)i / (int)N, t = 1 - (double)(i + 1) / (int)N;
+        double as = 1 - s, at = 1 - t;
+        double gain = as * C / (as * as * C + s * s);    // x0 = M + gain (x - as M)
+        double step = s * s - as * as / at / at * t * t; // sigma_{s|t}^2
+        double a = as / at * t * t / s / s, b = at * step / s / s;
+        mean = a * mean + b * (M + gain * (mean - as * M));
+        var = (a + b * gain) * (a + b * gain) * var + (i + 1 < N ? step : 0);
+    }
+    near(got[0], mean, DOUBLE_BUILD ? 1e-13 : 1e-5);
+    near(got[1], var, DOUBLE_BUILD ? 1e-13 : 1e-5);
+}
+
+TEST(moments_of_euler_maruyama) {
+    df_process p = df_process_vp(.1, 20);
+    static const double etas[3] = {0, 1, 1.5};
+    for (int e = 0; e < 3; e++) {
+        double error[2] = {0, 0}, eta = etas[e];
+        for (int k = 0; k < 2; k++) {
+            int N = 200 << k;
+            df_sample_desc d = df_sample_defaults();
+            double got[2], mean = 0, var = 0;
+            df_point last = df_process_at(&p, .01);
+            d.method = "euler_maruyama";
+            d.eta = eta;
+            d.steps = N;
+            d.t_min = .01;
+            d.end = DF_END_T_MIN;
+            moments(d, p, .7, .04, got);
+            for (int i = 0; i < N; i++) {
+                double h = (1 - .01) / N, t = 1 - i * h, beta = .1 + 19.9 * t;
+                double A = exp(-.25 * 19.9 * t * t - .05 * t), S2 = 1 - A * A;
+                double c = A * A * .04 + S2, k2 = .5 * (1 + eta * eta) * beta * h;
+                if (i == 0) var = S2;
+                // f = -beta/2, g^2 = beta, score = -(x - A mean)/c
+                var = pow(1 + .5 * beta * h - k2 / c, 2) * var + eta * eta * beta * h;
+                mean = (1 + .5 * beta * h - k2 / c) * mean + k2 / c * A * .7;
+            }
+            near(got[0], mean, DOUBLE_BUILD ? 1e-11 : 1e-4);
+            near(got[1], var, DOUBLE_BUILD ? 1e-11 : 1e-4);
+            error[k] = var - (last.alpha * last.alpha * .04 + last.sigma * last.sigma);
+        }
+        check(error[0] / error[1] > 1.7 && error[0] / error[1] < 2.4,
+              "weak order 1: eta %g, errors %g %g", eta, error[0], error[1]);
+    }
+}
+
+TEST(edm_churn_moments) {
+    // Heun on N(0, .25), sigma 80 .. .002, rho 7: variances without and with churn.
+    static const int steps[4] = {10, 18, 40, 80};
+    static const double plain[4] = {.3719, .2784, .2549, .2512};
+    static const double churn[4] = {.4745, .3163, .2691, .2581};
+    df_process p = df_process_edm(160); // room for the churned sigma above 80
+    for (int k = 0; k < 4; k++) {
+        df_sample_desc d = df_sample_defaults();
+        double got[2];
+        d.method = "heun";
+        d.grid = "karras";
+        d.steps = steps[k];
+        d.t_max = 80.0 / 160;
+        d.t_min = .002 / 160;
+        moments(d, p, 0, .25, got);
+        near_abs(got[1], plain[k], 6e-5);
+        d.churn = 40;
+        d.churn_min = .05;
+        d.churn_max = 50;
+        moments(d, p, 0, .25, got);
+        near_abs(got[1], churn[k], 6e-5);
+    }
+}
+
+TEST(churn_is_the_forward_kernel_on_every_process) {
+    // The same rho grid and draws: r agrees, so the kernel scales x as it should.
+    double rho[11], want = 0;
+    for (int i = 0; i < 11; i++) rho[i] = i < 10 ? 10 * pow(.5, i) : 0;
+    for (int k = 0; k < PROCESSES; k++) {
+        df_process p = process_of(k);
+        df_sample_desc d = df_sample_defaults();
+        df_real x = (df_real).3;
+        df_point first = df_process_at_rho(&p, 10);
+        mix m;
+        df_model model = mix_model(&m, gaussian(.7, .04), p, DF_X0);
+        x = (df_real)((double)x * first.alpha);
+        d.method = "euler";
+        d.points = rho;
+        d.points_count = 11;
+        d.points_in = DF_POINTS_RHO;
+        d.start = DF_START_GIVEN;
+        d.churn = 3;
+        check(df_sample(ctx, &model, &d, &x, 1) == DF_OK, "%s", df_ctx_message(ctx));
+        if (k == 0) want = (double)x;
+        near(x, want, DOUBLE_BUILD ? 1e-10 : 1e-4);
+    }
+}
+
+// ---- bit for bit ----
+
+// A model with a few transcendental operations a number, cheap at any dimension.
+static int wave_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    (void)self;
+    (void)c;
+    for (int i = 0; i < q->n; i++) {
+        double shift = q->labels ? .1 * q->labels[i] : 0;
+        for (int j = 0; j < q->dim; j++) {
+            double x = (double)q->x[(size_t)i * (size_t)q->dim + (size_t)j];
+            out[(size_t)i * (size_t)q->dim + (size_t)j] =
+                (df_real)(x / (1 + x * x) + shift + .1 * (double)q->t_model[i]);
+        }
+    }
+    return 0;
+}
+static df_model wave_model(int dim) {
+    df_model m = df_model_defaults();
+    m.predict = wave_predict;
+    m.dim = dim;
+    m.process = df_process_vp(.1, 20);
+    m.prediction = DF_V;
+    return m;
+}
+static df_ctx *context(int threads) {
+    df_ctx_desc d = df_ctx_defaults();
+    d.threads = threads;
+    return df_ctx_create(&d);
+}
+
+TEST(alone_in_pieces_and_on_threads) {
+    enum { N = 13, DIM = 4111 };
+    static df_real whole[N * DIM], part[N * DIM];
+    static const struct {
+        const char *method;
+        double eta, churn, clip;
+    } rows[] = {{"ddpm", -1, 0, 0},
+                {"ddim", .7, 0, .9},
+                {"heun", -1, 4, 0},
+                {"euler_maruyama", 1, 0, 0}};
+    for (int k = 0; k < 4; k++) {
+        df_model m = wave_model(DIM);
+        df_sample_desc d = df_sample_defaults();
+        int labels[N];
+        for (int i = 0; i < N; i++) labels[i] = i % 3;
+        d.method = rows[k].method;
+        d.eta = rows[k].eta;
+        d.churn = rows[k].churn;
+        d.clip = rows[k].clip;
+        d.steps = 4;
+        d.seed = 99;
+        d.first_sample = 1000;
+        d.labels = labels;
+        d.end = DF_END_T_MIN;
+        expect(df_sample(ctx, &m, &d, whole, N) == DF_OK);
+        for (int threads = 1; threads <= 3; threads++) {
+            df_ctx *c = context(threads);
+            memset(part, 0, sizeof part);
+            m.max_batch = threads == 2 ? 5 : 0;
+            expect(df_sample(c, &m, &d, part, N) == DF_OK);
+            same_bits(whole, part, sizeof whole);
+            df_ctx_free(c);
+        }
+        memset(part, 0, sizeof part);
+        for (int at = 0, piece = 1; at < N; at += piece, piece++) {
+            df_sample_desc e = d;
+            if (piece > N - at) piece = N - at;
+            e.first_sample = d.first_sample + (uint64_t)at;
+            e.labels = labels + at;
+            expect(df_sample(ctx, &m, &e, part + at * DIM, piece) == DF_OK);
+        }
+        same_bits(whole, part, sizeof whole);
+    }
+}
+
+TEST(ask_and_answer_is_the_whole_loop) {
+    int count;
+    const df_sampler_row *rows = df_sampler_rows(&count);
+    for (int k = 0; k < count; k++) {
+        df_real a[2 * POINTS], b[2 * POINTS], out[2 * POINTS];
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_sampler *s;
+        df_query q, again;
+        char name[32];
+        int step, steps, evaluations, asked = 0;
+        snprintf(name, sizeof name, "%s", rows[k].name);
+        d.method = name;
+        d.steps = 7;
+        d.seed = 3;
+        m.input_sigma_data = .5;
+        expect(df_sample(ctx, &m, &d, a, POINTS) == DF_OK);
+        s = df_sampler_create(ctx, &m, &d, b, POINTS);
+        expect(s != NULL);
+        memset(name, '?', sizeof name);                       // strings are not borrowed
+        expect(df_sampler_answer(s, out) == DF_ERR_ARGUMENT); // no question yet
+        while (df_sampler_next(s, &q)) {
+            expect(df_sampler_next(s, &again) && memcmp(&q, &again, sizeof q) == 0);
+            expect(q.n == POINTS && q.dim == 2 && q.samples == POINTS && q.same_time);
+            wave_predict(NULL, ctx, &q, out);
+            expect(df_sampler_answer(s, out) == DF_OK);
+            asked++;
+        }
+        df_sampler_progress(s, &step, &steps, &evaluations);
+        expect(step == 7 && steps == 7 && evaluations == asked);
+        expect(df_sampler_result(s) == DF_OK && df_sampler_next(s, &q) == 0);
+        same_bits(a, b, sizeof a);
+        df_sampler_free(s);
+    }
+}
+
+TEST(input_scale_and_native_time_reach_the_model) {
+    df_real x[2] = {1, -2};
+    df_sample_desc d = df_sample_defaults();
+    df_model m = wave_model(2);
+    df_sampler *s;
+    df_query q;
+    double points[2] = {2, .5};
+    m.process = df_process_edm(80);
+    m.prediction = DF_EDM_F;
+    m.time = df_time_log_sigma(.25);
+    m.input_sigma_data = .5;
+    d.start = DF_START_GIVEN;
+    d.points = points;
+    d.points_count = 2;
+    d.points_in = DF_POINTS_RHO;
+    s = df_sampler_create(ctx, &m, &d, x, 1);
+    expect(s != NULL && df_sampler_next(s, &q) == 1);
+    near(q.t_model[0], log(2.0) / 4, 1e-6);
+    near(q.sigma[0], 2, 1e-12);
+    near(q.x[1], -2 / sqrt(.25 + 4), 1e-6);
+    df_sampler_free(s);
+}
+
+// ---- the registry tells the truth ----
+
+typedef struct counter {
+    int draws;
+} counter;
+static int count_noise(void *user, const df_noise_query *q, df_real *out) {
+    counter *c = (counter *)user;
+    c->draws += q->step >= 0;
+    for (int i = 0; i < q->n * q->dim; i++) out[i] = (df_real)(.1 * (i + 1));
+    return 0;
+}
+static int no_data_end(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    check(q->sigma[0] > 0, "asked at sigma = 0");
+    return mix_predict(self, c, q, out);
+}
+
+TEST(rows_say_what_is_so) {
+    int count;
+    const df_sampler_row *rows = df_sampler_rows(&count);
+    expect(count >= 6);
+    for (int k = 0; k < count; k++)
+        for (int p = 0; p < PROCESSES; p++) {
+            const df_sampler_row *row = &rows[k];
+            df_process process = process_of(p);
+            df_sample_desc d = df_sample_defaults();
+            df_real x[4];
+            counter c = {0};
+            df_point first = df_process_at(&process, 1);
+            int jump = process.kind == DF_PROCESS_VE && row->clock == DF_CLOCK_T;
+            int singular = first.alpha <= 0;
+            df_result want =
+                (singular && !row->from_alpha0) || jump ? DF_ERR_ARGUMENT : DF_OK;
+            mix m;
+            df_model model = mix_model(&m, golden_gm2(), process, DF_V);
+            model.predict = no_data_end;
+            d.method = row->name;
+            d.steps = 6;
+            d.noise.fill = count_noise;
+            d.noise.user = &c;
+            check(df_sample(ctx, &model, &d, x, 2) == want, "%s on %s: %s", row->name,
+                  df_process_name(&process), df_ctx_message(ctx));
+            if (want != DF_OK) {
+                check(strstr(df_ctx_message(ctx), row->name) != NULL, "%s",
+                      df_ctx_message(ctx));
+                continue;
+            }
+            check(m.calls == row->evaluations * d.steps - row->evaluates_end, "%s: %d",
+                  row->name, m.calls);
+            check((c.draws > 0) == (row->stochastic != 0), "%s: %d draws", row->name,
+                  c.draws);
+            if (row->evaluations == 1) check(!row->evaluates_end, "%s", row->name);
+            for (int i = 0; i < 4; i++) expect(fabs((double)x[i]) < 100);
+        }
+}
+
+TEST(names) {
+    const df_sampler_row *row = df_sampler_find(ctx, "k_heun");
+    expect(row != NULL && row == df_sampler_find(NULL, "heun"));
+    expect(df_sampler_find(ctx, "edm") == row);
+    expect(df_sampler_find(ctx, "euler") != df_sampler_find(ctx, "euler_t"));
+    expect(df_sampler_find(ctx, "ddmp") == NULL);
+    check(strstr(df_ctx_message(ctx), "\"ddmp\"") && strstr(df_ctx_message(ctx), "ddpm") &&
+              strstr(df_ctx_message(ctx), "ddim"),
+          "%s", df_ctx_message(ctx));
+    expect(df_sampler_find(ctx, "") == NULL);
+    expect(df_sampler_find(ctx, NULL) == NULL);
+    expect(df_sampler_find(ctx, "k_") == NULL &&
+           df_sampler_find(ctx, "euler_discrete k_euler") == NULL);
+}
+
+// A row of one's own: the midpoint rule in rho, with a buffer for the middle point.
+static df_next midpoint(df_stage *s) {
+    double a = s->from.sigma / s->from.alpha, b = s->to.sigma / s->to.alpha;
+    const df_real *arrays[2];
+    double c[2];
+    arrays[0] = s->x;
+    arrays[1] = s->answer;
+    if (s->call == 1) {
+        df_point middle = df_process_at_rho(s->process, .5 * (a + b));
+        c[0] = middle.alpha / s->from.alpha;
+        c[1] = middle.alpha * .5 * (b - a);
+        df_stage_combine(s, s->buffer[0], 2, c, arrays);
+        return df_stage_ask(s, &middle, s->buffer[0]);
+    }
+    c[0] = s->to.alpha / s->from.alpha;
+    c[1] = s->to.alpha * (b - a);
+    df_stage_combine(s, s->x, 2, c, arrays);
+    s->number[0]++;
+    return DF_NEXT_STEP;
+}
+static df_next never_asks(df_stage *s) {
+    (void)s;
+    return DF_NEXT_ASK;
+}
+static df_next fails(df_stage *s) {
+    (void)s;
+    return DF_NEXT_FAIL;
+}
+
+TEST(a_row_of_ones_own) {
+    df_sampler_row row;
+    double error[2] = {0, 0}, exact[2 * POINTS], points[641];
+    df_process p = df_process_edm(80);
+    df_sample_desc d = df_sample_defaults();
+    df_real x[2 * POINTS];
+    mix m;
+    df_model model = mix_model(&m, golden_gm2(), p, DF_EPS);
+    memset(&row, 0, sizeof row);
+    row.name = "midpoint of my own";
+    row.wants = DF_EPS;
+    row.buffers = 1;
+    row.stage = midpoint;
+    start_r(exact);
+    for (int i = 0; i < 2 * POINTS; i++) exact[i] *= 1 + exp(3.0);
+    exact_flow(exact, 2000);
+    for (int k = 0; k < 2; k++) {
+        double r[2 * POINTS];
+        lambda_grid(&d, points, 320 << k);
+        d.row = &row;
+        start_r(r);
+        for (int i = 0; i < 2 * POINTS; i++) x[i] = (df_real)(r[i] * (1 + exp(3.0)));
+        check(df_sample(ctx, &model, &d, x, POINTS) == DF_OK, "%s", df_ctx_message(ctx));
+        for (int i = 0; i < 2 * POINTS; i++) error[k] += pow((double)x[i] - exact[i], 2);
+    }
+    if (DOUBLE_BUILD) near_abs(.5 * log2(error[0] / error[1]), 2, .15);
+    df_ctx_clear(ctx);
+    row.stage = never_asks;
+    expect(df_sample(ctx, &model, &d, x, POINTS) == DF_ERR_UNSUPPORTED);
+    df_ctx_clear(ctx);
+    row.stage = fails;
+    expect(df_sample(ctx, &model, &d, x, POINTS) == DF_ERR_UNSUPPORTED);
+    row.buffers = DF_BUFFERS + 1;
+    expect(df_sample(ctx, &model, &d, x, POINTS) == DF_ERR_ARGUMENT);
+}
+
+// ---- starts, ends, callbacks ----
+
+typedef struct watch {
+    int calls, stop_at, code, cancel_at;
+    double first[4], x0[4];
+    df_point at;
+} watch;
+static int watching(void *user, const df_step_info *info) {
+    watch *w = (watch *)user;
+    expect(info->step == w->calls && info->n == 2 && info->dim == 2);
+    expect((info->x0 == NULL) == (info->step == 0));
+    if (info->step == 0)
+        for (int i = 0; i < 4; i++) w->first[i] = (double)info->x[i];
+    if (info->x0)
+        for (int i = 0; i < 4; i++) w->x0[i] = (double)info->x0[i];
+    w->at = info->at;
+    if (w->calls == w->cancel_at) df_ctx_cancel(ctx);
+    return w->calls++ == w->stop_at ? w->code : 0;
+}
+static int failing_noise(void *user, const df_noise_query *q, df_real *out) {
+    (void)user;
+    for (int i = 0; i < q->n * q->dim; i++) out[i] = 0;
+    return q->draw == 2 ? 43 : 0;
+}
+static int failing_model(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    return q->step == 3 ? 44 : wave_predict(self, c, q, out);
+}
+
+TEST(starts) {
+    df_process p = df_process_vp(.1, 20);
+    static const double mean[2] = {1, -1}, scale[2] = {2, .5};
+    df_real z[4], x[4];
+    for (int kind = 0; kind < 3; kind++) {
+        df_sample_desc d = df_sample_defaults();
+        df_point first = df_process_at(&p, .6);
+        watch w = {0, -1, 0, -1, {0}, {0}, {0, 0, 0, 0}};
+        mix m;
+        df_model model = mix_model(&m, golden_gm2(), p, DF_EPS);
+        model.mean = mean;
+        model.scale = scale;
+        model.scaling_size = 2;
+        d.start = (df_start)kind;
+        d.t_max = .6;
+        d.seed = 5;
+        d.first_sample = 7;
+        d.steps = 3;
+        d.on_step = watching;
+        d.user = &w;
+        df_random_normal(5, 7, 0, 2, z);
+        df_random_normal(5, 8, 0, 2, z + 2);
+        for (int i = 0; i < 4; i++) x[i] = (df_real)(i + 1);
+        expect(df_sample(ctx, &model, &d, x, 2) == DF_OK);
+        expect(w.calls == 4 && w.at.sigma == 0);
+        for (int i = 0; i < 4; i++) {
+            double data = ((i + 1) - mean[i % 2]) / scale[i % 2],
+                   noise = first.sigma * (double)z[i];
+            near(w.first[i],
+                 kind == 0   ? noise
+                 : kind == 1 ? i + 1
+                             : first.alpha * data + noise,
+                 1e-6);
+            // a step into sigma = 0 ends at the last x_0, and leaves in the data's units
+            near(x[i], mean[i % 2] + scale[i % 2] * w.x0[i], 1e-6);
+        }
+    }
+}
+
+TEST(callbacks_and_cancel) {
+    df_real x[4];
+    df_model m = wave_model(2);
+    df_sample_desc d = df_sample_defaults();
+    watch w = {0, 2, 42, -1, {0}, {0}, {0, 0, 0, 0}};
+    d.steps = 9;
+    d.on_step = watching;
+    d.user = &w;
+    expect(df_sample(ctx, &m, &d, x, 2) == 42);
+    expect(w.calls == 3);
+    memset(&w, 0, sizeof w);
+    w.stop_at = -1;
+    w.cancel_at = 4;
+    expect(df_sample(ctx, &m, &d, x, 2) == DF_CANCELLED);
+    expect(w.calls == 5 && df_ctx_error(ctx) == DF_CANCELLED);
+    df_ctx_clear(ctx);
+    d.on_step = NULL;
+    expect(df_sample(ctx, &m, &d, x, 2) == DF_OK);
+    d.method = "ddpm";
+    d.noise.fill = failing_noise;
+    expect(df_sample(ctx, &m, &d, x, 2) == 43);
+    d.noise.fill = NULL;
+    m.predict = failing_model;
+    expect(df_sample(ctx, &m, &d, x, 2) == 44);
+}
+
+TEST(clip_and_preview) {
+    static const char *methods[] = {"ddim", "heun", "euler_t", "ddpm"};
+    for (int k = 0; k < 4; k++) {
+        df_real x[4];
+        df_sample_desc d = df_sample_defaults();
+        watch w = {0, -1, 0, -1, {0}, {0}, {0, 0, 0, 0}};
+        int clipped = 0;
+        mix m;
+        df_model model = mix_model(&m, golden_gm2(), df_process_vp(.1, 20), DF_EPS);
+        d.method = methods[k];
+        d.steps = 8;
+        d.clip = .5;
+        d.on_step = watching;
+        d.user = &w;
+        expect(df_sample(ctx, &model, &d, x, 2) == DF_OK);
+        for (int i = 0; i < 4; i++) {
+            expect(fabs(w.x0[i]) <= .5);
+            clipped += fabs(w.x0[i]) >= .5;
+            if (k != 2) near(x[i], w.x0[i], 1e-6);
+        }
+        expect(clipped > 0);
+    }
+}
+
+// Every row of every question says whose sample it is, however it was cut or stacked.
+static int check_samples(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    uint64_t base = *(const uint64_t *)self;
+    expect(q->samples >= 1 && q->samples <= 7 && q->n % q->samples == 0);
+    for (int i = 0; i < q->n; i++) {
+        uint64_t sample = q->first_sample + (uint64_t)(i % q->samples);
+        expect(q->labels[i] == -1 || base + (uint64_t)q->labels[i] == sample);
+    }
+    return wave_predict(NULL, c, q, out);
+}
+
+TEST(questions_name_their_samples) {
+    static const int sizes[4] = {0, 3, 7, 14};
+    uint64_t base = 40;
+    int labels[7];
+    for (int i = 0; i < 7; i++) labels[i] = i;
+    for (int k = 0; k < 8; k++) {
+        df_real x[14];
+        df_model m = wave_model(2), guided;
+        df_sample_desc d = df_sample_defaults();
+        df_guidance g;
+        m.predict = check_samples;
+        m.self = &base;
+        m.max_batch = sizes[k % 4];
+        g.model = &m;
+        g.uncond = NULL;
+        g.scale = 2;
+        guided = df_guidance_model(&g);
+        d.labels = labels;
+        d.first_sample = base;
+        d.steps = 2;
+        expect(df_sample(ctx, k < 4 ? &m : &guided, &d, x, 7) == DF_OK);
+    }
+}
+
+// ---- NaN, wrong use ----
+
+static int bad_answer(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    wave_predict(self, c, q, out);
+    if (q->step == 2) out[5 * q->dim + 1] = (df_real) * (double *)self;
+    return 0;
+}
+
+TEST(nan_from_the_model_is_found) {
+    double bad[2];
+    bad[0] = strtod("nan", NULL);
+    bad[1] = strtod("-inf", NULL);
+    for (int k = 0; k < 2; k++)
+        for (int clip = 0; clip < 2; clip++) {
+            df_real x[2 * POINTS];
+            df_model m = wave_model(2);
+            df_sample_desc d = df_sample_defaults();
+            m.predict = bad_answer;
+            m.self = &bad[k];
+            d.steps = 10;
+            d.clip = clip;
+            d.first_sample = 2;
+            expect(df_sample(ctx, &m, &d, x, POINTS) == DF_ERR_NONFINITE);
+            check(strstr(df_ctx_message(ctx), k ? "answered -inf at step 3 of 10"
+                                                : "answered nan at step 3 of 10") &&
+                      strstr(df_ctx_message(ctx), "sample 7, element 1"),
+                  "%s", df_ctx_message(ctx));
+            x[3] = (df_real)bad[k];
+            d.start = DF_START_GIVEN;
+            expect(df_sample(ctx, &m, &d, x, POINTS) == DF_ERR_NONFINITE);
+            check(strstr(df_ctx_message(ctx), "sample 3, element 1") != NULL, "%s",
+                  df_ctx_message(ctx));
+        }
+}
+
+TEST(nan_far_inside_a_large_array) {
+    enum { N = 3, DIM = 40000 };
+    static df_real x[N * DIM];
+    df_model m = wave_model(DIM);
+    df_sample_desc d = df_sample_defaults();
+    for (int threads = 1; threads <= 3; threads++) {
+        df_ctx *c = context(threads);
+        for (int i = 0; i < N * DIM; i++) x[i] = 1;
+        x[2 * DIM + 31234] = x[2 * DIM + 39999] = (df_real)strtod("nan", NULL);
+        d.start = DF_START_GIVEN;
+        expect(df_sample(c, &m, &d, x, N) == DF_ERR_NONFINITE);
+        check(strstr(df_ctx_message(c), "sample 2, element 31234") != NULL, "%s",
+              df_ctx_message(c));
+        df_ctx_free(c);
+    }
+}
+
+TEST(wrong_use_is_a_sentence) {
+    enum { CASES = 26 };
+    static const char *const say[CASES] = {"ddpm, ddim",
+                                           "steps is 0",
+                                           "points_count is 1",
+                                           "grid",
+                                           "eta is 2",
+                                           "heun has no eta",
+                                           "eta is nan",
+                                           "belongs to ddpm",
+                                           "variance 7",
+                                           "churn is -1",
+                                           "churn_noise",
+                                           "churn_min",
+                                           "draws its own",
+                                           "draws its own",
+                                           "clip",
+                                           "start",
+                                           "df_sample_defaults",
+                                           "x is NULL",
+                                           "n = 0",
+                                           "dim is 0",
+                                           "df_model_defaults",
+                                           "heun cannot start where alpha = 0",
+                                           "euler_maruyama walks t",
+                                           "scaling_size",
+                                           "predict",
+                                           "must fall"};
+    double points[3] = {.9, .95, 0};
+    for (int k = 0; k < CASES; k++) {
+        df_real x[4];
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_real *px = x;
+        int n = 2;
+        static const double one = 1;
+        switch (k) {
+        case 0: d.method = "ddxx"; break;
+        case 1: d.steps = 0; break;
+        case 2:
+            d.points = points;
+            d.points_count = 1;
+            break;
+        case 3: d.grid = "no such rule"; break;
+        case 4: d.eta = 2; break;
+        case 5:
+            d.method = "heun";
+            d.eta = 0;
+            break;
+        case 6: d.eta = strtod("nan", NULL); break;
+        case 7: d.variance = DF_VARIANCE_LARGE; break;
+        case 8: d.variance = (df_variance)7; break;
+        case 9: d.churn = -1; break;
+        case 10: d.churn_noise = strtod("inf", NULL); break;
+        case 11:
+            d.churn_min = 2;
+            d.churn_max = 1;
+            break;
+        case 12:
+            d.churn = 1;
+            d.method = "ddpm";
+            break;
+        case 13:
+            d.churn = 1;
+            d.eta = .5;
+            break;
+        case 14: d.clip = -1; break;
+        case 15: d.start = (df_start)3; break;
+        case 16: d.cookie = 0; break;
+        case 17: px = NULL; break;
+        case 18: n = 0; break;
+        case 19: m.dim = 0; break;
+        case 20: m.cookie = 0; break;
+        case 21:
+            m.process = df_process_flow();
+            d.method = "heun";
+            break;
+        case 22:
+            m.process = df_process_ve(.01, 50);
+            d.method = "euler_maruyama";
+            break;
+        case 23:
+            m.scale = &one;
+            m.scaling_size = 3;
+            break;
+        case 24: m.predict = NULL; break;
+        case 25:
+            d.points = points;
+            d.points_count = 3;
+            break;
+        }
+        df_ctx_clear(ctx);
+        check(df_sample(ctx, &m, &d, px, n) == DF_ERR_ARGUMENT, "case %d passed", k);
+        check(strstr(df_ctx_message(ctx), say[k]) != NULL, "case %d: %s", k,
+              df_ctx_message(ctx));
+    }
+    df_ctx_clear(ctx);
+    expect(df_sampler_create(NULL, NULL, NULL, NULL, 0) == NULL);
+    expect(df_sampler_result(NULL) == DF_ERR_ARGUMENT);
+    df_sampler_free(NULL);
+}
+
+TEST(singular_ends) {
+    // alpha = 0: x_0 is not in eps, but in v and velocity
+    df_real x[4];
+    df_sample_desc d = df_sample_defaults();
+    mix m;
+    df_model model = mix_model(&m, golden_gm2(), df_process_flow(), DF_EPS);
+    d.steps = 5;
+    expect(df_sample(ctx, &model, &d, x, 2) == DF_ERR_SINGULAR);
+    check(strstr(df_ctx_message(ctx), "ddim, step 1 of 5") != NULL, "%s",
+          df_ctx_message(ctx));
+    model = mix_model(&m, golden_gm2(), df_process_flow(), DF_VELOCITY);
+    expect(df_sample(ctx, &model, &d, x, 2) == DF_OK);
+    // f and g^2 of flow are infinite at t = 1; just below all is well
+    d.method = "euler_maruyama";
+    d.t_max = .999;
+    expect(df_sample(ctx, &model, &d, x, 2) == DF_OK);
+}
+
+// ---- every allocation failing in turn ----
+
+typedef struct quota {
+    long left;
+} quota;
+static void *quota_alloc(void *user, size_t size, size_t align) {
+    quota *q = (quota *)user;
+    char *base, *p;
+    if (q->left-- <= 0 || size > (size_t)1 << 30) return NULL;
+    base = (char *)malloc(size + align + sizeof base);
+    if (base == NULL) return NULL;
+    p = base + sizeof base;
+    p += (align - (uintptr_t)p % align) % align;
+    memcpy(p - sizeof base, &base, sizeof base); // where free finds it
+    return p;
+}
+static void quota_free(void *user, void *ptr, size_t size, size_t align) {
+    char *base;
+    (void)user;
+    (void)size;
+    (void)align;
+    if (ptr == NULL) return;
+    memcpy(&base, (char *)ptr - sizeof base, sizeof base);
+    free(base);
+}
+
+TEST(out_of_memory) {
+    df_ctx_desc c = df_ctx_defaults();
+    quota q = {1000};
+    df_ctx *small;
+    df_real x[2 * POINTS];
+    df_model m = wave_model(2), guided;
+    df_sample_desc d = df_sample_defaults();
+    int labels[POINTS] = {0}, failed = 0;
+    df_guidance g;
+    size_t before;
+    g.model = &m;
+    g.uncond = NULL;
+    g.scale = 2;
+    guided = df_guidance_model(&g);
+    c.threads = 1;
+    c.alloc.alloc = quota_alloc;
+    c.alloc.free = quota_free;
+    c.alloc.user = &q;
+    small = df_ctx_create(&c);
+    expect(small != NULL);
+    d.labels = labels;
+    d.steps = 3;
+    before = df_ctx_bytes(small);
+    for (q.left = 0; failed < 100; failed++) {
+        long had = q.left;
+        df_result r = df_sample(small, &guided, &d, x, POINTS);
+        if (r == DF_OK) break;
+        check(r == DF_ERR_MEMORY, "%d: %s", r, df_ctx_message(small));
+        q.left = had + 1;
+    }
+    check(failed >= 2 && failed < 100, "%d failures", failed);
+    q.left = 1000;
+    d.labels = NULL;
+    expect(df_sample(small, &m, &d, x, POINTS) == DF_OK);
+    expect(df_ctx_bytes(small) >= before);
+    m.dim = 0x7fffffff;
+    expect(df_sample(small, &m, &d, x, 0x7fffffff) == DF_ERR_MEMORY);
+    df_ctx_free(small);
+}
+
+// ---- recorded trajectories ----
+
+typedef struct replay {
+    const golden_array *noise, *step;
+    int used;
+} replay;
+// The recorded draw of this step: `step` lists the step of each, or there is one a step.
+static int replay_noise(void *user, const df_noise_query *q, df_real *out) {
+    replay *r = (replay *)user;
+    int draw = r->step ? -1 : q->step, rows = q->n;
+    for (int i = 0; r->step && i < r->step->cols; i++)
+        if ((int)r->step->v[i] == q->step) draw = i;
+    if (r->noise == NULL || draw < 0 || (draw + 1) * rows > r->noise->rows) return 77;
+    r->used++;
+    for (int i = 0; i < rows * q->dim; i++)
+        out[i] = (df_real)r->noise->v[draw * rows * q->dim + i];
+    return 0;
+}
+
+// The table, indices and variance of a DDPM or DDIM case; 0: not one of ours.
+static int golden_table(const golden_case *c, df_process *p, df_sample_desc *d,
+                        double *points) {
+    static double betas[1000];
+    const golden_array *t = golden_find(c, "timesteps"), *own = golden_find(c, "betas");
+    int N = t ? t->cols : 0, ddim = strstr(golden_text(c, "class"), "DDIM") != NULL;
+    const char *schedule = golden_text(c, "config.beta_schedule");
+    df_betas_kind kind = strcmp(schedule, "scaled_linear") == 0 ? DF_BETAS_SCALED_LINEAR
+                         : strcmp(schedule, "linear") == 0      ? DF_BETAS_LINEAR
+                                                                : DF_BETAS_COSINE;
+    if (own) { // guided-diffusion: the respaced table itself, every entry a step
+        N = own->cols;
+        if (df_process_table(ctx, own->v, N, p) != DF_OK) return 0;
+        for (int i = 0; i <= N; i++) points[i] = (double)(N - i) / N;
+        d->clip = golden_is(c, "clip_denoised", "1") ? 1 : 0;
+        d->variance =
+            golden_is(c, "model_var_type", "FIXED_LARGE") && strcmp(d->method, "ddpm") == 0
+                ? DF_VARIANCE_LARGE
+                : DF_VARIANCE_SMALL;
+        if (strncmp(golden_text(c, "model_var_type"), "FIXED", 5) != 0) return 0;
+    } else {
+        int T = (int)golden_number(c, "config.num_train_timesteps", 1000);
+        double gap = N > 0 ? floor((double)T / N) : 0,
+               last = ddim && !golden_is(c, "config.set_alpha_to_one", "1");
+        const char *variance = golden_text(c, "config.variance_type");
+        if (kind == DF_BETAS_COSINE && strcmp(schedule, "squaredcos_cap_v2") != 0)
+            return 0;
+        if (golden_is(c, "config.thresholding", "1") || N < 1 || T > 1000) return 0;
+        if (*variance && strncmp(variance, "fixed", 5) != 0) return 0;
+        if (golden_is(c, "config.clip_sample", "1") && ddim &&
+            !golden_is(c, "step.use_clipped_model_output", "1"))
+            return 0;
+        df_betas(ctx, kind, golden_number(c, "config.beta_start", 0),
+                 golden_number(c, "config.beta_end", 0), T, betas);
+        if (golden_is(c, "config.rescale_betas_zero_snr", "1"))
+            df_betas_zero_snr(ctx, T, betas);
+        if (df_process_table(ctx, betas, T, p) != DF_OK) return 0;
+        for (int i = 0; i < N; i++) {
+            points[i] = (t->v[i] + 1) / T;
+            // DDIM's own previous time is t - T/N, on the list or not
+            if (ddim && i + 1 < N && t->v[i] - gap != t->v[i + 1]) return 0;
+        }
+        points[N] = last / T;
+        if (ddim && t->v[N - 1] - gap >= 0) points[N] = (t->v[N - 1] - gap + 1) / T;
+        if (points[N] >= points[N - 1]) N--; // a step of no length
+        if (golden_is(c, "config.clip_sample", "1"))
+            d->clip = golden_number(c, "config.clip_sample_range", 1);
+        if (strstr(variance, "large")) d->variance = DF_VARIANCE_LARGE;
+        // diffusers leaves out the last noise by index 0, not by sigma = 0
+        if (strstr(variance, "large") && t->v[t->cols - 1] > 0) return 0;
+    }
+    d->points = points;
+    d->points_count = N + 1;
+    d->points_in = DF_POINTS_T;
+    return 1;
+}
+
+// sigma/alpha of a case in VE coordinates, as a list, or as the named rule of EDM.
+static int golden_rho(const golden_case *c, df_process *p, df_sample_desc *d,
+                      double *points) {
+    const golden_array *sigmas = golden_find(c, "sigmas");
+    int N = 0;
+    *p = df_process_edm(10000);
+    if (sigmas == NULL) {
+        if (!golden_is(c, "function", "edm_sampler")) return 0;
+        d->grid = "karras";
+        d->steps = atoi(golden_text(c, "N")) ? atoi(golden_text(c, "N"))
+                                             : (atoi(golden_text(c, "nfe")) + 1) / 2;
+        d->t_max = .008;
+        d->t_min = .002e-4;
+        d->churn = golden_number(c, "opt.S_churn", 0);
+        d->churn_min = golden_number(c, "opt.S_min", 0);
+        d->churn_max = golden_number(c, "opt.S_max", HUGE_VAL);
+        d->churn_noise = golden_number(c, "opt.S_noise", 1);
+        return 1;
+    }
+    d->churn = golden_number(c, "opt.s_churn", 0);
+    d->churn_min = golden_number(c, "opt.s_tmin", 0);
+    d->churn_max = golden_number(c, "opt.s_tmax", HUGE_VAL);
+    d->churn_noise = golden_number(c, "opt.s_noise", 1);
+    if (golden_is(c, "config.clip_sample", "1"))
+        d->clip = golden_number(c, "config.clip_sample_range", 1);
+    for (int i = 0; i < sigmas->cols; i++) // Heun's list names inner sigmas twice
+        if (N == 0 || sigmas->v[i] != points[N - 1]) points[N++] = sigmas->v[i];
+    if (golden_is(c, "config.interpolation_type", "log_linear"))
+        N--; // its 0 is never reached
+    d->points = points;
+    d->points_count = N;
+    d->points_in = DF_POINTS_RHO;
+    return 1;
+}
+
+static const char *golden_method(const golden_case *c) {
+    static const char *const map[][2] = {{"diffusers/DDPM/", "ddpm"},
+                                         {"diffusers/DDIM/", "ddim"},
+                                         {"guided/ddpm", "ddpm"},
+                                         {"guided/ddim", "ddim"},
+                                         {"diffusers/EulerDiscrete/", "euler"},
+                                         {"diffusers/HeunDiscrete/", "heun"},
+                                         {"kdiff/euler/", "euler"},
+                                         {"kdiff/heun/", "heun"},
+                                         {"edm/heun", "heun"},
+                                         {"edm/churn", "edm"}};
+    for (int i = 0; i < 10; i++)
+        if (strncmp(c->name, map[i][0], strlen(map[i][0])) == 0) return map[i][1];
+    return NULL;
+}
+
+static df_prediction golden_prediction(const golden_case *c) {
+    const golden_array *calls = golden_find(c, "model_calls");
+    if (golden_is(c, "prediction", "sample") || golden_is(c, "model_mean_type", "START_X"))
+        return DF_X0;
+    // an eps rounded to float holds x_0 to 6e-8/alpha only: no digit is left to compare
+    if (!DOUBLE_BUILD && golden_is(c, "coords", "vp") && calls && calls->v[1] < 1e-3)
+        return DF_X0;
+    return golden_is(c, "prediction", "v_prediction") && golden_is(c, "coords", "vp")
+               ? DF_V
+               : DF_EPS;
+}
+
+// Replays one case; 0 if it is not of the samplers and settings here.
+static int golden_play(const golden_case *c) {
+    static double points[1001];
+    const golden_array *start = golden_find(c, "x_T"), *end = golden_find(c, "x_final");
+    golden_mixture g = golden_is(c, "model", "gm16") ? golden_gm16() : golden_gm2();
+    df_sample_desc d = df_sample_defaults();
+    df_process p;
+    df_model model;
+    df_real x[8 * GOLDEN_DIM];
+    double most = 0, off = 0, factor = 1;
+    replay r;
+    mix m;
+    int size;
+    d.method = golden_method(c);
+    if (start == NULL && (start = golden_find(c, "x_unit")) != NULL) factor = 80;
+    if (d.method == NULL || start == NULL || end == NULL) return 0;
+    if (!(golden_is(c, "coords", "vp") ? golden_table(c, &p, &d, points)
+                                       : golden_rho(c, &p, &d, points)))
+        return 0;
+    if (golden_number(c, "step.s_churn", 0) > 0) return 0; // asks before it adds the noise
+    d.eta = golden_number(c, "step.eta",
+                          golden_number(c, "opt.eta", golden_number(c, "eta", -1)));
+    r.noise = golden_find(c, "noise");
+    r.step = golden_find(c, "noise_step");
+    r.used = 0;
+    d.noise.fill = replay_noise;
+    d.noise.user = &r;
+    d.start = DF_START_GIVEN;
+    model = mix_model(&m, g, p, golden_prediction(c));
+    size = start->rows * start->cols;
+    for (int i = 0; i < size; i++) x[i] = (df_real)(factor * start->v[i]);
+    if (!check(df_sample(ctx, &model, &d, x, start->rows) == DF_OK, "%s: %s", c->name,
+               df_ctx_message(ctx)))
+        return 1;
+    for (int i = 0; i < size; i++) {
+        most = fmax(most, fabs(end->v[i]));
+        off = fmax(off, fabs((double)x[i] - end->v[i]));
+    }
+    check(off <= (DOUBLE_BUILD ? 1e-9 : 2e-5) * fmax(most, 1), "%s: off by %g of %g",
+          c->name, off, most);
+    return 1;
+}
+
+TEST(golden_trajectories) {
+    static const char *const files[] = {"diffusers_ddpm.txt",
+                                        "diffusers_ddim.txt",
+                                        "diffusers_euler_heun.txt",
+                                        "kdiffusion.txt",
+                                        "edm.txt",
+                                        "guided_diffusion.txt"};
+    static golden_case c;
+    int played = 0;
+    for (int i = 0; i < 6; i++) {
+        FILE *f = golden_open(files[i]);
+        check(f != NULL, "no %s in tests/golden", files[i]);
+        while (f && golden_read(f, &c)) {
+            int did = golden_play(&c);
+            played += did;
+            if (getenv("GOLDEN_VERBOSE"))
+                printf("%s %s\n", did ? "played" : "      ", c.name);
+            golden_free(&c);
+        }
+        if (f) fclose(f);
+    }
+    check(played >= 30, "only %d cases", played);
+}
+
+// ---- guidance ----
+
+typedef struct pair {
+    mix cond, uncond;
+    int calls, most;
+} pair;
+// Label 1: the conditional Gaussian; else the other.
+static int pair_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    pair *p = (pair *)self;
+    p->calls++;
+    if (q->n > p->most) p->most = q->n;
+    for (int i = 0; i < q->n; i++) {
+        df_query one = *q;
+        one.n = one.samples = 1;
+        one.x = q->x + i * q->dim;
+        one.t = q->t + i;
+        one.alpha = q->alpha + i;
+        one.sigma = q->sigma + i;
+        mix_predict(q->labels && q->labels[i] == 1 ? &p->cond : &p->uncond, c, &one,
+                    out + i * q->dim);
+    }
+    return 0;
+}
+static df_model pair_model(pair *p, df_process process, double cond, double uncond) {
+    df_model m = mix_model(&p->uncond, gaussian(0, uncond), process, DF_EPS);
+    mix_model(&p->cond, gaussian(0, cond), process, DF_EPS);
+    p->calls = p->most = 0;
+    m.predict = pair_predict;
+    m.self = p;
+    return m;
+}
+
+TEST(guidance_off_stacked_and_split) {
+    df_process process = df_process_vp(.1, 20);
+    static const int labels[5] = {1, 1, 0, 1, 1};
+    df_real want[5], x[5];
+    pair p;
+    df_model model = pair_model(&p, process, 1, 2), guided, alone;
+    df_sample_desc d = df_sample_defaults();
+    df_guidance g;
+    memset(&g, 0, sizeof g);
+    g.model = &model;
+    g.scale = 1;
+    guided = df_guidance_model(&g);
+    d.labels = labels;
+    d.steps = 6;
+    // scale 1 is the conditional model, one question a step
+    expect(df_sample(ctx, &model, &d, want, 5) == DF_OK);
+    p.calls = 0;
+    expect(df_sample(ctx, &guided, &d, x, 5) == DF_OK && p.calls == 6);
+    same_bits(x, want, sizeof x);
+    // scale 0 the unconditional one
+    d.labels = NULL;
+    expect(df_sample(ctx, &model, &d, want, 5) == DF_OK);
+    d.labels = labels;
+    g.scale = 0;
+    p.calls = 0;
+    expect(df_sample(ctx, &guided, &d, x, 5) == DF_OK && p.calls == 6);
+    same_bits(x, want, sizeof x);
+    // stacked: one question of 10 rows; apart: two of 5; cut by max_batch: the same bits
+    g.scale = 3.5;
+    p.calls = p.most = 0;
+    expect(df_sample(ctx, &guided, &d, want, 5) == DF_OK);
+    expect(p.calls == 6 && p.most == 10);
+    for (int k = 0; k < 4; k++) {
+        model.stackable = k != 0;
+        model.max_batch = k == 1 ? 9 : k == 2 ? 3 : 0;
+        guided = df_guidance_model(&g);
+        if (k == 3) guided.max_batch = 2;
+        p.calls = p.most = 0;
+        expect(df_sample(ctx, &guided, &d, x, 5) == DF_OK);
+        check(p.calls == (k < 2    ? 12
+                          : k == 2 ? 24
+                                   : 18) &&
+                  p.most == (k < 2    ? 5
+                             : k == 2 ? 3
+                                      : 4),
+              "%d: %d calls of %d", k, p.calls, p.most);
+        same_bits(x, want, sizeof x);
+    }
+    // another model as the unconditional one
+    alone = mix_model(&p.uncond, gaussian(0, 2), process, DF_EPS);
+    g.uncond = &alone;
+    guided = df_guidance_model(&g);
+    expect(df_sample(ctx, &guided, &d, x, 5) == DF_OK);
+    same_bits(x, want, sizeof x);
+}
+
+TEST(guidance_errors) {
+    df_process process = df_process_vp(.1, 20);
+    static const int labels[1] = {1};
+    static const char *const say[6] = {"labels",   "dim 1, uncond 2", "process",
+                                       "predicts", "native times",    "scale is nan"};
+    for (int k = 0; k < 6; k++) {
+        df_real x[1];
+        pair p;
+        df_model model = pair_model(&p, process, 1, 2), other = model, guided;
+        df_sample_desc d = df_sample_defaults();
+        df_guidance g;
+        g.model = &model;
+        g.uncond = k == 0 ? NULL : &other;
+        g.scale = k == 5 ? strtod("nan", NULL) : 3;
+        d.labels = k == 0 ? NULL : labels;
+        if (k == 1) other.dim = 2;
+        if (k == 2) other.process = df_process_flow();
+        if (k == 3) other.prediction = DF_V;
+        if (k == 4) other.time = df_time_affine(1000, 0);
+        guided = df_guidance_model(&g);
+        expect(df_sample(ctx, &guided, &d, x, 1) == DF_ERR_ARGUMENT);
+        check(strstr(df_ctx_message(ctx), say[k]) != NULL, "%d: %s", k,
+              df_ctx_message(ctx));
+    }
+}
+
+TEST(guidance_on_gaussians) {
+    // VE, cond N(0, 1), uncond N(0, 2) at t = 0, sigma^2 = t, scale 3: the marginal
+    // variances are v_c = 1 + t and v_u = 2 + t; dx/dt = x/2 (3/v_c - 2/v_u), whence
+    // var(0)/var(T) = (v_c(0)/v_c(T))^3 (v_u(T)/v_u(0))^2; T to infinity: 2^(1-3) = .25.
+    df_process process = df_process_edm(1e4);
+    static const int label = 1;
+    double points[2001], before = 1e4;
+    df_real x = 1;
+    pair p;
+    df_model model = pair_model(&p, process, 1, 2), guided;
+    df_sample_desc d = df_sample_defaults();
+    df_guidance g;
+    g.model = &model;
+    g.uncond = NULL;
+    g.scale = 3;
+    guided = df_guidance_model(&g);
+    for (int i = 0; i <= 2000; i++)
+        points[i] = i < 2000 ? before * pow(1e-7, i / 1999.0) : 0;
+    d.points = points;
+    d.points_count = 2001;
+    d.points_in = DF_POINTS_RHO;
+    d.method = "heun";
+    d.start = DF_START_GIVEN;
+    d.labels = &label;
+    x = (df_real)before; // one standard deviation
+    expect(df_sample(ctx, &guided, &d, &x, 1) == DF_OK);
+    near(x * x, .25, DOUBLE_BUILD ? 2e-5 : 1e-3);
+}
+
+int main(int argc, char **argv) {
+    test_begin(argc, argv);
+    ctx = context(2);
+    RUN(one_path_on_every_process);
+    RUN(one_end_for_every_prediction);
+    RUN(euler_is_ddim_and_ddim_1_is_ddpm);
+    RUN(orders_of_convergence);
+    RUN(moments_of_the_exponential_family);
+    RUN(moments_of_ddpm_large);
+    RUN(moments_of_euler_maruyama);
+    RUN(edm_churn_moments);
+    RUN(churn_is_the_forward_kernel_on_every_process);
+    RUN(alone_in_pieces_and_on_threads);
+    RUN(ask_and_answer_is_the_whole_loop);
+    RUN(input_scale_and_native_time_reach_the_model);
+    RUN(rows_say_what_is_so);
+    RUN(names);
+    RUN(a_row_of_ones_own);
+    RUN(starts);
+    RUN(callbacks_and_cancel);
+    RUN(clip_and_preview);
+    RUN(questions_name_their_samples);
+    RUN(nan_from_the_model_is_found);
+    RUN(nan_far_inside_a_large_array);
+    RUN(wrong_use_is_a_sentence);
+    RUN(singular_ends);
+    RUN(out_of_memory);
+    RUN(golden_trajectories);
+    RUN(guidance_off_stacked_and_split);
+    RUN(guidance_errors);
+    RUN(guidance_on_gaussians);
+    df_ctx_free(ctx);
+    return test_end();
+}
