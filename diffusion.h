@@ -476,10 +476,11 @@ DF_API const char *df_prediction_name(df_prediction prediction);
 DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction prediction,
                               const df_point *at, double row[2]);
 /* Coefficients of any conversion: to = cx x + cp from. SINGULAR where x and `from` do not
-   determine `to` (alpha = 0 for eps, sigma = 0 for x_0, ...). */
+   determine `to` (alpha = 0 for eps, sigma = 0 for x_0, ...), or so badly that its terms
+   would be 1/epsilon of df_real times the result. */
 DF_API df_result df_plane_map(df_ctx *ctx, const df_process *p, df_prediction from,
                               df_prediction to, const df_point *at, double *cx,
-                                  double *cp);
+                              double *cp);
 /* The conversion applied: x, in, out [n, dim], t [n]; out may be in. */
 DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_prediction from,
                                   df_prediction to, const double *t, int n, int dim,
@@ -629,7 +630,7 @@ struct df_sample_desc {
     const int *labels;       /* [n] or NULL, borrowed */
     const df_real *condition;      /* see df_query, borrowed */
     size_t condition_stride;
-    /* at the start (step 0) and after each step; not 0 ends the work, comes back unchanged */
+    /* at the start (step 0) and after each step; not 0 ends the work and comes back */
     int (*on_step)(void *user, const df_step_info *info);
     void *user;
 };
@@ -639,14 +640,18 @@ DF_API df_sample_desc df_sample_defaults(void);
    1e-3 (VP, sub-VP, cosine, flow, trig), 0 (VE), 1/T (table). */
 DF_API double df_process_t_min(const df_process *p);
 /* The points a descriptor means, decreasing in t, from t_max to the data point (or t_min).
-     "uniform"     t equally spaced          "lambda"       lambda equally spaced
-     ("exponential")
-     "quadratic"   sqrt t equally spaced     "karras"       (sigma/alpha)^(1/rho) equally
-     spaced "polyexponential"  log sigma/alpha = its range times u^rho, u equally spaced
-     "linspace", "leading", "trailing"  indices of a table, as diffusers' DDPM spaces them
+     "uniform"          t equally spaced
+     "quadratic"        sqrt t equally spaced
+     "lambda"           lambda equally spaced (also called "exponential")
+     "karras"           (sigma/alpha)^(1/rho) equally spaced (Karras et al. 2022, eq. 5)
+     "polyexponential"  log sigma/alpha = its range times u^rho, u equally spaced
+     "linspace", "leading", "trailing"   indices of a table, as diffusers' DDPM spaces them
    A rule that can reach the data point itself does so in N steps; the others take N points
-   down to t_min and add it. out [capacity], count = N + 1. Errors: ARGUMENT (unknown rule,
-   list that does not decrease, sigma/alpha infinite at t_max where the rule needs it). */
+   down to t_min and add it. Index rules need t_max = 1 and N <= T; with end = T_MIN they
+   add entry 0 unless it is there. The shift leaves pure noise and the last point where
+   they are; a list of your own is shifted too. out [capacity], count = points, N + 1 but
+   for that case. Errors: ARGUMENT (unknown rule, a list that does not decrease,
+   sigma/alpha infinite at t_max where the rule needs it). */
 DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
                          df_point *out, int capacity, int *count);
 DF_API const char *const *df_grid_names(int *count);
@@ -698,6 +703,7 @@ typedef struct df_sampler_row {
     int to_sigma0;           /* may end where sigma = 0 */
     int evaluates_end;       /* asks at the step's end (not at sigma = 0) */
     int batch_coupled;       /* a sample depends on its neighbours in the batch */
+    double eta, eta_max;     /* its own eta, and the most it takes; 0, 0: it has none */
     df_prediction wants;     /* what answers are converted to */
     int buffers;             /* [n, dim] arrays it needs, at most DF_BUFFERS */
     df_stage_fn stage;
@@ -784,11 +790,11 @@ struct df_tensor {
    in is NULL out, so that a graph is checked once, at its end (df_ctx_error). df_ctx_clear
    resumes. Shapes broadcast as in NumPy: aligned at the last axis, 1 stretches. */
 
-/* Step memory is a stack. A scope's end releases all that was made in it but y, which
-   moves: use the pointer returned. While recording, scopes keep everything. */
+/* Step memory is a stack. A scope's end releases all that was made in it but y (NULL:
+   nothing is kept), values and tangent, which moves: use the pointer returned. While
+   recording, scopes keep everything. */
 typedef struct df_scope { void *block; size_t used; } df_scope;
 DF_API df_scope df_scope_begin(df_ctx *ctx);
-/* y may be NULL */
 DF_API df_tensor *df_scope_end(df_ctx *ctx, df_scope scope, df_tensor *y);
 
 /* Recording. Between begin and end every operation on a tensor that needs a gradient goes
@@ -1163,13 +1169,13 @@ typedef struct df_train_desc {
                                 dimension [GLOBAL] */
     int batch;               /* [256] */
     int64_t steps;           /* [5000] */
-    double learning_rate;    /* [1e-3] */
+    double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
     double final_rate;       /* cosine decay to this fraction; 1: constant [.01] */
     double beta1, beta2, adam_eps, weight_decay;   /* [.9, .999, 1e-8, .01] */
     double clip;             /* most gradient norm; 0: off [1] */
     double ema;              /* decay of the average; 0: off [.999] */
-    int ema_warmup;          /* decay min(ema, (1+n)/(10+n)) [1] */
+    int ema_warmup;          /* decay 0 at first, then min(ema, (1+n)/(10+n)) [1] */
     double validation;       /* fraction held out [.05] */
     int64_t validate_every;  /* steps; 0: never [500] */
     double label_dropout;    /* probability of label -1 (classifier-free guidance) [0] */
@@ -1221,8 +1227,8 @@ DF_API double df_ema_warmup(double decay, int64_t n);
 /* A Gaussian mixture p_0 = sum_k w_k N(mu_k, S_k). On any process p_t is again one:
    M_k = alpha mu_k, C_k = alpha^2 S_k + sigma^2 I. All sums in double. */
 typedef struct df_mixture df_mixture;
-/* weights [K] > 0 (normalised), means [K, dim], covariances [K, dim, dim] symmetric,
-   positive semi-definite. All copied. NULL on failure. */
+/* weights [K] > 0 (normalised), means [K, dim], covariances [K, dim, dim], symmetric and
+   positive semi-definite to 1e-12 of their largest entry. All copied. NULL on failure. */
 DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *weights,
                                      const double *means, const double *covariances);
 DF_API void df_mixture_free(df_mixture *mixture);
@@ -1241,13 +1247,15 @@ DF_API df_result df_mixture_score(df_ctx *ctx, const df_mixture *m, const df_poi
 DF_API df_result df_mixture_posterior(df_ctx *ctx, const df_mixture *m,
                                       const df_point *at, int n, const df_real *x,
                                       df_real *mean, df_real *covariance /* or NULL */);
-/* Samples first .. first+n-1 of p_t: x [n, dim]. */
+/* Samples first .. first+n-1 of p_t: x [n, dim]; its draws are no sampler's, so that one
+   seed may serve both. */
 DF_API df_result df_mixture_sample(df_ctx *ctx, const df_mixture *m, const df_point *at,
                                    uint64_t seed,
                                    uint64_t first, int n, df_real *x);
-/* The exact model of this data on a process; answers PREDICT, JVP, VJP, LOG_DENSITY. */
+/* The exact model of this data on a process; answers PREDICT, JVP, VJP, LOG_DENSITY. The
+   view holds what the model asks of; it must outlive the model, and the mixture both. */
 typedef struct df_mixture_view {
-    const df_mixture *mixture;     /* must outlive the view, as must the view its model */
+    const df_mixture *mixture;
     df_process process;
     df_prediction prediction;
 } df_mixture_view;
@@ -1259,9 +1267,10 @@ DF_API df_model df_mixture_model(df_mixture_view *view);
 DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
                                        const df_real *b, int nb,
                                        int dim, int projections, uint64_t seed,
-                                           double *out);
-/* 2 E|a-b| - E|a-a'| - E|b-b'| (Szekely & Rizzo 2013), and MMD^2 with exp(-|x-y|^2/(2
-   h^2)), both unbiased (a pair of one sample with itself left out); cost na nb dim. */
+                                       double *out);
+/* 2 E|a-b| - E|a-a'| - E|b-b'| (Szekely & Rizzo 2013), and MMD^2 with the kernel
+   exp(-|x-y|^2/(2 bandwidth^2)), both unbiased (no sample is paired with itself), hence
+   sometimes negative; na, nb at least 2; cost na nb dim. */
 DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out);
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
@@ -1295,7 +1304,8 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
 #define DFI_MESSAGE 512        /* bytes of an error sentence, the final 0 included */
 
 #if defined(__GNUC__) || defined(__clang__)
-#define DFI_PRINTF(at, from) __attribute__((format(printf, at, from)))
+/* cold: what leads to an error is compiled for size, which also compiles faster */
+#define DFI_PRINTF(at, from) __attribute__((format(printf, at, from), cold))
 #define DFI_INLINE static inline __attribute__((always_inline, unused))
 #else
 #define DFI_PRINTF(at, from)
@@ -1373,9 +1383,7 @@ typedef struct dfi_kernels {
     void (*ema)(size_t n, df_real *average, const df_real *w, double decay); /* a = d a +
                                                                                 (1-d) w */
 
-    /* the matrix product's micro-kernel: see chapter 14 */
-    int mr, nr;
-    void (*tile)(size_t k, const df_real *a, const df_real *b, df_real *c);
+    const struct dfi_micro *micro;      /* the matrix product's innermost loop */
 } dfi_kernels;
 
 /* C[M,N] (+)= op(A) op(B), row-major with leading dimensions lda, ldb, ldc (elements).
@@ -3770,8 +3778,7 @@ struct df_sampler {
     df_result result;
 };
 
-DF_API df_sample_desc df_sample_defaults(void)
-{
+DF_API df_sample_desc df_sample_defaults(void) {
     df_sample_desc d;
     memset(&d, 0, sizeof d);
     d.cookie = DFI_COOKIE;
@@ -3796,8 +3803,7 @@ DF_API df_sample_desc df_sample_defaults(void)
 /* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
    question that holds the samples twice (guidance) is also cut where they begin again. */
 static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
-                         df_real *out)
-{
+                         df_real *out) {
     size_t dim = (size_t)q->dim, width = q->ask == DF_ASK_LOG_DENSITY ? 1 : dim;
     int most = model->max_batch; /* 0: any */
     if (most <= 0 || q->n <= most) return model->predict(model->self, ctx, q, out);
@@ -3846,16 +3852,14 @@ typedef struct dfi_sweep {
 } dfi_sweep;
 
 /* NaN passes both comparisons and stays; it was reported before. */
-static void dfi_clip(size_t n, df_real limit, df_real *x)
-{
+static void dfi_clip(size_t n, df_real limit, df_real *x) {
     for (size_t i = 0; i < n; i++) {
         df_real v = x[i] > limit ? limit : x[i];
         x[i] = v < -limit ? -limit : v;
     }
 }
 
-static void dfi_sweep_part(void *arg, int index)
-{
+static void dfi_sweep_part(void *arg, int index) {
     dfi_sweep *w = (dfi_sweep *)arg;
     size_t begin = (size_t)index * w->part;
     size_t end = w->size - begin < w->part ? w->size : begin + w->part;
@@ -3876,8 +3880,7 @@ static void dfi_sweep_part(void *arg, int index)
 }
 
 /* Runs the pass; returns the first bad element of `check`, or size. */
-static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w)
-{
+static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
     size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
     if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
     if (parts < 1 || ctx->threads < 2) parts = 1;
@@ -3894,8 +3897,7 @@ static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w)
 }
 
 /* First NaN or Inf of x [size], or size. */
-static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x)
-{
+static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
     dfi_sweep w;
     memset(&w, 0, offsetof(dfi_sweep, bad));
     w.size = size;
@@ -3905,8 +3907,7 @@ static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x)
 
 /* out = sum_j c[j] a[j] over whole arrays. */
 static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
-                        const df_real *const *a)
-{
+                        const df_real *const *a) {
     dfi_sweep w;
     memset(&w, 0, offsetof(dfi_sweep, bad));
     w.size = size;
@@ -3925,8 +3926,7 @@ static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const
 static df_sampler *dfi_sampler_of(df_stage *stage) { return (df_sampler *)(void *)stage; }
 
 /* Ends the run with a sentence that says where it stood; `why` may be the context's. */
-static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why)
-{
+static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why) {
     char copy[DFI_MESSAGE];
     size_t length = strlen(why);
     if (length >= sizeof copy) length = sizeof copy - 1;
@@ -3941,8 +3941,7 @@ static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why
 
 /* The same for NaN and Inf: which number of which array stands where. */
 static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df_real *x,
-                                       size_t at)
-{
+                                       size_t at) {
     df_stage *st = &s->stage;
     s->phase = DFI_PHASE_DONE;
     s->result = dfi_fail(
@@ -3954,8 +3953,7 @@ static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df
     return s->result;
 }
 
-DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x)
-{
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
     s->at = *at;
     s->asked = x;
     dfi_sampler_of(s)->phase = DFI_PHASE_READY;
@@ -3963,14 +3961,12 @@ DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x)
 }
 
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
-                             const df_real *const *a)
-{
+                             const df_real *const *a) {
     dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, count, c, a);
 }
 
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
-                                df_rates *out)
-{
+                                df_rates *out) {
     df_result r = df_process_rates(s->ctx, s->process, at->t, want, out);
     return r == DF_OK ? r : dfi_sampler_fail(dfi_sampler_of(s), r, s->ctx->message);
 }
@@ -3982,8 +3978,7 @@ typedef struct dfi_noise_job {
     size_t dim;
     df_real *out;
 } dfi_noise_job;
-static void dfi_noise_row(void *arg, int row)
-{
+static void dfi_noise_row(void *arg, int row) {
     dfi_noise_job *j = (dfi_noise_job *)arg;
     df_random_normal(j->seed, j->first_sample + (uint64_t)row, j->draw, j->dim,
                      j->out + (size_t)row * j->dim);
@@ -3991,8 +3986,7 @@ static void dfi_noise_row(void *arg, int row)
 
 /* The next draw of every sample, keyed by the sample, not by its place in the batch. */
 static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_point to,
-                                   df_real *out)
-{
+                                   df_real *out) {
     const df_sample_desc *d = &s->desc;
     uint32_t draw = s->draw++;
     if (d->noise.fill) {
@@ -4023,8 +4017,7 @@ static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_po
     return DF_OK;
 }
 
-DF_API df_result df_stage_noise(df_stage *s, df_real *out)
-{
+DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
     return dfi_sampler_noise(dfi_sampler_of(s), s->step, s->from, s->to, out);
 }
 
@@ -4032,8 +4025,7 @@ DF_API df_result df_stage_noise(df_stage *s, df_real *out)
 
 /* x = a x + b y, and with noise c z: what every one-answer sampler below ends with. The
    noise is not drawn where it would count nothing. */
-static df_next dfi_stage_finish(df_stage *s, double a, double b, double c)
-{
+static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
     double coefficient[3];
     const df_real *array[3];
     coefficient[0] = a;
@@ -4054,8 +4046,7 @@ static df_next dfi_stage_finish(df_stage *s, double a, double b, double c)
      variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
                 sigma_st^2                     LARGE: right if the data is N(0, I)
    and none of it into sigma_t = 0. */
-static df_next dfi_stage_ddpm(df_stage *s)
-{
+static df_next dfi_stage_ddpm(df_stage *s) {
     double ratio = s->from.alpha / s->to.alpha, back = s->to.sigma / s->from.sigma;
     double var =
         fmax(s->from.sigma * s->from.sigma - ratio * ratio * s->to.sigma * s->to.sigma, 0);
@@ -4071,8 +4062,7 @@ static df_next dfi_stage_ddpm(df_stage *s)
      shat = eta sigma_t sqrt(1 - e^-2h),   e^-h = alpha_s sigma_t/(alpha_t sigma_s)
    eps = (x - alpha_s x_0)/sigma_s is put in, so that nothing is infinite at alpha_s = 0 or
    sigma_t = 0. eta = 1 is ddpm with SMALL variance, on every process. */
-static df_next dfi_ddim_step(df_stage *s, double eta)
-{
+static df_next dfi_ddim_step(df_stage *s, double eta) {
     double e = s->from.alpha * s->to.sigma / (s->to.alpha * s->from.sigma); /* e^-h */
     double fresh = fmax(1 - e * e, 0);
     double a = s->to.sigma * sqrt(fmax(1 - eta * eta * fresh, 0)) / s->from.sigma;
@@ -4089,8 +4079,7 @@ static df_next dfi_stage_euler(df_stage *s) { return dfi_ddim_step(s, 0); }
 /* heun: the trapezium rule in rho (Karras et al. 2022, alg. 1): an Euler step, the slope
    asked again where it arrived, and half the difference of the slopes added. The step into
    sigma = 0 stays Euler's, whose end is x_0 itself. */
-static df_next dfi_stage_heun(df_stage *s)
-{
+static df_next dfi_stage_heun(df_stage *s) {
     double h = s->to.sigma / s->to.alpha - s->from.sigma / s->from.alpha; /* < 0 */
     double c[3];
     const df_real *a[3];
@@ -4114,8 +4103,7 @@ static df_next dfi_stage_heun(df_stage *s)
 
 /* euler_t: x += (t - s) u in plain time, u = dx/dt the velocity. Differs from euler unless
    rho is linear in t. Finite wherever u is. */
-static df_next dfi_stage_euler_t(df_stage *s)
-{
+static df_next dfi_stage_euler_t(df_stage *s) {
     return dfi_stage_finish(s, 1, s->to.t - s->from.t, 0);
 }
 
@@ -4123,8 +4111,7 @@ static df_next dfi_stage_euler_t(df_stage *s)
    = s - t > 0:  x_t = x - [f x - (1 + eta^2)/2 g^2 score] dt + eta g sqrt(dt) z. Its noise
    would stand unremoved in the result of a step into sigma = 0, which is therefore taken
    without (as Song et al. 2021 end with the mean). */
-static df_next dfi_stage_euler_maruyama(df_stage *s)
-{
+static df_next dfi_stage_euler_maruyama(df_stage *s) {
     double dt = s->from.t - s->to.t, eta = s->desc->eta;
     df_rates rates;
     if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
@@ -4138,37 +4125,27 @@ static df_next dfi_stage_euler_maruyama(df_stage *s)
    buffers, stage */
 static const df_sampler_row dfi_sampler_rows[] = {
     {"ddpm", "ancestral", "Ho et al. 2020",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, DF_X0, 1, dfi_stage_ddpm},
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, DF_X0, 1, dfi_stage_ddpm},
     {"ddim", "", "Song, Meng & Ermon 2021",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, DF_X0, 1, dfi_stage_ddim},
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1, DF_X0, 1, dfi_stage_ddim},
     {"euler", "k_euler euler_discrete", "Karras et al. 2022, alg. 1, uncorrected",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, DF_X0, 0, dfi_stage_euler},
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_X0, 0, dfi_stage_euler},
     {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, DF_EPS, 1, dfi_stage_heun},
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, 0, DF_EPS, 1, dfi_stage_heun},
     {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
-     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
+     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
     {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, DF_SCORE, 1, dfi_stage_euler_maruyama},
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1, dfi_stage_euler_maruyama},
 };
 enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
 
-/* The most eta a method takes (0: it has none), and its own, taken for eta < 0. */
-static double dfi_eta_most(const df_sampler_row *row, double *own)
-{
-    int sde = row->stage == dfi_stage_euler_maruyama;
-    *own = sde;
-    return sde ? DBL_MAX : row->stage == dfi_stage_ddim ? 1 : 0;
-}
-
-DF_API const df_sampler_row *df_sampler_rows(int *count)
-{
+DF_API const df_sampler_row *df_sampler_rows(int *count) {
     if (count) *count = DFI_SAMPLER_ROWS;
     return dfi_sampler_rows;
 }
 
 /* Is `name` one of the words of `words`? */
-static int dfi_word_in(const char *words, const char *name, size_t length)
-{
+static int dfi_word_in(const char *words, const char *name, size_t length) {
     while (*words) {
         size_t n = strcspn(words, " ");
         if (n > 0 && n == length && memcmp(words, name, n) == 0) return 1;
@@ -4178,8 +4155,7 @@ static int dfi_word_in(const char *words, const char *name, size_t length)
 }
 
 /* Letters to insert, delete or change to make one word of the other (Levenshtein 1966). */
-static int dfi_edit_distance(const char *a, const char *b)
-{
+static int dfi_edit_distance(const char *a, const char *b) {
     int row[33];
     int n = (int)strlen(b);
     if (n > 32) n = 32;
@@ -4198,8 +4174,7 @@ static int dfi_edit_distance(const char *a, const char *b)
 }
 
 /* Exact names and aliases; else the three names with the fewest letters to change. */
-DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name)
-{
+DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
     const df_sampler_row *rows = dfi_sampler_rows;
     int best[3] = {-1, -1, -1}, distance[3] = {0, 0, 0};
     if (name == NULL) {
@@ -4232,8 +4207,7 @@ DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name)
 
 /* Names of the samplers that can do what one cannot, for its error. column: 0 start at
    alpha = 0, 1 end at sigma = 0. */
-static const char *dfi_sampler_names(int column, char *out, size_t capacity)
-{
+static const char *dfi_sampler_names(int column, char *out, size_t capacity) {
     size_t used = 0;
     out[0] = 0;
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
@@ -4253,8 +4227,7 @@ static const char *dfi_sampler_names(int column, char *out, size_t capacity)
 
 /* What a wrong model, row or setting says: the number found and the one wanted. */
 static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df_real *x,
-                                        int n)
-{
+                                        int n) {
     if (m == NULL || m->cookie != DFI_COOKIE)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: the model was not made by "
@@ -4274,8 +4247,7 @@ static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df
     return df_process_check(ctx, &m->process);
 }
 
-static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row)
-{
+static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
     if (row->name == NULL || row->stage == NULL || row->buffers < 0 ||
         row->buffers > DF_BUFFERS || (int)row->wants < 0 ||
         row->wants >= DF_PREDICTION_COUNT)
@@ -4289,13 +4261,12 @@ static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row)
 /* eta means another thing in each method (DDIM's fraction of the posterior's noise, the
    family's multiple of the SDE's): a method without one refuses it. */
 static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
-                                      const df_sampler_row *row)
-{
-    double own, most = dfi_eta_most(row, &own);
+                                      const df_sampler_row *row) {
+    double most = row->eta_max;
     if (dfi_nonfinite(d->eta))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta is %s",
                         dfi_nonfinite_name(d->eta));
-    if (d->row || d->eta < 0 || (most > 0 && d->eta <= most)) return DF_OK;
+    if (d->eta < 0 || (most > 0 && d->eta <= most)) return DF_OK;
     if (most > 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
@@ -4307,8 +4278,7 @@ static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
 
 /* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. */
 static df_result dfi_sample_check_churn(df_ctx *ctx, const df_sample_desc *d,
-                                        const df_sampler_row *row)
-{
+                                        const df_sampler_row *row) {
     if (dfi_nonfinite(d->churn) || d->churn < 0 || dfi_nonfinite(d->churn_noise) ||
         d->churn_noise < 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -4329,8 +4299,7 @@ static df_result dfi_sample_check_churn(df_ctx *ctx, const df_sample_desc *d,
 
 /* Settings that do not go with the method, and numbers out of range. */
 static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
-                                         const df_sampler_row *row)
-{
+                                         const df_sampler_row *row) {
     df_result r = dfi_sample_check_eta(ctx, d, row);
     if (r == DF_OK) r = dfi_sample_check_churn(ctx, d, row);
     if (r != DF_OK) return r;
@@ -4355,8 +4324,7 @@ static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
    jump in sigma at no change of t, which a method in t would not see. */
 static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                                        const df_sampler_row *row, const df_point *grid,
-                                       int steps)
-{
+                                       int steps) {
     char names[192];
     const df_point *first = &grid[0], *last = &grid[steps];
     if (first->alpha <= 0 && !row->from_alpha0)
@@ -4383,23 +4351,20 @@ typedef struct dfi_cut {
     char *base;
     size_t used;
 } dfi_cut;
-static void *dfi_cut_take(dfi_cut *cut, size_t bytes)
-{
+static void *dfi_cut_take(dfi_cut *cut, size_t bytes) {
     size_t at = cut->used;
     cut->used = bytes > SIZE_MAX / 2
                     ? SIZE_MAX
                     : dfi_plus(at, (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN);
     return cut->base ? cut->base + at : NULL;
 }
-static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, int wanted)
-{
+static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, int wanted) {
     return wanted ? (df_real *)dfi_cut_take(cut, dfi_mul(s->size, sizeof(df_real))) : NULL;
 }
 
 /* One allocation, so one failure to handle and one free. Arrays a run does not need
    (scaled input, preview) are not there. Returns the bytes. */
-static size_t dfi_sampler_layout(df_sampler *s, char *base)
-{
+static size_t dfi_sampler_layout(df_sampler *s, char *base) {
     size_t n = (size_t)s->stage.n;
     dfi_cut cut;
     cut.base = base;
@@ -4419,18 +4384,15 @@ static size_t dfi_sampler_layout(df_sampler *s, char *base)
     return cut.used;
 }
 
-DF_API void df_sampler_free(df_sampler *s)
-{
+DF_API void df_sampler_free(df_sampler *s) {
     if (s) dfi_delete(s->stage.ctx, s, s->bytes);
 }
 
 /* Everything but the arrays, in a sampler on the stack. The steps are at most as many. */
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
-                                  const df_sample_desc *d, df_real *x, int n)
-{
+                                  const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
-    double own;
     int steps = d->points ? d->points_count - 1 : d->steps;
     if (r != DF_OK) return r;
     if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
@@ -4446,8 +4408,7 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     s->model = *model;
     s->desc = *d;
     s->row = *row;
-    dfi_eta_most(row, &own);
-    if (d->row == NULL && d->eta < 0) s->desc.eta = own;
+    if (d->eta < 0) s->desc.eta = row->eta;
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
     s->stage.ctx = ctx;
     s->stage.n = n;
@@ -4460,8 +4421,7 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
 /* Checks come first and allocate nothing; the grid is made in the sampler's own memory,
    and only then is it known whether the method can touch its ends. */
 DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
-                                     const df_sample_desc *desc, df_real *x, int n)
-{
+                                     const df_sample_desc *desc, df_real *x, int n) {
     df_sampler plan, *s;
     df_sample_desc d = desc ? *desc : df_sample_defaults();
     int count = 0;
@@ -4499,8 +4459,7 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
 /* ---- the loop ---- */
 
 /* data = mean + scale x and back, each of 1 or dim elements (NULL: 0 and 1). */
-static void dfi_sampler_rescale(df_sampler *s, int to_data)
-{
+static void dfi_sampler_rescale(df_sampler *s, int to_data) {
     const df_model *m = &s->model;
     size_t dim = (size_t)s->stage.dim;
     if (m->mean == NULL && m->scale == NULL) return;
@@ -4515,8 +4474,7 @@ static void dfi_sampler_rescale(df_sampler *s, int to_data)
 /* x at the grid's first point: sigma z (the process's own prior: its mean, alpha E[x_0],
    is left out), the caller's own x, or alpha data + sigma z. The start is draw 0, so the
    same seed starts the same sample whatever the method. */
-static df_result dfi_sampler_start(df_sampler *s)
-{
+static df_result dfi_sampler_start(df_sampler *s) {
     df_stage *st = &s->stage;
     df_point at = s->grid[0];
     double c[2];
@@ -4541,8 +4499,7 @@ static df_result dfi_sampler_start(df_sampler *s)
 /* Churn (Karras et al. 2022, alg. 2): the exact forward kernel from rho to rho_hat =
    (1 + gamma) rho, at most the process's end; the step then starts there.
      x_hat = (alpha_hat/alpha) x + alpha_hat sqrt(rho_hat^2 - rho^2) S_noise z */
-static df_result dfi_sampler_churn(df_sampler *s)
-{
+static df_result dfi_sampler_churn(df_sampler *s) {
     df_stage *st = &s->stage;
     double gamma = fmin(s->desc.churn / st->steps, sqrt(2.0) - 1), rho, rho_hat, c[2];
     const df_real *a[2];
@@ -4566,8 +4523,7 @@ static df_result dfi_sampler_churn(df_sampler *s)
 
 /* Step number stage.step: its ends, churn, and the first question, always at `from`. A
    stage sees the point after churn as its `from` and need not know of churn. */
-static df_result dfi_sampler_begin(df_sampler *s)
-{
+static df_result dfi_sampler_begin(df_sampler *s) {
     df_stage *st = &s->stage;
     st->from = s->grid[st->step];
     st->to = s->grid[st->step + 1];
@@ -4579,8 +4535,7 @@ static df_result dfi_sampler_begin(df_sampler *s)
 
 /* The question about stage.asked at stage.at, in the model's own time and input scale. All
    rows stand at one point today; the arrays are per row because models must not care. */
-static df_result dfi_sampler_question(df_sampler *s)
-{
+static df_result dfi_sampler_question(df_sampler *s) {
     df_stage *st = &s->stage;
     const df_model *m = &s->model;
     df_query *q = &s->query;
@@ -4615,8 +4570,7 @@ static df_result dfi_sampler_question(df_sampler *s)
 /* One pass of a conversion cx x + cp in at the question's point, into out. Where x does
    not enter it is not read, and where nothing changes nothing is written. */
 static size_t dfi_sampler_map(df_sampler *s, double cx, double cp, const df_real *in,
-                              const df_real *check, double clip, df_real *out)
-{
+                              const df_real *check, double clip, df_real *out) {
     dfi_sweep w;
     memset(&w, 0, offsetof(dfi_sweep, bad));
     w.size = s->size;
@@ -4633,8 +4587,7 @@ static size_t dfi_sampler_map(df_sampler *s, double cx, double cp, const df_real
 
 /* The model's answer becomes row->wants in stage.answer (`out` may be that very array);
    clipping goes through x_0, and what is wanted is derived from the clipped x_0 again. */
-static df_result dfi_sampler_convert(df_sampler *s, const df_real *out)
-{
+static df_result dfi_sampler_convert(df_sampler *s, const df_real *out) {
     df_stage *st = &s->stage;
     double cx, cp, clip = s->desc.clip;
     df_prediction to = clip > 0 ? DF_X0 : s->row.wants;
@@ -4659,8 +4612,7 @@ static df_result dfi_sampler_convert(df_sampler *s, const df_real *out)
 
 /* on_step: x stands at stage.at after stage.step steps (0: the start, no x_0 yet). The
    callback's own code ends the run and comes back as it is. */
-static df_result dfi_sampler_tell(df_sampler *s)
-{
+static df_result dfi_sampler_tell(df_sampler *s) {
     df_stage *st = &s->stage;
     df_step_info info;
     if (s->desc.on_step == NULL) return DF_OK;
@@ -4680,8 +4632,7 @@ static df_result dfi_sampler_tell(df_sampler *s)
 
 /* x stands at stage.to: tell, then the next step, or the end, where samples take the
    data's units. A NaN or Inf of the sampler's own making is found here at the latest. */
-static df_result dfi_sampler_stepped(df_sampler *s)
-{
+static df_result dfi_sampler_stepped(df_sampler *s) {
     df_stage *st = &s->stage;
     size_t bad;
     st->at = st->to;
@@ -4698,8 +4649,7 @@ static df_result dfi_sampler_stepped(df_sampler *s)
 
 /* The start is made here and not in df_sampler_create, so that a failing noise hook can be
    told from a wrong argument. Cancelling is seen between questions. */
-DF_API int df_sampler_next(df_sampler *s, df_query *q)
-{
+DF_API int df_sampler_next(df_sampler *s, df_query *q) {
     if (s == NULL || q == NULL || s->phase == DFI_PHASE_DONE) return 0;
     if (dfi_cancelled(s->stage.ctx)) {
         dfi_sampler_fail(s, DF_CANCELLED, "cancelled");
@@ -4720,8 +4670,7 @@ DF_API int df_sampler_next(df_sampler *s, df_query *q)
 /* One answer: converted, counted, handed to the stage; what the stage says decides. A
    helper that failed within the stage has left its code in `result`, which goes before
    all. */
-DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out)
-{
+DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
     df_next next;
     if (s == NULL) return DF_ERR_ARGUMENT;
     if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
@@ -4742,14 +4691,12 @@ DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out)
                             : s->stage.ctx->message);
 }
 
-DF_API df_result df_sampler_result(const df_sampler *s)
-{
+DF_API df_result df_sampler_result(const df_sampler *s) {
     return s ? s->result : DF_ERR_ARGUMENT;
 }
 
 DF_API void df_sampler_progress(const df_sampler *s, int *step, int *steps,
-                                int *evaluations)
-{
+                                int *evaluations) {
     if (step) *step = s->stage.step;
     if (steps) *steps = s->stage.steps;
     if (evaluations) *evaluations = s->evaluations;
@@ -4757,8 +4704,7 @@ DF_API void df_sampler_progress(const df_sampler *s, int *step, int *steps,
 
 /* The model writes into stage.answer itself and is converted there: no array between. */
 DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
-                           df_real *x, int n)
-{
+                           df_real *x, int n) {
     df_sampler *s = df_sampler_create(ctx, model, desc, x, n);
     df_result r;
     df_query q;
@@ -4797,8 +4743,7 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
    ------------------------------------------------------------------------------------- */
 
 /* Two models may answer one question only if they would be asked the same. */
-static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_query *q)
-{
+static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_query *q) {
     const df_model *a = g->model, *b = g->uncond;
     const char *what = NULL;
     if (a == NULL || a->predict == NULL || (b && b->predict == NULL))
@@ -4842,16 +4787,14 @@ static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_
 }
 
 /* in [n] twice: out [2n]. */
-static void dfi_repeat(const double *in, int n, double *out)
-{
+static void dfi_repeat(const double *in, int n, double *out) {
     memcpy(out, in, (size_t)n * sizeof *in);
     memcpy(out + n, in, (size_t)n * sizeof *in);
 }
 
 /* Both questions as one of 2n rows, labelled first: out [2n, dim]. */
 static df_result dfi_guidance_stacked(df_ctx *ctx, const df_model *m, const df_query *q,
-                                      df_real *out)
-{
+                                      df_real *out) {
     size_t n = (size_t)q->n, row = dfi_mul((size_t)q->dim, sizeof(df_real)),
            all = dfi_mul(n, row);
     int vectors = q->v != NULL;
@@ -4885,8 +4828,7 @@ static df_result dfi_guidance_stacked(df_ctx *ctx, const df_model *m, const df_q
 
 /* The question without its class: null labels, or another model that knows none. */
 static df_result dfi_guidance_uncond(df_ctx *ctx, const df_guidance *g, const df_query *q,
-                                     df_real *out)
-{
+                                     df_real *out) {
     df_query bare = *q;
     int *labels;
     if (g->uncond) {
@@ -4905,8 +4847,7 @@ static df_result dfi_guidance_uncond(df_ctx *ctx, const df_guidance *g, const df
 /* Asks both ways and combines. One question where the model can take it; each row of a
    batch is answered alone, so this changes no digit. */
 static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_query *q,
-                                   df_real *out)
-{
+                                   df_real *out) {
     const df_model *m = g->model;
     size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
     int each_has_condition = q->condition && q->condition_stride > 0;
@@ -4933,8 +4874,7 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     return DF_OK;
 }
 
-static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out)
-{
+static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
     const df_guidance *g = (const df_guidance *)self;
     df_result r = dfi_guidance_check(ctx, g, q);
     df_scope mark;
@@ -4947,8 +4887,7 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
     return r;
 }
 
-DF_API df_model df_guidance_model(df_guidance *guidance)
-{
+DF_API df_model df_guidance_model(df_guidance *guidance) {
     df_model m = guidance->model ? *guidance->model : df_model_defaults();
     unsigned linear =
         DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP; /* combine as predictions do */
@@ -7037,9 +6976,9 @@ enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
 typedef struct dfi_net_kind {
     const char *name;
     df_forward_fn forward;
-    df_result (*build)(df_ctx *ctx,
-                       df_net *net); /* checks the configuration, adds parameters */
-    int rows;                        /* most samples of one question */
+    /* checks the configuration and adds the parameters; also says what a file must hold */
+    df_result (*build)(df_ctx *ctx, df_net *net);
+    int rows; /* most samples of one question, so that memory stays bounded */
 } dfi_net_kind;
 
 struct df_net {
@@ -7077,6 +7016,9 @@ static void *dfi_net_copy(df_ctx *ctx, const df_net *net, const void *data, size
     return copy;
 }
 
+/* A net without parameters; `row` is NULL for a user's own kind. Its memory comes from the
+   context's hooks but is not the context's: a net may be trained in one and sampled in
+   many. */
 static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *shape,
                             const dfi_net_kind *row, df_forward_fn forward,
                             uint64_t seed) {
@@ -7206,6 +7148,8 @@ static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
     return 1;
 }
 
+/* The one way in which a parameter comes to be: appended to table and array, then drawn,
+   or read if the net is made from a file. */
 static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                        const int *shape, df_init init, double fan_in, double fan_out) {
     int elements = ndim < 1 || ndim > DF_AXES ? 0 : dfi_net_elements(ndim, shape);
@@ -7284,6 +7228,8 @@ DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int 
     return dfi_net_make(ctx, kind, ndim, shape, NULL, forward, seed);
 }
 
+/* Integers, so that a checkpoint can keep them without knowing what they mean:
+   widths, numbers of heads, indices of parameters. */
 DF_API void df_net_set(df_net *net, int slot, int value) {
     if (slot >= 0 && slot < DFI_NET_SLOTS) net->config[slot] = value;
 }
@@ -7291,6 +7237,7 @@ DF_API int df_net_get(const df_net *net, int slot) {
     return slot >= 0 && slot < DFI_NET_SLOTS ? net->config[slot] : 0;
 }
 
+/* Reading a net from outside. */
 DF_API const char *df_net_kind(const df_net *net) { return net->kind; }
 DF_API int df_net_dim(const df_net *net) { return net->dim; }
 DF_API int df_net_classes(const df_net *net) {
@@ -7326,6 +7273,7 @@ static int dfi_layer_part(df_ctx *ctx, df_net *net, const char *name, const char
     return dfi_net_add(ctx, net, full, ndim, shape, init, in, out);
 }
 
+/* Weight [out, in, area...] and bias [out]. */
 static int dfi_layer_affine(df_ctx *ctx, df_net *net, const char *name, int ndim,
                             const int *shape, df_init init) {
     double area = 1;
@@ -7373,6 +7321,8 @@ DF_API int df_layer_embedding(df_ctx *ctx, df_net *net, const char *name, int ro
 
 /* ---- running ----------------------------------------------------------------------- */
 
+/* A run is a value, made for one pass: the net stays const, and what differs between
+   training and use (which weights, whether gradients are wanted) stands in the run. */
 DF_API df_run df_run_defaults(df_ctx *ctx, const df_net *net) {
     df_run run;
     memset(&run, 0, sizeof run);
@@ -7427,6 +7377,8 @@ static int dfi_net_bad_label(const df_net *net, int n, const int *labels) {
     return n;
 }
 
+/* Checks what goes in and what comes out, so that a forward pass need not. Its temporaries
+   end with its scope; under recording all stay, because backward reads them. */
 DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                              const int *labels) {
     const df_net *net = run->net;
@@ -7472,8 +7424,7 @@ enum { DFI_MLP_WIDTH, DFI_MLP_DEPTH, DFI_MLP_EMBED };
 enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
 
 /* c = [cos(s t f_k), sin(s t f_k)] + E[label],  f_k = period^(-k/half)
-   h = SiLU(W_in [x, c] + b_in);  D times h = h + SiLU(W_i h + b_i);  y = W_out h +
-   b_out */
+   h = SiLU(W_in [x, c] + b_in);  D times: h += SiLU(W_i h + b_i);  y = W_out h + b_out */
 static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
                                   const int *labels) {
     df_ctx *ctx = run->ctx;
@@ -7552,6 +7503,8 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
     return d;
 }
 
+/* The descriptor becomes configuration, from which build makes the rest, as it does for a
+   file. */
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_mlp_desc d = df_mlp_defaults();
     const dfi_net_kind *row = dfi_net_kind_find("mlp");
@@ -7615,6 +7568,7 @@ static df_result dfi_card_check(df_ctx *ctx, const df_card *card) {
     return DF_OK;
 }
 
+/* The new table is copied before the old one goes: the card may be the net's own. */
 DF_API df_result df_net_set_card(df_ctx *ctx, df_net *net, const df_card *card) {
     df_result result = dfi_card_check(ctx, card);
     double *table = NULL;
@@ -7695,6 +7649,7 @@ static df_result dfi_net_answer_in(const df_net *net, df_ctx *ctx, const df_quer
     return DF_OK;
 }
 
+/* A wrong question is an ordinary error, said before any tensor operation could stick. */
 static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
     const df_net *net = (const df_net *)self;
     int bad = dfi_net_bad_label(net, q->n, q->labels);
@@ -7745,7 +7700,7 @@ DF_API df_model df_net_model(const df_net *net) {
     return m;
 }
 
-/* ---- checkpoints ----------------------------------------------------------------------
+/* ---- checkpoints --------------------------------------------------------------------
 
    A safetensors file: the parameters by name, "average.NAME" if there is an average,
    "process.log_abar" for a table, "data.mean" and "data.scale" for the scaling, and
@@ -7814,6 +7769,7 @@ static void dfi_text_ints(dfi_texts *s, const char *key, int count, const int *v
     dfi_text_add(s, key, "%s", list);
 }
 
+/* Everything about a net that is not an array. */
 static void dfi_net_texts(const df_net *net, dfi_texts *s) {
     const df_card *c = &net->card;
     const df_process *p = &c->process;
@@ -8053,6 +8009,7 @@ static double *dfi_net_doubles(const dfi_net_file *f, const char *name, int *n) 
     return values;
 }
 
+/* The card, each part by name; df_net_set_card then judges the numbers. */
 static df_result dfi_net_read_card(const dfi_net_file *f, df_net *net) {
     df_card card = df_card_defaults();
     double numbers[4];
@@ -8091,6 +8048,7 @@ static df_result dfi_net_read_card(const dfi_net_file *f, df_net *net) {
                              "or another part of the card has a value out of range");
 }
 
+/* Both or none, of one element or of a sample's number. */
 static df_result dfi_net_read_scaling(const dfi_net_file *f, df_net *net) {
     int n, m = 0;
     double *mean = dfi_net_doubles(f, "data.mean", &n);
@@ -8106,6 +8064,7 @@ static df_result dfi_net_read_scaling(const dfi_net_file *f, df_net *net) {
                : dfi_net_bad(f, "data.scale", "or 'data.mean' has a value out of range");
 }
 
+/* The average is there for all parameters or for none; the first one tells. */
 static df_result dfi_net_read_average(const dfi_net_file *f, df_net *net) {
     char name[DFI_NET_NAME + 16];
     snprintf(name, sizeof name, "average.%s", net->param[0].name);
@@ -8243,6 +8202,7 @@ static void dfi_net_take(df_net *net, df_net *loaded) {
     df_net_free(loaded);
 }
 
+/* The file is read into a net of its own first: a bad one leaves `net` as it was. */
 DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
     dfi_net_file f = dfi_net_open(ctx, "df_net_load_into", source);
     if (f.file == NULL) return ctx->code;
@@ -8294,17 +8254,14 @@ struct df_trainer {
     const df_real *data;    /* [n, dim] borrowed, in its own units */
     const int *labels;      /* [n] or NULL, borrowed */
     int n, dim, held, kept; /* rows in all, held out, trained on */
-
     size_t reals_size, ints_size; /* bytes of the two allocations, at m and at order */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
-
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
     df_real *x, *target;    /* [batch, dim] */
     df_real *t, *w;         /* [batch] native times, weights */
     int *rows, *row_labels; /* [batch] */
-
     int64_t step;    /* steps done */
     double loss_sum; /* since the last report */
     int64_t loss_count;
@@ -8512,8 +8469,7 @@ static void dfi_shuffle(uint64_t seed, uint64_t sample, int n, int *list) {
 }
 
 /* The row of data that item k trains on: epoch k / kept walks all rows in an order of its
-   own. A batch that reaches the end of one epoch goes on into the next, so none is
-   short. */
+   own. A batch that reaches the end of an epoch goes on into the next: none is short. */
 static int dfi_train_row(df_trainer *tr, int64_t k) {
     int64_t epoch = k / tr->kept;
     if (epoch != tr->epoch) {
@@ -8702,7 +8658,7 @@ DF_API df_train_desc df_train_defaults(void) {
     d.scaling = DF_SCALING_GLOBAL;
     d.batch = 256;
     d.steps = 5000;
-    d.learning_rate = 1e-3;
+    d.learning_rate = 2e-3;
     d.warmup = 100;
     d.final_rate = 0.01;
     d.beta1 = 0.9;
@@ -8868,8 +8824,7 @@ static df_result dfi_train_average(df_trainer *tr) {
     net->average = NULL;
     if (!(tr->desc.ema > 0)) return DF_OK;
     net->average = (df_real *)dfi_net_copy(tr->ctx, net, net->weights, bytes);
-    if (net->average == NULL) return DF_ERR_MEMORY;
-    return DF_OK;
+    return net->average != NULL ? (df_result)DF_OK : (df_result)DF_ERR_MEMORY;
 }
 
 /* The rest of creation; on failure the caller frees. */
@@ -8938,9 +8893,8 @@ static double dfi_train_clock(void) {
 #endif
 }
 
-/* Held-out rows by the same density of times and weighting, with draws of their own that
-   are the same every time; the average, if any. Chunks of a batch, so memory is
-   bounded. */
+/* Held-out rows by the same density and weighting, with draws of their own that are the
+   same every time; the average, if any. In batches, so memory is bounded. */
 DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
     df_ctx *ctx = tr->ctx;
     double sum = 0;
@@ -9028,7 +8982,7 @@ DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
 
 /* ---- saving and resuming ----------------------------------------------------------- */
 
-/* FNV-1a over the bytes of data, labels and table: enough to notice another array. */
+/* FNV-1a over the bytes of data and labels: enough to notice another array. */
 static uint64_t dfi_fnv(uint64_t hash, const void *data, size_t size) {
     const unsigned char *bytes = (const unsigned char *)data;
     for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
@@ -9039,9 +8993,6 @@ static uint64_t dfi_train_digest(const df_trainer *tr) {
     uint64_t hash = dfi_fnv(0xcbf29ce484222325u, tr->data,
                             (size_t)tr->n * (size_t)tr->dim * sizeof(df_real));
     if (tr->labels != NULL) hash = dfi_fnv(hash, tr->labels, (size_t)tr->n * sizeof(int));
-    if (tr->net->log_abar != NULL)
-        hash = dfi_fnv(hash, tr->net->log_abar,
-                       (size_t)tr->net->card.process.table_size * sizeof(double));
     return hash;
 }
 
@@ -9115,6 +9066,15 @@ static df_result dfi_train_read(const dfi_net_file *f, df_trainer *tr) {
         return dfi_net_bad(f, "train.state", "among the metadata has a step out of range");
     df_net *loaded = dfi_net_read(f, tr->net);
     if (loaded == NULL) return f->ctx->code;
+    /* the strings agree; so must the arrays that follow from data and descriptor */
+    const df_net *net = tr->net;
+    size_t table = (size_t)net->card.process.table_size * sizeof(double);
+    size_t scaling = 2 * (size_t)net->scaling_size * sizeof(double);
+    if (loaded->card.process.table_size != net->card.process.table_size ||
+        loaded->scaling_size != net->scaling_size ||
+        (table > 0 && memcmp(loaded->log_abar, net->log_abar, table) != 0) ||
+        (scaling > 0 && memcmp(loaded->scaling, net->scaling, scaling) != 0))
+        result = dfi_net_bad(f, "data.mean", "or a table is not the trainer's");
     int size = (int)tr->net->size;
     df_real *moments =
         (df_real *)dfi_scratch(f->ctx, dfi_mul(2 * (size_t)size, sizeof(df_real)));
@@ -11584,9 +11544,12 @@ static double dfi_plain_log1pexp(double t) {
    u = sqrt(2/pi) (t + 0.044715 t^3). */
 #define DFI_GELU_SCALE 0.79788456080286535588
 #define DFI_GELU_CUBIC 0.044715
+static double dfi_plain_gelu_argument(double t) {
+    return 2 * DFI_GELU_SCALE * (t + DFI_GELU_CUBIC * t * t * t);
+}
 static double dfi_plain_gelu_slope(double t) {
     double c = t > 40 ? 40 : t < -40 ? -40 : t; /* beyond, the slope is 0 or 1 exactly */
-    double u2 = 2 * DFI_GELU_SCALE * (c + DFI_GELU_CUBIC * c * c * c);
+    double u2 = dfi_plain_gelu_argument(c);
     double s = dfi_plain_logistic(u2), rest = dfi_plain_logistic(-u2);
     return s + c * s * rest * 2 * DFI_GELU_SCALE * (1 + 3 * DFI_GELU_CUBIC * c * c);
 }
@@ -11617,8 +11580,7 @@ DFI_PLAIN_UNARY(sigmoid, dfi_plain_logistic(t),
                 dfi_plain_logistic(t) * dfi_plain_logistic(-t))
 DFI_PLAIN_UNARY(silu, t * dfi_plain_logistic(t),
                 dfi_plain_logistic(t) * (1 + t * dfi_plain_logistic(-t)))
-DFI_PLAIN_UNARY(gelu_tanh,
-                t * dfi_plain_logistic(2 * DFI_GELU_SCALE * (t + DFI_GELU_CUBIC * t * t * t)),
+DFI_PLAIN_UNARY(gelu_tanh, t * dfi_plain_logistic(dfi_plain_gelu_argument(t)),
                 dfi_plain_gelu_slope(t))
 DFI_PLAIN_UNARY(gelu_erf, t * 0.5 * erfc(-t * sqrt(0.5)),
                 0.5 * erfc(-t * sqrt(0.5)) + t * exp(-0.5 * t * t) / sqrt(2 * DFI_PI))
@@ -11899,7 +11861,6 @@ static void dfi_gemm_grid(dfi_gemm_job *g, size_t parts) {
         if (best < 0 || cost < best) { best = cost; g->gm = gm; g->gn = gn; }
     }
 }
-static const dfi_micro *dfi_micro_select(df_isa isa);
 
 static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_t M,
                                 size_t N, size_t K, const df_real *A, size_t lda,
@@ -11912,7 +11873,7 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
             memset(C + i / M * sc + i % M * ldc, 0, N * sizeof(df_real));
         return DF_OK;
     }
-    g.micro = dfi_micro_select(ctx->k->isa);
+    g.micro = ctx->k->micro;
     g.batch = batch; g.K = K; g.accumulate = accumulate; g.C = C; g.sc = sc;
     if (N < g.micro->col_step && N < M) {
         /* Few columns would leave lanes idle. C^T = B^T A^T takes the same products, and
@@ -11966,7 +11927,7 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
         dfi_affine_##s, dfi_axpy_##s, dfi_muladd_##s, dfi_combine_##s, dfi_sum_##s,      \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
-        dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, 0, 0, NULL}
+        dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 
 /* The tuned kernels: the header reads its own last region once for each instruction
@@ -11978,7 +11939,7 @@ DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 #define DIFFUSION_FILE "diffusion.h"
 #endif
 #ifdef __clang__
-#define DFI_UNROLL _Pragma("unroll")
+#define DFI_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define DFI_UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -12060,17 +12021,6 @@ DFI_KERNEL_TABLE(avx512, DF_ISA_AVX512);
 DFI_KERNEL_TABLE(neon, DF_ISA_NEON);
 #endif
 
-static const dfi_micro *dfi_micro_select(df_isa isa) {
-#if defined(DFI_SIMD) && defined(__x86_64__)
-    if (isa == DF_ISA_AVX512) return &dfi_micro_avx512;
-    if (isa == DF_ISA_AVX2) return &dfi_micro_avx2;
-    if (isa == DF_ISA_SSE2) return &dfi_micro_sse2;
-#elif defined(DFI_SIMD)
-    if (isa == DF_ISA_NEON) return &dfi_micro_neon;
-#endif
-    (void)isa;
-    return &dfi_micro_plain;
-}
 /* Asks the processor, and through it the operating system, which must save the
    registers. */
 static const dfi_kernels *dfi_kernels_select(df_isa max_isa) {
@@ -12345,8 +12295,8 @@ DFI_INLINE DFI_V(v) DFI_V(wave_any)(DFI_V(v) x, int quarter) {
                                    const float *dy, float *dx) {                          \
         for (size_t i = 0; i < n; i += DFI_LANES) {                                       \
             DFI_V(v) t = DFI_V(get)(x + i, n - i), r = DFI_V(get)(y + i, n - i);          \
-            DFI_V(v) d = DFI_V(get)(dx + i, n - i) + (slope) * DFI_V(get)(dy + i, n - i);   \
-            DFI_V(put)(dx + i, d, n - i);                                                 \
+            DFI_V(v) d = (slope) * DFI_V(get)(dy + i, n - i);                             \
+            DFI_V(put)(dx + i, DFI_V(get)(dx + i, n - i) + d, n - i);                     \
             (void)t, (void)r;                                                             \
         }                                                                                 \
     }
@@ -12606,8 +12556,8 @@ static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, f
 #define DFI_PUT_QUAD(o, r, v)                                                             \
     (*(DFI_V(quad) *)(y + (o + r) * width) =                                              \
          __builtin_shufflevector(v, v, o, o + 1, o + 2, o + 3))
-#define DFI_PUT_COLUMNS(o)                                                               \
-    (DFI_PUT_QUAD(o, 0, c0), DFI_PUT_QUAD(o, 1, c1), DFI_PUT_QUAD(o, 2, c2),             \
+#define DFI_PUT_COLUMNS(o)                                                                \
+    (DFI_PUT_QUAD(o, 0, c0), DFI_PUT_QUAD(o, 1, c1), DFI_PUT_QUAD(o, 2, c2),              \
      DFI_PUT_QUAD(o, 3, c3))
 DFI_INLINE void DFI_V(turn)(const float *x, size_t ld, float *y, size_t width) {
     DFI_V(v) a = DFI_V(load)(x), b = DFI_V(load)(x + ld);
@@ -12701,10 +12651,10 @@ DFI_INLINE void DFI_V(tile_of)(size_t rows, size_t vectors, size_t k, const floa
 /* Fewer rows and columns by smaller tiles: the same sums in the same order. */
 static void DFI_V(tile)(size_t k, const float *a, const float *b, size_t m, size_t n,
                         int accumulate, float *c, size_t rs, size_t cs) {
-#define DFI_TILE(rows, vectors)                                                          \
-    if (m > rows - 4 && n > (vectors - 1) * DFI_LANES) {                                 \
-        DFI_V(tile_of)(rows, vectors, k, a, b, m, n, accumulate, c, rs, cs);             \
-        return;                                                                          \
+#define DFI_TILE(rows, vectors)                                                           \
+    if (m > rows - 4 && n > (vectors - 1) * DFI_LANES) {                                  \
+        DFI_V(tile_of)(rows, vectors, k, a, b, m, n, accumulate, c, rs, cs);              \
+        return;                                                                           \
     }
 #if DFI_PASS_ROWS == 12
     DFI_TILE(12, 2) DFI_TILE(12, 1) DFI_TILE(8, 2) DFI_TILE(8, 1)

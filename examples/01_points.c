@@ -104,6 +104,7 @@ static int sample(df_ctx *ctx, const options *o, const data_set *d, int n, const
     df_real *x = (df_real *)malloc((size_t)o->n * (size_t)d->dim * sizeof *x);
     t.path = (df_real *)calloc((size_t)TRACKED * (size_t)(t.steps + 1) * 2, sizeof *x);
     s.method = o->method, s.steps = o->sample_steps, s.seed = o->seed + 1;
+    if (!df_sampler_find(ctx, o->method)->from_alpha0) s.t_max = 0.999;   // flow: alpha(1) = 0
     s.on_step = on_sample, s.user = &t;
     if (model.dim != d->dim)
         fprintf(stderr, "%s: makes points of %d numbers, the data has %d\n", o->load, model.dim,
@@ -127,7 +128,7 @@ static int sample(df_ctx *ctx, const options *o, const data_set *d, int n, const
 }
 
 int main(int argc, char **argv) {
-    options o = options_defaults("moons", 6000, 64, 20000, "points");
+    options o = options_defaults(argv[0], "points", "moons", 6000, 64, 20000);
     data_set d;
     df_ctx_desc c = df_ctx_defaults();
     int n = 0, result = 1;
@@ -137,7 +138,9 @@ int main(int argc, char **argv) {
     df_ctx *ctx = df_ctx_create(&c);
     if (ctx == NULL) return data_fail("01_points", "no memory") != 0;
     printf("%s: %d points of %d numbers\n", o.data, d.n, d.dim);
-    df_net *net = o.load ? df_net_load(ctx, df_source_path(o.load)) : train(ctx, &o, &d, n);
+    df_net *net = NULL;
+    if (df_sampler_find(ctx, o.method) != NULL)      // before the training, not after it
+        net = o.load ? df_net_load(ctx, df_source_path(o.load)) : train(ctx, &o, &d, n);
     result = net != NULL ? sample(ctx, &o, &d, n, net) : failed(ctx);
     df_net_free(net);
     df_ctx_free(ctx);

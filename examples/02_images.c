@@ -42,7 +42,8 @@ static df_net *train(df_ctx *ctx, const options *o, const data_set *d, int n) {
     m.dim = d->dim, m.width = 512, m.depth = 4, m.seed = o->seed, m.classes = d->classes;
     t.steps = o->steps, t.batch = 256, t.seed = o->seed;
     t.label_dropout = d->classes > 0 ? 0.1 : 0;
-    t.density = DF_DENSITY_LOGIT_NORMAL;
+    t.card.prediction = DF_X0;               // pixels: the picture is easier than the noise
+    t.weighting = DF_WEIGHT_MIN_SNR;
     t.on_step = on_train, t.report = 20;
     df_net *net = df_mlp_create(ctx, &m);
     df_trainer *trainer = net ? df_trainer_create(ctx, net, d->x, n, d->labels, &t) : NULL;
@@ -84,6 +85,7 @@ static int sample(df_ctx *ctx, const options *o, const data_set *d, int n, const
     guided = classes > 0 ? df_guidance_model(&guidance) : model;
     for (int i = 0; labels != NULL && i < o->n; i++) labels[i] = classes ? i % classes : -1;
     s.method = o->method, s.steps = o->sample_steps, s.seed = o->seed + 1;
+    if (!df_sampler_find(ctx, o->method)->from_alpha0) s.t_max = 0.999;   // flow: alpha(1) = 0
     s.labels = labels, s.on_step = on_sample;
     bar = progress_begin("sampling");
     if (model.dim != d->dim)
@@ -108,7 +110,7 @@ static int sample(df_ctx *ctx, const options *o, const data_set *d, int n, const
 }
 
 int main(int argc, char **argv) {
-    options o = options_defaults("sprites", 4000, 50, 500, "images");
+    options o = options_defaults(argv[0], "images", "sprites", 3000, 50, 500);
     data_set d;
     df_ctx_desc c = df_ctx_defaults();
     int result = options_read(&o, argc, argv);
@@ -122,7 +124,9 @@ int main(int argc, char **argv) {
     if (ctx == NULL) return data_fail("02_images", "no memory") != 0;
     int n = d.n - d.n / 10;
     printf("%s: %d images of %d x %d\n", o.data, d.n, d.h, d.w);
-    df_net *net = o.load ? df_net_load(ctx, df_source_path(o.load)) : train(ctx, &o, &d, n);
+    df_net *net = NULL;
+    if (df_sampler_find(ctx, o.method) != NULL)      // before the training, not after it
+        net = o.load ? df_net_load(ctx, df_source_path(o.load)) : train(ctx, &o, &d, n);
     result = net != NULL ? sample(ctx, &o, &d, n, net) : failed(ctx);
     df_net_free(net);
     df_ctx_free(ctx);

@@ -12,16 +12,20 @@ typedef struct options {
     const char *data, *method, *load, *save, *picture, *csv;
     int steps, sample_steps, n, threads, help;
     uint64_t seed;
-    char default_save[64], default_picture[64];
+    char default_save[512], default_picture[512];
 } options;
 
-static inline options options_defaults(const char *data, int steps, int sample_steps, int n,
-                                       const char *stem) {
+// Files go beside the program, whose path is argv0, unless the user says where.
+static inline options options_defaults(const char *argv0, const char *stem, const char *data,
+                                       int steps, int sample_steps, int n) {
+    const char *slash = strrchr(argv0, '/');
+    int folder = slash != NULL && slash - argv0 < 400 ? (int)(slash - argv0) + 1 : 0;
     options o;
     memset(&o, 0, sizeof o);
     o.data = data, o.method = "ddim", o.steps = steps, o.sample_steps = sample_steps, o.n = n;
-    snprintf(o.default_save, sizeof o.default_save, "build/%s.safetensors", stem);
-    snprintf(o.default_picture, sizeof o.default_picture, "build/%s.png", stem);
+    snprintf(o.default_save, sizeof o.default_save, "%.*s%.80s.safetensors", folder, argv0,
+             stem);
+    snprintf(o.default_picture, sizeof o.default_picture, "%.*s%.80s.png", folder, argv0, stem);
     return o;
 }
 
@@ -51,6 +55,20 @@ static inline int options_number(const char *name, const char *text, long low, l
     if (end != text && *end == 0 && errno == 0 && *out >= low && *out <= high) return 0;
     fprintf(stderr, "%s %s: a whole number from %ld to %ld is needed\n", name, text, low, high);
     return -1;
+}
+
+// Can this file be written? Asked before the work that would be lost, not after it.
+static inline int options_writable(const char *path) {
+    FILE *there = fopen(path, "rb"), *f;
+    if (there != NULL) fclose(there);
+    f = fopen(path, "ab");
+    if (f == NULL) {
+        fprintf(stderr, "%s: cannot be written: %s\n", path, strerror(errno));
+        return -1;
+    }
+    fclose(f);
+    if (there == NULL) remove(path);
+    return 0;
 }
 
 // 0, or -1 after a sentence (or, with help set, after the usage).
@@ -100,7 +118,8 @@ static inline int options_read(options *o, int argc, char **argv) {
     }
     if (o->save == NULL) o->save = o->default_save;
     if (o->picture == NULL) o->picture = o->default_picture;
-    return 0;
+    if (options_writable(o->picture) != 0 || (o->csv && options_writable(o->csv) != 0)) return -1;
+    return o->load ? 0 : options_writable(o->save);
 }
 
 // Samples [n, dim] as CSV. 0, or 1 and a sentence; no partial file is left.

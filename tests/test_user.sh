@@ -1,0 +1,99 @@
+#!/bin/bash
+# test_user.sh: what a user does by hand. The README's program compiles and runs; NaN is found
+# although the compiler was told that there is none (-Ofast); the examples train, save, load,
+# and refuse bad input with one sentence that names the file, a failing status, no new file.
+cd "$(dirname "$0")/.." || exit 1
+root=$PWD B=${B:-build} CC=${CC:-cc}
+work=$root/$B/user
+rm -rf "$work" && mkdir -p "$work/in" "$work/out" || exit 1
+passed=0 failed=0
+
+check() {  # name, then a command that must succeed
+    local name=$1
+    shift
+    if "$@" >"$work/log" 2>&1; then passed=$((passed + 1)); return; fi
+    failed=$((failed + 1))
+    echo "user: $name"
+    tail -n 5 "$work/log"
+}
+
+# ---- the README's program, as it stands ----
+readme() {
+    awk '/^```c$/ && !done { on = 1; next } /^```$/ { if (on) done = 1; on = 0 } on' \
+        README.md >"$work/prog.c"
+    [ "$(wc -l <"$work/prog.c")" -gt 15 ] || return 1
+    $CC -O2 -I. "$work/prog.c" -o "$work/prog" -lm || return 1
+    [ "$("$work/prog" | wc -w)" = 2 ]
+}
+check "the README's program prints two numbers" readme
+
+# ---- -Ofast ----
+ofast() {  # test program, names of tests
+    $CC -Ofast -w -I. -DDIFFUSION_IMPLEMENTATION "tests/$1.c" -o "$work/$1" -lm || return 1
+    "$work/$1" "${@:2}"
+}
+check "NaN from a model is found under -Ofast" ofast test_samplers nan_
+check "NaN in data and weights is found under -Ofast" ofast test_training nonfinite
+
+# ---- the examples ----
+points=$root/$B/01_points images=$root/$B/02_images
+cd "$work/out" || exit 1
+little="--steps 20 --n 300 --sample-steps 5"
+
+refused() {  # word that the sentence must hold, program, arguments
+    local word=$1
+    shift
+    "$@" >"$work/said" 2>"$work/error" </dev/null && { echo "accepted"; return 1; }
+    grep -qF -- "$word" "$work/error" || { cat "$work/error"; return 1; }
+    [ "$(head -n 1 "$work/error" | wc -c)" -gt 20 ] || return 1
+    [ "$(wc -l <"$work/error")" = 1 ] || [ "$word" = --bogus ] || { cat "$work/error"; return 1; }
+    [ -z "$(ls -A)" ] || { echo "left behind:"; ls; rm -rf ./*; return 1; }
+}
+word() { printf "%b" "\\x${1:0:2}\\x${1:2:2}\\x${1:4:2}\\x${1:6:2}"; }
+idx() { for w in "$@"; do word "$w"; done; }  # big-endian words
+yes '0.5,1.5' | head -n 30 >../in/good.csv
+{ cat ../in/good.csv; echo '1,nan'; } >../in/nan.csv
+{ cat ../in/good.csv; echo '1,1e400'; } >../in/inf.csv
+{ cat ../in/good.csv; echo '1'; } >../in/ragged.csv
+{ cat ../in/good.csv; echo '1,word'; } >../in/word.csv
+head -n 3 ../in/good.csv >../in/few.csv
+: >../in/empty
+{ idx 00000803 00000020 00000004 00000004; head -c 512 /dev/zero; } >../in/good.idx
+head -c 300 ../in/good.idx >../in/short.idx
+{ idx 00000801 00000020 00000004 00000004; head -c 512 /dev/zero; } >../in/magic.idx
+{ idx 00000803 ffffffff ffffffff ffffffff; head -c 512 /dev/zero; } >../in/absurd.idx
+{ idx 00000803 00989680 00000200 00000200; head -c 512 /dev/zero; } >../in/promises.idx
+{ idx 00000803 00000020 00000000 00000004; head -c 512 /dev/zero; } >../in/flat.idx
+head -c 9 ../in/good.idx >../in/header.idx
+gzip -c ../in/good.idx >../in/good.idx.gz 2>/dev/null || printf '\037\213' >../in/good.idx.gz
+outputs="--save $work/out/net --picture $work/out/picture.png"
+for f in nan inf ragged word few missing; do
+    check "points: $f.csv" refused "../in/$f.csv" "$points" $outputs "../in/$f.csv"
+done
+check "points: empty file" refused ../in/empty "$points" $outputs ../in/empty
+check "points: a folder" refused ../in "$points" $outputs ../in
+for f in short magic absurd promises flat header missing; do
+    check "images: $f.idx" refused "../in/$f.idx" "$images" $outputs "../in/$f.idx"
+done
+check "images: empty file" refused ../in/empty "$images" $outputs ../in/empty
+check "images: gzip" refused zcat "$images" $outputs ../in/good.idx.gz
+check "points: unknown option" refused --bogus "$points" $outputs --bogus
+check "points: no steps" refused "--steps 0" "$points" $outputs --steps 0
+check "points: unknown sampler" refused eulr "$points" $outputs --method eulr
+check "points: unwritable" refused /nowhere/net "$points" --save /nowhere/net \
+    --picture "$work/out/p.png"
+check "points: no checkpoint" refused ../in/good.csv "$points" $outputs --load ../in/good.csv
+
+check "points: trains" "$points" $little $outputs --data swissroll
+check "points: loads" "$points" $little --load net --method heun --picture picture.png \
+    --data swissroll --csv samples.csv
+check "points: 300 samples as CSV" [ "$(wc -l <samples.csv)" = 300 ]
+check "points: a CSV file" "$points" $little $outputs ../in/good.csv
+check "images: trains" "$images" $little --save images.net --picture images.png
+check "images: loads" "$images" $little --load images.net --picture images.png
+check "images: a net of points is refused" bash -c "! '$images' $little --load net"
+piped() { "$images" $little $outputs - <../in/good.idx; }
+check "images: a pipe" piped
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
