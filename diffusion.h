@@ -1135,7 +1135,8 @@ typedef enum df_weighting {
     DF_WEIGHT_UNIFORM,       /* 1 on the net's own prediction */
     DF_WEIGHT_MIN_SNR,       /* min(alpha^2/sigma^2, gamma) on x_0 (Hang et al. 2023) */
     DF_WEIGHT_EDM            /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
-                                (Karras et al. 2022, table 1) */
+                                (Karras et al. 2022, table 1); s_d is the process's
+                                sigma_data, 1 for data that is scaled to deviation 1 */
 } df_weighting;
 typedef enum df_density {
     DF_DENSITY_UNIFORM,      /* t uniform on [t_min, t_max] */
@@ -1217,7 +1218,8 @@ DF_API void df_adamw_step(df_ctx *ctx, const df_adamw *adamw, int64_t step, size
 /* L2 norm, and the factor min(1, limit/(norm + 1e-6)) that clips it (1 if limit is 0). */
 DF_API double df_clip_factor(df_ctx *ctx, size_t size, const df_real *g, double limit,
                              double *norm);
-/* average = decay average + (1 - decay) w; the decay of step n (from 0) under warm-up. */
+/* average = decay average + (1 - decay) w; the decay of step n under warm-up: 0 for n = 0,
+   then min(decay, (1+n)/(10+n)), as diffusers' EMAModel. */
 DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_real *w,
                         double decay);
 DF_API double df_ema_warmup(double decay, int64_t n);
@@ -1399,6 +1401,11 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
                                 size_t K, const df_real *A, size_t lda, size_t sa,
                                 const df_real *B, size_t ldb, size_t sb, int accumulate,
                                 df_real *C, size_t ldc, size_t sc);
+/* Eigenvalues of a symmetric a [n, n] onto its diagonal, eigenvectors into the rows of q;
+   entries below `tiny` count as 0. Returns 0 where a was diagonal: then they are exact. */
+static int dfi_jacobi(size_t n, double tiny, double *a, double *q);
+/* y = Q x, or back: Q^T x; `axis` [d, d] holds Q^T, as dfi_jacobi leaves it. */
+static void dfi_turn(size_t d, const double *axis, int back, const double *x, double *y);
 /* The best table this machine can run, at most `max_isa`. */
 static const dfi_kernels *dfi_kernels_select(df_isa max_isa);
 
@@ -1475,6 +1482,23 @@ static int dfi_scratch_after(df_ctx *ctx, df_scope mark, const void *ptr);
 static void dfi_parallel(df_ctx *ctx, int count, void (*fn)(void *arg, int index),
                          void *arg);
 static int dfi_cancelled(df_ctx *ctx);
+
+/* Rows that do not see each other: fn computes one in `room` doubles of memory and returns
+   a number, finite if all went well. */
+typedef struct dfi_rows {
+    double (*fn)(const void *job, size_t row, double *memory);
+    const void *job;
+    size_t n, room, tasks;
+    double *result, *memory;           /* [n] or NULL, [tasks, room] */
+} dfi_rows;
+/* Runs the rows on the workers; sum: of their numbers, added in one order whoever made
+   them. NONFINITE, with the row, where one is not finite. */
+static df_result dfi_rows_run(df_ctx *ctx, const char *who, dfi_rows r, double *sum);
+/* Refuses NaN and Inf in an array [n, width]; x may be NULL. */
+static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
+                                 size_t width, const df_real *x);
+/* Ascending; spare [n]. */
+static void dfi_merge_sort(size_t n, double *x, double *spare);
 
 /* NaN or Inf, by the bits: comparisons vanish under -Ofast. */
 static int dfi_nonfinite(double x);
@@ -2052,6 +2076,52 @@ static void dfi_parallel(df_ctx *ctx, int count, void (*fn)(void *arg, int index
     for (i = 0; i < count; i++) fn(arg, i);
 }
 
+static void dfi_rows_task(void *arg, int index) {
+    const dfi_rows *r = (const dfi_rows *)arg;
+    for (size_t i = (size_t)index; i < r->n; i += r->tasks)
+        r->result[i] = r->fn(r->job, i, r->memory + (size_t)index * r->room);
+}
+
+/* sum: of the numbers, added in the same order whoever made them. */
+static df_result dfi_rows_run(df_ctx *ctx, const char *who, dfi_rows r, double *sum) {
+    df_scope mark = dfi_scratch_mark(ctx);
+    size_t i;
+    r.tasks = (size_t)ctx->threads < r.n ? (size_t)ctx->threads : r.n;
+    i = dfi_plus(r.n, dfi_mul(r.tasks, r.room));
+    r.memory = (double *)dfi_scratch(ctx, dfi_mul(i, sizeof(double)));
+    if (r.memory == NULL) return DF_ERR_MEMORY;
+    if (r.result == NULL) r.result = r.memory + r.tasks * r.room;
+    dfi_parallel(ctx, (int)r.tasks, dfi_rows_task, &r);
+    for (i = 0, *sum = 0.0; i < r.n && !dfi_nonfinite(*sum); i++) *sum += r.result[i];
+    dfi_scratch_release(ctx, mark);
+    if (!dfi_nonfinite(*sum)) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: row (or direction) %d lies so far out "
+                    "that squared distances overflow", who, (int)i - 1);
+}
+
+/* Refuses NaN and Inf in an array [n, width]. */
+static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
+                                 size_t width, const df_real *x) {
+    size_t at = x != NULL ? ctx->k->nonfinite(n * width, x) : n * width;
+    if (at == n * width) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: %s [%d,%d] is %s in row %d, element %d",
+                    who, what, (int)n, (int)width, dfi_nonfinite_name((double)x[at]),
+                    (int)(at / width), (int)(at % width));
+}
+
+/* Merges runs of 1, 2, 4, ... numbers (Knuth, vol. 3, sec. 5.2.4). */
+static void dfi_merge_sort(size_t n, double *x, double *spare) {
+    for (size_t run = 1; run < n; run *= 2) {
+        for (size_t from = 0; from < n; from += 2 * run) {
+            size_t half = from + run < n ? from + run : n, i = from, j = half;
+            size_t end = half + run < n ? half + run : n;
+            for (size_t k = from; k < end; k++)
+                spare[k] = j == end || (i < half && x[i] <= x[j]) ? x[i++] : x[j++];
+        }
+        memcpy(x, spare, n * sizeof *x);
+    }
+}
+
 /* ---- context ---- */
 
 DF_API df_ctx_desc df_ctx_defaults(void) {
@@ -2127,12 +2197,11 @@ DF_API const char *df_precision(void) { return DF_REAL_NAME; }
    alpha falls and sigma rises, so the differences above add terms of one sign: no digits
    are lost, and only alpha, sigma, alpha', sigma' and (sigma^2)' need a closed form. The
    last one is there because sigma' of VP is infinite at the data while (sigma^2)' is not.
-   A kind of process is a row of five functions; nothing else knows which one it is in.
+   Four functions (dfi_path_...) hold all formulas of the kinds; the rest is the same for
+   every one of them.
    ------------------------------------------------------------------------------------- */
 
-#define DFI_LAMBDA_MOST 700.0  /* beyond, alpha or sigma = exp(-|lambda|) underflows */
-
-/* Infinity from memory, and tests by the bits: -Ofast takes licence with the literal. */
+/* Infinity and NaN by their bits: -Ofast takes licence with literals and comparisons. */
 static double dfi_infinity(int negative) {
     uint64_t bits = negative ? UINT64_C(0xfff0000000000000) : UINT64_C(0x7ff0000000000000);
     double x;
@@ -2146,47 +2215,8 @@ static int dfi_is_nan(double x) {
     return (bits & UINT64_C(0x7fffffffffffffff)) > UINT64_C(0x7ff0000000000000);
 }
 
-static int dfi_is_negative(double x) {          /* the sign bit, also of -inf */
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (int)(bits >> 63);
-}
-
-/* Derivatives of a path at a point, in closed form. */
-typedef struct dfi_speeds {
-    double alpha;              /* alpha' */
-    double sigma;              /* sigma'; 0 and the flag below where it is infinite */
-    double sigma2;             /* (sigma^2)' */
-    int sigma_infinite;
-} dfi_speeds;
-
-typedef struct dfi_process_row {
-    const char *name;
-    int to_data;               /* sigma(0) = 0? */
-    int to_noise;              /* alpha(1) = 0? A table decides by its last entry. */
-    df_point (*at)(const df_process *p, double t);
-    void (*slopes)(const df_process *p, const df_point *at, dfi_speeds *out);
-    double (*alpha)(const df_process *p, double rho);          /* at this sigma/alpha */
-    double (*time)(const df_process *p, const df_point *at);   /* t of the other three */
-    const char *(*wrong)(const df_process *p);                 /* a parameter, or NULL */
-} dfi_process_row;
-
-static df_point dfi_point(double t, double alpha, double sigma, double lambda) {
-    df_point q;
-    q.t = t;
-    q.alpha = alpha;
-    q.sigma = sigma;
-    q.lambda = lambda;
-    return q;
-}
-
-/* For a t that is none, or no process at all; whoever can say so reports it. */
-static df_point dfi_point_nan(void) {
-    uint64_t bits = UINT64_C(0x7ff8000000000000);
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return dfi_point(x, x, x, x);
-}
+/* (0, inf): the strictly positive, finite numbers. */
+static int dfi_positive(double x) { return !dfi_nonfinite(x) && x > 0; }
 
 /* 1 - t, which -Ofast shall not multiply out: c (1 - t) is 0 at t = 1, c - c t is not. */
 static double dfi_from_noise(double t) {
@@ -2194,512 +2224,334 @@ static double dfi_from_noise(double t) {
     return u;
 }
 
-/* (0, inf): the strictly positive, finite numbers. */
-static int dfi_positive(double x) { return !dfi_nonfinite(x) && x > 0; }
-
-/* -log alpha of a variance preserving path: log(1 + e^{-2 lambda})/2, for any lambda. */
-static double dfi_vp_depth(double lambda) {
-    return lambda < 0 ? -lambda + 0.5 * log1p(exp(2 * lambda))
-                      : 0.5 * log1p(exp(-2 * lambda));
+/* The logarithms apart: the ratio itself may leave the double's range. */
+static df_point dfi_point(double t, double alpha, double sigma) {
+    int inside = alpha > 0 && sigma > 0;
+    double lambda = inside ? log(alpha) - log(sigma) : dfi_infinity(sigma > 0);
+    df_point q = { t, sigma > 0 ? alpha : 1, sigma > 0 ? sigma : 0, lambda };
+    return q;
 }
 
-/* The point with log alpha = l < 0 where alpha^2 + sigma^2 = 1. */
+DF_API df_point df_point_data(void) { return dfi_point(0, 1, 0); }
+
+/* For a t that is none, or no process at all; whoever can say so reports it. */
+static df_point dfi_point_nan(void) {
+    double x = nan("");
+    df_point q = { x, x, x, x };
+    return q;
+}
+
+/* Where alpha^2 + sigma^2 = 1: the point with log alpha = l <= 0, or sigma/alpha = rho. */
 static df_point dfi_vp_point(double t, double l) {
-    double s2 = -expm1(2 * l);
-    return dfi_point(t, exp(l), sqrt(s2), l - 0.5 * log(s2));
+    return dfi_point(t, exp(l), sqrt(-expm1(2 * l)));
+}
+static df_point dfi_rho_point(double t, double rho) {
+    return dfi_point(t, 1 / hypot(1.0, rho), rho / hypot(1.0, rho));
 }
 
-/* alpha = 1/sqrt(1 + rho^2) there; hypot, because rho^2 may overflow. */
-static double dfi_vp_alpha(const df_process *p, double rho) {
-    (void)p;
-    return 1 / hypot(1.0, rho);
+/* Derivatives at a point: alpha', sigma' (perhaps infinite), (sigma^2)'. */
+typedef struct dfi_speeds { double alpha, sigma, sigma2; } dfi_speeds;
+
+/* Where sigma' is finite: (sigma^2)' = 2 sigma sigma'. */
+static dfi_speeds dfi_speeds_of(const df_point *at, double alpha_rate, double sigma_rate) {
+    dfi_speeds d = { alpha_rate, sigma_rate, 2 * at->sigma * sigma_rate };
+    return d;
 }
 
-/* Slopes where alpha^2 + sigma^2 = 1: (sigma^2)' = -2 alpha alpha' and sigma' =
-   (sigma^2)'/(2 sigma), infinite at sigma = 0. */
-static void dfi_vp_slopes_from(const df_point *at, double alpha_rate, dfi_speeds *out) {
-    out->alpha = alpha_rate;
-    out->sigma2 = -2 * at->alpha * alpha_rate;
-    out->sigma_infinite = at->sigma <= 0;
-    out->sigma = out->sigma_infinite ? 0 : 0.5 * out->sigma2 / at->sigma;
-}
-
-/* Slopes where sigma' is finite everywhere: (sigma^2)' = 2 sigma sigma'. */
-static void dfi_plain_slopes(const df_point *at, double alpha_rate, double sigma_rate,
-                             dfi_speeds *out) {
-    out->alpha = alpha_rate;
-    out->sigma = sigma_rate;
-    out->sigma2 = 2 * at->sigma * sigma_rate;
-    out->sigma_infinite = 0;
-}
-
-/* ---- VP and sub-VP ----
-   Song et al. 2021: the limit of DDPM's chain is dx = -beta/2 x dt + sqrt(beta) dW with
-   beta(t) = a + (b - a) t. Its mean decays as
-       log alpha = -1/2 int_0^t beta = -(b - a) t^2/4 - a t/2,
-   and alpha^2 + sigma^2 = 1: data of unit variance keeps it ("variance preserving"). Near
-   the data sigma ~ sqrt(a t), so sigma' is infinite there, while g^2 = beta is a. */
-
-static double dfi_beta(const df_process *p, double t) { return p->a + (p->b - p->a) * t; }
-
-static double dfi_beta_log_alpha(const df_process *p, double t) {
-    return -0.25 * t * (2 * p->a + (p->b - p->a) * t);
-}
-
-/* The inverse: (b - a)/4 t^2 + a/2 t = c = -log alpha. The textbook root -a + sqrt(a^2 +
-   ...) subtracts nearly equal numbers for small c; multiplied by its conjugate it does
-   not. */
-static double dfi_beta_time(const df_process *p, double c) {
-    double disc = p->a * p->a + 4 * (p->b - p->a) * c;
-    return 4 * c / (p->a + sqrt(disc > 0 ? disc : 0));
-}
-
-static const char *dfi_beta_wrong(const df_process *p) {
-    if (!dfi_positive(p->a)) return "beta_min must be above 0";
-    if (!dfi_positive(p->b)) return "beta_max must be above 0";
-    if (p->a + p->b > 4 * 300.0)
-        return "alpha(1) = e^{-(beta_min + beta_max)/4} underflows";
-    return NULL;
-}
-
-static df_point dfi_vp_at(const df_process *p, double t) {
-    return dfi_vp_point(t, dfi_beta_log_alpha(p, t));
-}
-
-static void dfi_vp_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    dfi_vp_slopes_from(at, -0.5 * dfi_beta(p, at->t) * at->alpha, out);
-}
-
-static double dfi_vp_time(const df_process *p, const df_point *at) {
-    return dfi_beta_time(p, dfi_vp_depth(at->lambda));
-}
-
-/* sub-VP: less noise at equal alpha, sigma = 1 - alpha^2 in place of its square root, and
-   g^2 = beta (1 - alpha^4); variance is no longer preserved. Inverse: rho = 1/alpha -
-   alpha = -2 sinh(log alpha), so alpha = 1/(r + sqrt(1 + r^2)) with r = rho/2. */
-static df_point dfi_subvp_at(const df_process *p, double t) {
-    double l = dfi_beta_log_alpha(p, t), s = -expm1(2 * l);
-    return dfi_point(t, exp(l), s, l - log(s));
-}
-
-static void dfi_subvp_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    double alpha_rate = -0.5 * dfi_beta(p, at->t) * at->alpha;
-    dfi_plain_slopes(at, alpha_rate, -2 * at->alpha * alpha_rate, out);
-}
-
-static double dfi_subvp_alpha(const df_process *p, double rho) {
-    (void)p;
-    return 1 / (0.5 * rho + hypot(1.0, 0.5 * rho));
-}
-
-static double dfi_subvp_time(const df_process *p, const df_point *at) {
-    return dfi_beta_time(p, asinh(0.5 * exp(-at->lambda)));
-}
-
-/* ---- cosine ----
-   Nichol & Dhariwal 2021: alpha = cos(phi)/cos(phi_0), phi = c (t + .008), c = pi/2/1.008,
-   variance preserving. The linear beta destroys the image too early; this alpha falls
-   about linearly over the middle. The small phi_0 keeps the first betas of a table from
-   vanishing. alpha(1) = 0: the last step's f and g^2 are infinite, and a table made of it
-   caps beta. */
-
-#define DFI_COSINE_S 0.008
-#define DFI_COSINE_C (0.5 * DFI_PI / (1 + DFI_COSINE_S))
-
-/* The complementary sine, cos(phi) = sin(c (1 - t)), is exactly 0 at t = 1; and sigma^2 =
-   1 - alpha^2 = sin(phi - phi_0) sin(phi + phi_0)/cos^2 phi_0 subtracts nothing. */
-static df_point dfi_cosine_at(const df_process *p, double t) {
-    double c = DFI_COSINE_C, cos0 = sin(c);
-    double alpha = sin(c * dfi_from_noise(t)) / cos0;
-    double s2 = sin(c * t) * sin(c * (t + 2 * DFI_COSINE_S)) / (cos0 * cos0);
-    (void)p;
-    return dfi_point(t, alpha, sqrt(s2), alpha > 0 ? log(alpha) - 0.5 * log(s2) : 0);
-}
-
-static void dfi_cosine_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    double c = DFI_COSINE_C;
-    (void)p;
-    dfi_vp_slopes_from(at, -c * sin(c * (at->t + DFI_COSINE_S)) / sin(c), out);
-}
-
-/* phi - phi_0 by its sine and cosine; sin^2 phi = sin^2 phi_0 + sigma^2 cos^2 phi_0. */
-static double dfi_cosine_time(const df_process *p, const df_point *at) {
-    double c = DFI_COSINE_C, sin0 = sin(c * DFI_COSINE_S), cos0 = sin(c);
-    double cosp = at->alpha * cos0, sinp = hypot(sin0, at->sigma * cos0);
-    double over = at->sigma * cos0;
-    (void)p;
-    return atan2(over * over / (sinp * cos0 + cosp * sin0), cosp * cos0 + sinp * sin0) / c;
-}
-
-/* ---- VE and EDM ----
-   alpha = 1: noise is added and nothing shrinks, dx = g dW with g^2 = (sigma^2)'. VE (Song
-   et al. 2021, eq. 30) walks sigma geometrically from sigma_min, never 0, to sigma_max;
-   EDM (Karras et al. 2022) takes sigma itself as time, here t = sigma/sigma_max, and does
-   reach the data. */
-
-static double dfi_one_alpha(const df_process *p, double rho) {
-    (void)p;
-    (void)rho;
-    return 1;
-}
-
-/* sigma_min (sigma_max/sigma_min)^t, written from the nearer end: exact at both. */
-static df_point dfi_ve_at(const df_process *p, double t) {
-    double r = log(p->b / p->a);
-    double sigma = t < 0.5 ? p->a * exp(r * t) : p->b * exp(-r * (1 - t));
-    return dfi_point(t, 1, sigma, -log(sigma));
-}
-
-static void dfi_ve_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    dfi_plain_slopes(at, 0, at->sigma * log(p->b / p->a), out);
-}
-
-static double dfi_ve_time(const df_process *p, const df_point *at) {
-    return (-at->lambda - log(p->a)) / log(p->b / p->a);
-}
-
-static const char *dfi_ve_wrong(const df_process *p) {
-    if (!dfi_positive(p->a)) return "sigma_min must be above 0";
-    if (!dfi_positive(p->b) || p->b <= p->a) return "sigma_max must be above sigma_min";
-    return NULL;
-}
-
-static df_point dfi_edm_at(const df_process *p, double t) {
-    double sigma = p->b * t;
-    return dfi_point(t, 1, sigma, sigma > 0 ? -log(sigma) : 0);
-}
-
-static void dfi_edm_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    dfi_plain_slopes(at, 0, p->b, out);
-}
-
-static double dfi_edm_time(const df_process *p, const df_point *at) {
-    return at->sigma / p->b;
-}
-
-static const char *dfi_edm_wrong(const df_process *p) {
-    return dfi_positive(p->b) ? NULL : "sigma_max must be above 0";
-}
-
-/* ---- flow and trig ----
-   Rectified flow (Liu et al. 2022) moves on the straight line (1 - t) x_0 + t eps;
-   TrigFlow (Lu & Song 2024) on the circle cos x_0 + sin (s_d eps), whose radius is the
-   data's deviation s_d, so that x has one variance at every t. Both end in pure noise:
-   alpha(1) = 0. Their alpha and sigma are smooth; what is infinite is f at t = 1 and
-   lambda' at both ends. */
-
-static df_point dfi_flow_at(const df_process *p, double t) {
-    (void)p;
-    return dfi_point(t, 1 - t, t, t < 1 ? log1p(-t) - log(t) : 0);
-}
-
-static void dfi_flow_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    (void)p;
-    dfi_plain_slopes(at, -1, 1, out);
-}
-
-static double dfi_flow_alpha(const df_process *p, double rho) {
-    (void)p;
-    return 1 / (1 + rho);
-}
-static double dfi_flow_time(const df_process *p, const df_point *at) {
-    (void)p;
-    return at->sigma;
-}
-static const char *dfi_none_wrong(const df_process *p) { (void)p; return NULL; }
-
-static df_point dfi_trig_at(const df_process *p, double t) {
-    double alpha = sin(0.5 * DFI_PI * dfi_from_noise(t)),
-           sigma = p->sigma_data * sin(0.5 * DFI_PI * t);
-    return dfi_point(t, alpha, sigma, alpha > 0 ? log(alpha) - log(sigma) : 0);
-}
-
-static void dfi_trig_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    double sd = p->sigma_data, w = 0.5 * DFI_PI;
-    dfi_plain_slopes(at, -w * at->sigma / sd, w * sd * at->alpha, out);
-}
-
-static double dfi_trig_alpha(const df_process *p, double rho) {
-    return 1 / hypot(1.0, rho / p->sigma_data);
-}
-
-static double dfi_trig_time(const df_process *p, const df_point *at) {
-    return atan2(at->sigma / p->sigma_data, at->alpha) / (0.5 * DFI_PI);
+/* Where alpha^2 + sigma^2 = 1: (sigma^2)' = -2 alpha alpha' and sigma' = (sigma^2)'/(2
+   sigma), infinite at sigma = 0. */
+static dfi_speeds dfi_vp_speeds(const df_point *at, double alpha_rate) {
+    double squared = -2 * at->alpha * alpha_rate;
+    double rate = at->sigma > 0 ? 0.5 * squared / at->sigma : dfi_infinity(0);
+    dfi_speeds d = { alpha_rate, rate, squared };
+    return d;
 }
 
 /* ---- a table of betas ----
    Ho et al. 2020: x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z, hence alpha_k^2 =
    abar_k = prod_{i <= k} (1 - beta_i) and sigma_k^2 = 1 - abar_k. Knot k stands at t =
    k/T, the data at k = 0; libraries count entries from 0, so their index is T t - 1. A
-   network trained on the entries alone is asked at the entries; what stands between
-   matters to solvers that choose their own times, and there libraries differ
-   (df_interp). */
+   network is asked at the entries it was trained on; what stands between matters to
+   solvers that choose their own times, and there libraries differ (df_interp).
+   Between two knots one quantity is linear: a + (b - a) w, w = T t - k in [0, 1]. The
+   piece before an entry abar_T = 0 (zero terminal SNR) takes alpha itself, because the
+   others are infinite there; the one from the data cannot take log rho = -inf and stays
+   with log abar. */
 
-/* Between two knots one of four quantities is linear. The piece before an entry abar_T = 0
-   (zero terminal SNR) takes alpha itself, because the others are infinite there; the piece
-   from the data cannot take log rho = -inf at t = 0 and stays with log abar. */
-typedef enum dfi_line {
-    DFI_LINE_LOG_ABAR, DFI_LINE_ALPHA, DFI_LINE_RHO, DFI_LINE_LOG_RHO
-} dfi_line;
-
+enum { DFI_INTERP_ALPHA = DF_INTERP_LOG_SIGMA + 1 };
 typedef struct dfi_piece {
-    dfi_line line;
-    int k;                     /* between knots k and k + 1 */
-    double lo, hi;             /* log abar of both */
+    int line;                  /* what is linear: a df_interp, or alpha */
+    double a, b;               /* its values at the two knots */
 } dfi_piece;
 
+/* log abar; rho = sqrt(1/abar - 1); log rho; alpha = sqrt(abar) */
+static double dfi_piece_value(int line, double log_abar) {
+    switch (line) {
+    case DF_INTERP_LOG_ABAR: return log_abar;
+    case DF_INTERP_SIGMA: return sqrt(expm1(-log_abar));
+    case DF_INTERP_LOG_SIGMA: return 0.5 * log(expm1(-log_abar));
+    default: return dfi_nonfinite(log_abar) ? 0 : exp(0.5 * log_abar);
+    }
+}
+
+/* The piece from knot k to k + 1. */
 static dfi_piece dfi_table_piece(const df_process *p, int k) {
+    double low = k > 0 ? p->log_abar[k - 1] : 0, high = p->log_abar[k];
     dfi_piece piece;
-    piece.k = k;
-    piece.lo = k > 0 ? p->log_abar[k - 1] : 0;
-    piece.hi = p->log_abar[k];
-    piece.line = DFI_LINE_LOG_ABAR;
-    if (dfi_nonfinite(piece.hi)) piece.line = DFI_LINE_ALPHA;
-    else if (p->interp == DF_INTERP_SIGMA) piece.line = DFI_LINE_RHO;
-    else if (p->interp == DF_INTERP_LOG_SIGMA && piece.lo < 0)
-        piece.line = DFI_LINE_LOG_RHO;
+    piece.line = (int)p->interp;
+    if (piece.line == DF_INTERP_LOG_SIGMA && low >= 0) piece.line = DF_INTERP_LOG_ABAR;
+    if (dfi_nonfinite(high)) piece.line = DFI_INTERP_ALPHA;
+    piece.a = dfi_piece_value(piece.line, low);
+    piece.b = dfi_piece_value(piece.line, high);
     return piece;
 }
 
-/* rho = sqrt(1/abar - 1) */
-static double dfi_table_rho(double log_abar) { return sqrt(expm1(-log_abar)); }
-
-/* What is linear, at both knots of a piece: value(w) = a + (b - a) w, w = T t - k. */
-static void dfi_piece_ends(const dfi_piece *piece, double *a, double *b) {
-    switch (piece->line) {
-    case DFI_LINE_LOG_ABAR: *a = piece->lo; *b = piece->hi; break;
-    case DFI_LINE_ALPHA: *a = exp(0.5 * piece->lo); *b = 0; break;
-    case DFI_LINE_RHO: *a = dfi_table_rho(piece->lo); *b = dfi_table_rho(piece->hi); break;
-    default: *a = log(dfi_table_rho(piece->lo)); *b = log(dfi_table_rho(piece->hi)); break;
-    }
-}
-
-/* The piece (k/T, (k+1)/T] that holds t, and w in (0, 1]. k/T rounds, so a T t within two
-   roundings of a whole number is that knot; it belongs to the piece on its data side. */
+/* The piece (k/T, (k+1)/T] that holds t. k/T rounds, so a T t within two roundings of a
+   whole number is that knot; it belongs to the piece on its data side. */
 static dfi_piece dfi_table_find(const df_process *p, double t, double *w) {
-    double s = t * p->table_size, knot = rint(s);
-    int k;
-    if (fabs(s - knot) <= 2 * DBL_EPSILON * s) s = knot;
-    k = (int)ceil(s) - 1;
-    if (k < 0) k = 0;
-    if (k > p->table_size - 1) k = p->table_size - 1;
+    double s = t * p->table_size, k;
+    if (fabs(s - rint(s)) <= 2 * DBL_EPSILON * s) s = rint(s);
+    k = s > 1 ? ceil(s) - 1 : 0;
     *w = s - k;
-    return dfi_table_piece(p, k);
-}
-
-/* The point with this rho where alpha^2 + sigma^2 = 1. */
-static df_point dfi_rho_point(double t, double rho, double log_rho) {
-    double alpha = dfi_vp_alpha(NULL, rho);
-    return dfi_point(t, alpha, rho * alpha, -log_rho);
+    return dfi_table_piece(p, (int)k);
 }
 
 static df_point dfi_table_at(const df_process *p, double t) {
-    double w, a, b, value;
+    double w, value, alpha;
     dfi_piece piece = dfi_table_find(p, t, &w);
-    dfi_piece_ends(&piece, &a, &b);
-    value = a + (b - a) * w;
-    switch (piece.line) {
-    case DFI_LINE_LOG_ABAR: return dfi_vp_point(t, 0.5 * value);
-    case DFI_LINE_RHO: return dfi_rho_point(t, value, value > 0 ? log(value) : 0);
-    case DFI_LINE_LOG_RHO: return dfi_rho_point(t, exp(value), value);
-    default: break;
-    }
-    if (t >= 1) return dfi_point(t, 0, 1, 0);
-    /* alpha = e^{lo/2} (1 - w); near t = 1, T (1 - t) keeps the digits of 1 - w */
-    value = w < 0.5 ? log1p(-w) : log(p->table_size * dfi_from_noise(t));
-    return dfi_vp_point(t, 0.5 * piece.lo + value);
+    value = piece.a + (piece.b - piece.a) * w;
+    if (piece.line == DF_INTERP_LOG_ABAR) return dfi_vp_point(t, 0.5 * value);
+    if (piece.line == DF_INTERP_SIGMA) return dfi_rho_point(t, value);
+    if (piece.line == DF_INTERP_LOG_SIGMA) return dfi_rho_point(t, exp(value));
+    /* T (1 - t) keeps the digits of 1 - w */
+    alpha = fmin(1, piece.a * p->table_size * dfi_from_noise(t));
+    return dfi_point(t, alpha, sqrt((1 - alpha) * (1 + alpha)));
 }
 
-static void dfi_table_slopes(const df_process *p, const df_point *at, dfi_speeds *out) {
-    double w, a, b, rate, rho_rate, alpha = at->alpha, alpha3 = alpha * alpha * alpha;
+/* Where rho is the line, alpha = (1 + rho^2)^{-1/2}: alpha' = -rho alpha^3 rho', sigma' =
+   alpha^3 rho', rho = sigma/alpha. */
+static dfi_speeds dfi_table_speeds(const df_process *p, const df_point *at) {
+    double w, rate, alpha = at->alpha;
     dfi_piece piece = dfi_table_find(p, at->t, &w);
-    dfi_piece_ends(&piece, &a, &b);
-    rate = (b - a) * p->table_size;
-    if (piece.line == DFI_LINE_LOG_ABAR || piece.line == DFI_LINE_ALPHA) {
-        double alpha_rate = piece.line == DFI_LINE_ALPHA ? rate : 0.5 * rate * alpha;
-        dfi_vp_slopes_from(at, alpha_rate, out);
-        return;
-    }
-    /* alpha = (1 + rho^2)^{-1/2}: alpha' = -rho alpha^3 rho', sigma' = alpha^3 rho' */
-    rho_rate = piece.line == DFI_LINE_RHO ? rate : rate * at->sigma / alpha;
-    dfi_plain_slopes(at, -at->sigma / alpha * alpha3 * rho_rate, alpha3 * rho_rate, out);
+    rate = (piece.b - piece.a) * p->table_size;
+    if (piece.line == DFI_INTERP_ALPHA) return dfi_vp_speeds(at, rate);  /* alpha' */
+    if (piece.line == DF_INTERP_LOG_ABAR) return dfi_vp_speeds(at, 0.5 * rate * alpha);
+    if (piece.line == DF_INTERP_LOG_SIGMA) rate *= at->sigma / alpha;  /* rho' */
+    rate *= alpha * alpha;
+    return dfi_speeds_of(at, -at->sigma * rate, alpha * rate);
 }
 
-/* log abar falls along the table, so bisection finds the piece; its line is then solved
-   for w. The comparison is by log abar = -log(1 + e^{-2 lambda}), whichever quantity is
-   linear. */
-static double dfi_table_time(const df_process *p, const df_point *at) {
-    double l = -2 * dfi_vp_depth(at->lambda), a, b, value, w;
+/* log abar = -log(1 + rho^2) falls along the table, so bisection finds the piece; its line
+   is then solved for w. */
+static double dfi_table_time(const df_process *p, double rho) {
+    double l = -log1p(rho * rho), w = 0;
     int low = 0, high = p->table_size - 1;
     dfi_piece piece;
     while (low < high) {                       /* the first entry at most l */
-        int mid = low + (high - low) / 2;
-        if (p->log_abar[mid] <= l) high = mid;
-        else low = mid + 1;
+        int middle = low + (high - low) / 2;
+        if (p->log_abar[middle] <= l) high = middle;
+        else low = middle + 1;
     }
     piece = dfi_table_piece(p, low);
-    dfi_piece_ends(&piece, &a, &b);
-    switch (piece.line) {
-    case DFI_LINE_LOG_ABAR: value = l; break;
-    case DFI_LINE_ALPHA: return 1 - at->alpha / a / p->table_size;
-    case DFI_LINE_RHO: value = at->sigma / at->alpha; break;
-    default: value = -at->lambda; break;
+    if (fabs(piece.b - piece.a) > 0)
+        w = (dfi_piece_value(piece.line, l) - piece.a) / (piece.b - piece.a);
+    return (low + fmin(fmax(w, 0), 1)) / p->table_size;
+}
+
+/* ---- the other kinds ----
+   VP (Song et al. 2021): the limit of DDPM's chain is dx = -beta/2 x dt + sqrt(beta) dW,
+     beta(t) = a + (b - a) t. Its mean decays as log alpha = -1/2 int_0^t beta, and
+     alpha^2 + sigma^2 = 1: data of unit variance keeps it ("variance preserving"). Near
+     the data sigma ~ sqrt(a t), so sigma' is infinite there, while g^2 = beta is a.
+   Sub-VP (there too): less noise at equal alpha, sigma = 1 - alpha^2, g^2 = beta (1 -
+     alpha^4). rho = 1/alpha - alpha = -2 sinh(log alpha).
+   Cosine (Nichol & Dhariwal 2021): alpha = cos(phi)/cos(phi_0), phi = c (t + .008), c =
+     pi/2/1.008, variance preserving. The linear beta destroys the image too early; this
+     alpha falls about linearly over the middle. phi_0 keeps a table's first betas up.
+     sigma^2 = sin(phi - phi_0) sin(phi + phi_0)/cos^2 phi_0 subtracts nothing.
+   VE (Song et al. 2021, eq. 30) and EDM (Karras et al. 2022): alpha = 1, nothing shrinks.
+     VE walks sigma geometrically from sigma_min, never 0, to sigma_max; EDM takes sigma
+     itself as time, t = sigma/sigma_max, and does reach the data.
+   Flow (Liu et al. 2022): the straight line (1 - t) x_0 + t eps. Trig (Lu & Song 2024):
+     the circle cos x_0 + sin (s_d eps), whose radius is the data's deviation s_d.
+   Cosine, flow and trig end in pure noise: f and g^2 are infinite at t = 1. */
+
+#define DFI_COSINE_S 0.008
+#define DFI_COSINE_C (0.5 * DFI_PI / (1 + DFI_COSINE_S))
+
+/* VP's t from (b - a)/4 t^2 + a/2 t = c = -log alpha. The textbook root subtracts nearly
+   equal numbers for small c; multiplied by its conjugate it does not. */
+static double dfi_beta_time(const df_process *p, double c) {
+    double disc = p->a * p->a + 4 * (p->b - p->a) * c;
+    return 4 * c / (p->a + sqrt(disc > 0 ? disc : 0));
+}
+
+/* Cosines of the complement, cos(c t) = sin(c (1 - t)), are exactly 0 at t = 1; VE is
+   written from the nearer end, exact at both. */
+static df_point dfi_path_at(const df_process *p, double t) {
+    double l = -0.25 * t * (2 * p->a + (p->b - p->a) * t);     /* log alpha of VP */
+    double u = dfi_from_noise(t), w = 0.5 * DFI_PI, c = DFI_COSINE_C, product;
+    switch (p->kind) {
+    case DF_PROCESS_VP: return dfi_vp_point(t, l);
+    case DF_PROCESS_SUBVP: return dfi_point(t, exp(l), -expm1(2 * l));
+    case DF_PROCESS_COSINE:
+        product = sin(c * t) * sin(c * (t + 2 * DFI_COSINE_S));
+        return dfi_point(t, sin(c * u) / sin(c), sqrt(product) / sin(c));
+    case DF_PROCESS_VE:
+        return dfi_point(t, 1, t < 0.5 ? p->a * pow(p->b / p->a, t)
+                                       : p->b * pow(p->a / p->b, u));
+    case DF_PROCESS_EDM: return dfi_point(t, 1, p->b * t);
+    case DF_PROCESS_FLOW: return dfi_point(t, u, t);
+    case DF_PROCESS_TRIG: return dfi_point(t, sin(w * u), p->sigma_data * sin(w * t));
+    default: return dfi_table_at(p, t);
     }
-    w = fabs(b - a) > 0 ? (value - a) / (b - a) : 0; /* a flat piece: its start */
-    if (w > 1) w = 1;
-    return (low + (w > 0 ? w : 0)) / p->table_size;
 }
 
-static const char *dfi_table_wrong(const df_process *p) {
-    double before = 0;
-    if (!p->log_abar || p->table_size < 1) return "no table: make one by df_process_table";
-    if ((unsigned)p->interp > DF_INTERP_LOG_SIGMA) return "unknown interpolation";
-    for (int i = 0; i < p->table_size; i++) {
-        double l = p->log_abar[i];
-        int zero = dfi_nonfinite(l) && dfi_is_negative(l) && !dfi_is_nan(l);
-        if (zero && i == p->table_size - 1) return NULL;
-        if (dfi_nonfinite(l)) return "an entry of the table is not finite";
-        if (l > before) return "log abar rises in the table";
-        before = l;
+static dfi_speeds dfi_path_speeds(const df_process *p, const df_point *at) {
+    double decay = -0.5 * (p->a + (p->b - p->a) * at->t) * at->alpha;
+    double w = 0.5 * DFI_PI, c = DFI_COSINE_C, s = p->sigma_data;
+    switch (p->kind) {
+    case DF_PROCESS_VP: return dfi_vp_speeds(at, decay);
+    case DF_PROCESS_SUBVP: return dfi_speeds_of(at, decay, -2 * at->alpha * decay);
+    case DF_PROCESS_COSINE:
+        return dfi_vp_speeds(at, -c * sin(c * (at->t + DFI_COSINE_S)) / sin(c));
+    case DF_PROCESS_VE: return dfi_speeds_of(at, 0, at->sigma * log(p->b / p->a));
+    case DF_PROCESS_EDM: return dfi_speeds_of(at, 0, p->b);
+    case DF_PROCESS_FLOW: return dfi_speeds_of(at, -1, 1);
+    case DF_PROCESS_TRIG: return dfi_speeds_of(at, -w * at->sigma / s, w * s * at->alpha);
+    default: return dfi_table_speeds(p, at);
     }
-    if (before >= 0) return "the table adds no noise: every beta is 0";
-    return before < -600.0 ? "abar_T underflows: let the last beta be 1" : NULL;
 }
 
-/* ---- the rows, and what is built on them ----
-   From here on nobody asks which process it is. */
-
-/* In the order of df_process_kind. */
-#define DFI_PROCESS_ROW(name, data, noise, alpha, wrong)                              \
-    { #name, data, noise, dfi_##name##_at, dfi_##name##_slopes, alpha,                \
-      dfi_##name##_time, wrong }
-static const dfi_process_row dfi_process_rows[DF_PROCESS_COUNT] = {
-    DFI_PROCESS_ROW(vp, 1, 0, dfi_vp_alpha, dfi_beta_wrong),
-    DFI_PROCESS_ROW(cosine, 1, 1, dfi_vp_alpha, dfi_none_wrong),
-    DFI_PROCESS_ROW(ve, 0, 0, dfi_one_alpha, dfi_ve_wrong),
-    DFI_PROCESS_ROW(edm, 1, 0, dfi_one_alpha, dfi_edm_wrong),
-    DFI_PROCESS_ROW(subvp, 1, 0, dfi_subvp_alpha, dfi_beta_wrong),
-    DFI_PROCESS_ROW(flow, 1, 1, dfi_flow_alpha, dfi_none_wrong),
-    DFI_PROCESS_ROW(trig, 1, 1, dfi_trig_alpha, dfi_none_wrong),
-    DFI_PROCESS_ROW(table, 1, 0, dfi_vp_alpha, dfi_table_wrong)
-};
-
-/* The row, or NULL for a process that cannot even be looked at. */
-static const dfi_process_row *dfi_process_row_of(const df_process *p) {
-    if (!p || (unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT) return NULL;
-    if (p->kind == DF_PROCESS_TABLE && (!p->log_abar || p->table_size < 1)) return NULL;
-    return &dfi_process_rows[p->kind];
+/* The inverse, where rho = sigma/alpha is given: alpha first, t last. */
+static double dfi_path_alpha(const df_process *p, double rho) {
+    if (p->kind == DF_PROCESS_VE || p->kind == DF_PROCESS_EDM) return 1;
+    if (p->kind == DF_PROCESS_FLOW) return 1 / (1 + rho);
+    if (p->kind == DF_PROCESS_SUBVP) return 1 / (0.5 * rho + hypot(1.0, 0.5 * rho));
+    return 1 / hypot(1.0, p->kind == DF_PROCESS_TRIG ? rho / p->sigma_data : rho);
 }
 
-static df_process dfi_process_make(df_process_kind kind, double a, double b,
-                                   double sigma_data) {
-    df_process p;
-    memset(&p, 0, sizeof p);
-    p.kind = kind;
-    p.a = a;
-    p.b = b;
-    p.sigma_data = sigma_data;
+/* phi - phi_0 by its sine and cosine; sin^2 phi = sin^2 phi_0 + sigma^2 cos^2 phi_0. */
+static double dfi_cosine_time(double alpha, double sigma) {
+    double c = DFI_COSINE_C, sin0 = sin(c * DFI_COSINE_S), cos0 = sin(c);
+    double over = sigma * cos0, cosp = alpha * cos0, sinp = hypot(sin0, over);
+    return atan2(over * over / (sinp * cos0 + cosp * sin0), cosp * cos0 + sinp * sin0) / c;
+}
+
+static double dfi_path_time(const df_process *p, double rho, double alpha) {
+    switch (p->kind) {
+    case DF_PROCESS_VP: return dfi_beta_time(p, 0.5 * log1p(rho * rho));
+    case DF_PROCESS_SUBVP: return dfi_beta_time(p, asinh(0.5 * rho));  /* -log alpha */
+    case DF_PROCESS_COSINE: return dfi_cosine_time(alpha, rho * alpha);
+    case DF_PROCESS_VE: return log(rho / p->a) / log(p->b / p->a);
+    case DF_PROCESS_EDM: return rho / p->b;
+    case DF_PROCESS_FLOW: return rho * alpha;
+    case DF_PROCESS_TRIG: return atan(rho / p->sigma_data) / (0.5 * DFI_PI);
+    default: return dfi_table_time(p, rho);
+    }
+}
+
+/* ---- what is built on them ---- */
+
+/* Can this process be looked at? */
+static int dfi_process_known(const df_process *p) {
+    if (!p || (unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT) return 0;
+    return p->kind != DF_PROCESS_TABLE || (p->log_abar && p->table_size > 0);
+}
+
+static df_process dfi_path(df_process_kind kind, double a, double b, double s_d) {
+    df_process p = { kind, a, b, s_d, NULL, 0, DF_INTERP_LOG_ABAR };
     return p;
 }
 
 DF_API df_process df_process_vp(double beta_min, double beta_max) {
-    return dfi_process_make(DF_PROCESS_VP, beta_min, beta_max, 0.5);
+    return dfi_path(DF_PROCESS_VP, beta_min, beta_max, .5);
 }
-DF_API df_process df_process_cosine(void) {
-    return dfi_process_make(DF_PROCESS_COSINE, 0, 0, 0.5);
-}
+DF_API df_process df_process_cosine(void) { return dfi_path(DF_PROCESS_COSINE, 0, 0, .5); }
 DF_API df_process df_process_ve(double sigma_min, double sigma_max) {
-    return dfi_process_make(DF_PROCESS_VE, sigma_min, sigma_max, 0.5);
+    return dfi_path(DF_PROCESS_VE, sigma_min, sigma_max, .5);
 }
 DF_API df_process df_process_edm(double sigma_max) {
-    return dfi_process_make(DF_PROCESS_EDM, 0, sigma_max, 0.5);
+    return dfi_path(DF_PROCESS_EDM, 0, sigma_max, .5);
 }
 DF_API df_process df_process_subvp(double beta_min, double beta_max) {
-    return dfi_process_make(DF_PROCESS_SUBVP, beta_min, beta_max, 0.5);
+    return dfi_path(DF_PROCESS_SUBVP, beta_min, beta_max, .5);
 }
-DF_API df_process df_process_flow(void) {
-    return dfi_process_make(DF_PROCESS_FLOW, 0, 0, 0.5);
-}
+DF_API df_process df_process_flow(void) { return dfi_path(DF_PROCESS_FLOW, 0, 0, .5); }
 DF_API df_process df_process_trig(double sigma_data) {
-    return dfi_process_make(DF_PROCESS_TRIG, 0, 0, sigma_data);
+    return dfi_path(DF_PROCESS_TRIG, 0, 0, sigma_data);
 }
 
 DF_API const char *df_process_name(const df_process *p) {
-    return p && (unsigned)p->kind < (unsigned)DF_PROCESS_COUNT
-               ? dfi_process_rows[p->kind].name
-               : "unknown";
+    static const char *const names[DF_PROCESS_COUNT] = { "vp", "cosine", "ve", "edm",
+        "subvp", "flow", "trig", "table" };
+    int known = p && (unsigned)p->kind < (unsigned)DF_PROCESS_COUNT;
+    return known ? names[p->kind] : "unknown";
+}
+
+/* What df_process_table makes: log abar falls from 0, and only its end may be -inf. */
+static int dfi_table_fine(const df_process *p) {
+    int last = p->table_size - 1;
+    if (!dfi_process_known(p) || (unsigned)p->interp > (unsigned)DF_INTERP_LOG_SIGMA)
+        return 0;
+    for (int i = 0; i <= last; i++) {
+        double l = p->log_abar[i], before = i > 0 ? p->log_abar[i - 1] : 0;
+        if (dfi_is_nan(l) || l > before || (i < last && dfi_nonfinite(l))) return 0;
+    }
+    return p->log_abar[last] < 0;
+}
+
+/* NULL, or the ranges wanted: so wide that nothing under- or overflows inside them. */
+static const char *dfi_process_wrong(const df_process *p) {
+    int a = dfi_positive(p->a), b = dfi_positive(p->b);
+    if (!dfi_positive(p->sigma_data)) return "sigma_data > 0";
+    switch (p->kind) {
+    case DF_PROCESS_VP:                        /* alpha(1) = e^{-(a + b)/4} */
+    case DF_PROCESS_SUBVP:
+        return a && b && p->a + p->b < 1200 ? NULL : "beta_min, beta_max in (0, 600)";
+    case DF_PROCESS_VE: return a && b && p->a < p->b ? NULL : "0 < sigma_min < sigma_max";
+    case DF_PROCESS_EDM: return b ? NULL : "sigma_max > 0";
+    case DF_PROCESS_TABLE:
+        return dfi_table_fine(p) ? NULL : "log abar falling from 0, -inf at the end alone";
+    default: return NULL;
+    }
 }
 
 DF_API df_result df_process_check(df_ctx *ctx, const df_process *p) {
-    const char *wrong;
-    if (!p) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_check: no process (NULL)");
-    if ((unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_process_check: kind %d is not one of the %d", (int)p->kind,
-                        (int)DF_PROCESS_COUNT);
-    wrong = dfi_process_rows[p->kind].wrong(p);
-    if (!wrong && !dfi_positive(p->sigma_data)) wrong = "sigma_data must be above 0";
-    if (wrong)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_process_check: %s: %s (a %g, b %g, sigma_data "
-                        "%g, table of %d)",
-                        dfi_process_rows[p->kind].name, wrong, p->a, p->b, p->sigma_data,
-                        p->table_size);
-    return DF_OK;
-}
-
-DF_API df_point df_point_data(void) { return dfi_point(0, 1, 0, dfi_infinity(0)); }
-
-/* Does alpha reach 0 at t = 1? */
-static int dfi_process_to_noise(const df_process *p) {
-    if (p->kind == DF_PROCESS_TABLE) return dfi_nonfinite(p->log_abar[p->table_size - 1]);
-    return dfi_process_rows[p->kind].to_noise;
+    const char *want;
+    if (!p || (unsigned)p->kind >= (unsigned)DF_PROCESS_COUNT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_check: NULL or an unknown kind");
+    want = dfi_process_wrong(p);
+    if (!want) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_check: %s with a = %g, b = %g, "
+                    "sigma_data = %g, a table of %d: want %s",
+                    df_process_name(p), p->a, p->b, p->sigma_data, p->table_size, want);
 }
 
 DF_API df_point df_process_at(const df_process *p, double t) {
-    const dfi_process_row *row = dfi_process_row_of(p);
-    df_point q;
-    if (!row || dfi_is_nan(t)) return dfi_point_nan();
-    if (dfi_nonfinite(t)) t = dfi_is_negative(t) ? 0 : 1;
-    t = t < 1 ? t : 1;
-    if (t <= 0) t = 0;                         /* -0 as well */
-    if (t <= 0 && row->to_data) return df_point_data();
-    q = row->at(p, t);
-    if (q.sigma <= 0) q.lambda = dfi_infinity(0);  /* t so small that sigma underflows */
-    if (q.alpha <= 0) q.lambda = dfi_infinity(1);
-    return q;
+    if (!dfi_process_known(p) || dfi_is_nan(t)) return dfi_point_nan();
+    return dfi_path_at(p, t >= 1 ? 1 : t > 0 ? t : 0);
 }
 
 /* Between the ends rho = e^{-lambda} gives alpha and sigma directly, t comes last. So two
-   processes asked for one lambda agree in rho to the last digits, whatever t rounds to. */
+   processes asked for one lambda agree in rho to the last digits, whatever t rounds to.
+   Beyond |lambda| = 700 alpha or sigma underflows. */
 DF_API df_point df_process_at_lambda(const df_process *p, double lambda) {
-    const dfi_process_row *row = dfi_process_row_of(p);
-    df_point q, end;
-    double rho;
-    if (!row || dfi_is_nan(lambda)) return dfi_point_nan();
-    if (dfi_nonfinite(lambda))
-        return dfi_is_negative(lambda) ? df_process_at(p, 1) : df_point_data();
-    end = df_process_at(p, 1);
-    if (lambda < -DFI_LAMBDA_MOST) return end;
-    if (!dfi_nonfinite(end.lambda) && lambda <= end.lambda) return end;
-    end = df_process_at(p, 0);
-    if (lambda > DFI_LAMBDA_MOST) return end;
-    if (!dfi_nonfinite(end.lambda) && lambda >= end.lambda) return end;
-    rho = exp(-lambda);
-    q.alpha = row->alpha(p, rho);
+    df_point q, noise = df_process_at(p, 1), data = df_process_at(p, 0);
+    double rho = exp(-lambda);
+    if (!dfi_process_known(p) || dfi_is_nan(lambda)) return dfi_point_nan();
+    if (lambda < -700 || lambda <= noise.lambda) return noise;
+    if (dfi_nonfinite(lambda)) return df_point_data();  /* VE too */
+    if (lambda > 700 || lambda >= data.lambda) return data;
+    q.alpha = dfi_path_alpha(p, rho);
     q.sigma = rho * q.alpha;
     q.lambda = lambda;
-    q.t = row->time(p, &q);
-    if (q.t > 1) q.t = 1;
-    if (q.t < 0) q.t = 0;
+    q.t = fmin(fmax(dfi_path_time(p, rho, q.alpha), 0), 1);
     return q;
 }
 
 DF_API df_point df_process_at_rho(const df_process *p, double rho) {
-    if (dfi_nonfinite(rho)) {
-        if (dfi_is_nan(rho)) return dfi_point_nan();
-        return dfi_is_negative(rho) ? df_point_data() : df_process_at(p, 1);
-    }
+    if (dfi_is_nan(rho)) return dfi_point_nan();
     return rho > 0 ? df_process_at_lambda(p, -log(rho)) : df_point_data();
 }
 
@@ -2707,65 +2559,56 @@ DF_API df_point df_process_at_rho(const df_process *p, double rho) {
    log abar is kept, not abar: sums of log(1 - beta) carry the first entries, where abar is
    close to 1 and sigma^2 = -expm1(log abar) small, and the last, where abar is tiny. */
 
+static df_result dfi_betas_check(df_ctx *ctx, const char *who, const double *betas, int T,
+                                 int least) {
+    int i = 0, given = betas && T >= least;
+    while (given && i < T && betas[i] >= 0 && betas[i] < 1 && !dfi_nonfinite(betas[i]))
+        i++;
+    if (given && (i == T || (i == T - 1 && betas[i] >= 1 && betas[i] <= 1))) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "%s: T = %d, betas[%d] = %g: want T >= %d betas in [0, 1), 1 only as "
+                    "the last", who, T, i, given ? betas[i] : 0, least);
+}
+
 DF_API df_result df_process_table(df_ctx *ctx, const double *betas, int T,
                                   df_process *out) {
+    df_process p = dfi_path(DF_PROCESS_TABLE, 0, 0, .5);
+    df_result result = dfi_betas_check(ctx, "df_process_table", betas, T, 1);
     double *log_abar, sum = 0;
-    df_process p;
-    if (!ctx || !betas || !out || T < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_table: %s",
-                        T < 1 ? "T must be at least 1"
-                              : "ctx, betas and out must not be NULL");
-    for (int i = 0; i < T; i++)
-        if (dfi_nonfinite(betas[i]) || !(betas[i] >= 0) || !(betas[i] < 1 || i == T - 1) ||
-            betas[i] > 1)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_process_table: betas[%d] = %g of %d is "
-                            "outside [0, 1) (1 is allowed for the last)",
-                            i, betas[i], T);
+    if (result != DF_OK) return result;
+    if (!ctx || !out)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_table: ctx or out is NULL");
     log_abar = (double *)dfi_new_owned(ctx, dfi_mul((size_t)T, sizeof *log_abar));
     if (!log_abar) return DF_ERR_MEMORY;
     for (int i = 0; i < T; i++) {              /* log abar_i = sum log(1 - beta) */
-        if (betas[i] < 1) sum += log1p(-betas[i]);
-        else sum = dfi_infinity(1);
+        sum = betas[i] < 1 ? sum + log1p(-betas[i]) : dfi_infinity(1);
         log_abar[i] = sum;
     }
-    p = dfi_process_make(DF_PROCESS_TABLE, 0, 0, 0.5);
     p.log_abar = log_abar;
     p.table_size = T;
-    p.interp = DF_INTERP_LOG_ABAR;
-    if (df_process_check(ctx, &p) != DF_OK) return DF_ERR_ARGUMENT;
-    *out = p;
-    return DF_OK;
-}
-
-/* One beta of a schedule, u = i/(T - 1) in [0, 1]. */
-static double dfi_beta_of(df_betas_kind kind, double b0, double b1, int i, int T) {
-    double u = T > 1 ? (double)i / (T - 1) : 0, root;
-    switch (kind) {
-    case DF_BETAS_LINEAR: return b0 + (b1 - b0) * u;
-    case DF_BETAS_SCALED_LINEAR:
-        root = sqrt(b0) + (sqrt(b1) - sqrt(b0)) * u;
-        return root * root;
-    case DF_BETAS_SIGMOID: return b0 + (b1 - b0) / (1 + exp(6 - 12 * u));
-    default: break;
-    }
-    /* Nichol & Dhariwal 2021: cos^2 of this entry over cos^2 of the one before */
-    root = sin(DFI_COSINE_C * (T - 1 - i) / T) / sin(DFI_COSINE_C * (T - i) / T);
-    return 1 - root * root < 0.999 ? 1 - root * root : 0.999;
+    result = df_process_check(ctx, &p);
+    if (result == DF_OK) *out = p;
+    return result;
 }
 
 DF_API df_result df_betas(df_ctx *ctx, df_betas_kind kind, double b0, double b1, int T,
                           double *betas) {
-    if (!betas || T < 1 || (unsigned)kind > (unsigned)DF_BETAS_SIGMOID)
+    int inside = dfi_positive(b0) && dfi_positive(b1) && b0 < 1 && b1 < 1;
+    int fine = inside || kind == DF_BETAS_COSINE;
+    double c = DFI_COSINE_C;
+    if (!betas || T < 1 || (unsigned)kind > (unsigned)DF_BETAS_SIGMOID || !fine)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_betas: kind %d, T = %d, betas %s: want a "
-                        "df_betas_kind, T >= 1 and an array",
-                        (int)kind, T, betas ? "given" : "NULL");
-    if (kind != DF_BETAS_COSINE &&
-        (!dfi_positive(b0) || !dfi_positive(b1) || b0 >= 1 || b1 >= 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_betas: b0 = %g and b1 = %g must lie in (0, 1)", b0, b1);
-    for (int i = 0; i < T; i++) betas[i] = dfi_beta_of(kind, b0, b1, i, T);
+                        "df_betas: kind %d, T = %d, b0 = %g, b1 = %g: want an array, a "
+                        "df_betas_kind, T >= 1 and 0 < b0, b1 < 1", (int)kind, T, b0, b1);
+    for (int i = 0; i < T; i++) {
+        double u = T > 1 ? (double)i / (T - 1) : 0, beta = b0 + (b1 - b0) * u;
+        if (kind == DF_BETAS_SCALED_LINEAR)
+            beta = pow(sqrt(b0) + (sqrt(b1) - sqrt(b0)) * u, 2);
+        if (kind == DF_BETAS_SIGMOID) beta = b0 + (b1 - b0) / (1 + exp(6 - 12 * u));
+        if (kind == DF_BETAS_COSINE)           /* abar of this entry over the one before */
+            beta = 1 - pow(sin(c * (T - 1 - i) / T) / sin(c * (T - i) / T), 2);
+        betas[i] = kind == DF_BETAS_COSINE ? fmin(beta, 0.999) : beta;
+    }
     return DF_OK;
 }
 
@@ -2774,23 +2617,13 @@ DF_API df_result df_betas(df_ctx *ctx, df_betas_kind kind, double b0, double b1,
    q = (r_i - r_T)/(r_{i-1} - r_T), and 1 - q = (r_{i-1} - r_i)/(r_{i-1} - r_T), where
    r_{i-1} - r_i = r_{i-1} beta/(1 + sqrt(1 - beta)): small betas keep their digits. */
 DF_API df_result df_betas_zero_snr(df_ctx *ctx, int T, double *betas) {
+    df_result result = dfi_betas_check(ctx, "df_betas_zero_snr", betas, T, 2);
     double last = 1, r;
-    if (!betas || T < 2)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_betas_zero_snr: wants an array of T >= 2, not %d", T);
-    for (int i = 0; i < T; i++) {
-        if (dfi_nonfinite(betas[i]) || betas[i] < 0 || betas[i] > 1 ||
-            (betas[i] >= 1 && i < T - 1))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_betas_zero_snr: betas[%d] = %g is outside "
-                            "[0, 1)",
-                            i, betas[i]);
-        last *= sqrt(1 - betas[i]);
-    }
-    r = sqrt(1 - betas[0]);
+    if (result != DF_OK) return result;
+    for (int i = 0; i < T; i++) last *= sqrt(1 - betas[i]);  /* r_T */
+    r = sqrt(1 - betas[0]);                    /* r_1, then r_{i-1} */
     if (r <= last)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_betas_zero_snr: all betas after the first are 0");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_betas_zero_snr: want betas above 0");
     for (int i = 1; i < T; i++) {
         double root = sqrt(1 - betas[i]), fall = r * betas[i] / (1 + root);
         double loss = i == T - 1 ? 1 : fall / (r - last);      /* 1 - q */
@@ -2801,56 +2634,56 @@ DF_API df_result df_betas_zero_snr(df_ctx *ctx, int T, double *betas) {
 }
 
 /* ---- rates ----
-   Everything from four closed forms. An infinite quantity is never computed: which ones
-   are follows from sigma = 0, alpha = 0 and the process's word on sigma'. */
+   Everything from the closed forms. An infinite quantity is never computed: which ones
+   are follows from sigma = 0, alpha = 0 and an infinite sigma'. */
 
-static const char *const dfi_rate_names[] = {"alpha'", "sigma'", "lambda'",
-                                             "f",      "g^2",    "W"};
+static df_result dfi_singular(df_ctx *ctx, const char *who, const char *what,
+                              const df_process *p, const df_point *at) {
+    return dfi_fail(ctx, DF_ERR_SINGULAR,
+                    "%s: %s of %s is infinite at t = %g (alpha = %g, sigma = %g): stay %s",
+                    who, what, df_process_name(p), at->t, at->alpha, at->sigma,
+                    at->alpha > 0 ? "above t = 0 (t_min)" : "below t = 1 (t_max)");
+}
 
-/* Which rates are infinite at a point. */
-static unsigned dfi_rates_infinite(const df_point *at, const dfi_speeds *d) {
-    unsigned bad = 0;
-    if (d->sigma_infinite) bad |= DF_RATE_SIGMA | DF_RATE_W;
-    if (at->sigma <= 0 || at->alpha <= 0) bad |= DF_RATE_LAMBDA;
-    if (at->alpha <= 0) bad |= DF_RATE_F | DF_RATE_G2;
-    return bad;
+/* Is there a process and a point to speak about? */
+static df_result dfi_point_check(df_ctx *ctx, const char *who, const df_process *p,
+                                 const df_point *at) {
+    if (!dfi_process_known(p)) return df_process_check(ctx, p);
+    if (!at) return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: no point (NULL)", who);
+    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: t = %g, alpha = %g, sigma = %g on %s",
+                        who, at->t, at->alpha, at->sigma, df_process_name(p));
+    return DF_OK;
 }
 
 /* The rates at a point of the path, from its own alpha and sigma rather than from t, which
    may be rounded (df_process_at_lambda). `who` asks, for the sentence. */
 static df_result dfi_rates_at(df_ctx *ctx, const char *who, const df_process *p,
                               const df_point *at, unsigned want, df_rates *out) {
-    const dfi_process_row *row = dfi_process_row_of(p);
-    dfi_speeds d;
-    unsigned bad;
+    static const char *const names[] = { "alpha'", "sigma'", "lambda'", "f", "g^2", "W" };
+    double alpha = at->alpha, sigma = at->sigma;
+    dfi_speeds d = dfi_path_speeds(p, at);
+    unsigned infinite = dfi_nonfinite(d.sigma) ? DF_RATE_SIGMA | DF_RATE_W : 0;
+    if (sigma <= 0) infinite |= DF_RATE_LAMBDA;
+    if (alpha <= 0) infinite |= DF_RATE_LAMBDA | DF_RATE_F | DF_RATE_G2;
     memset(out, 0, sizeof *out);
-    if (!row) return df_process_check(ctx, p) != DF_OK ? DF_ERR_ARGUMENT : DF_OK;
-    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
-        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: t = %g, alpha = %g, sigma = %g on %s",
-                        who, at->t, at->alpha, at->sigma, row->name);
-    row->slopes(p, at, &d);
-    bad = dfi_rates_infinite(at, &d) & want;
     for (int i = 0; i < 6; i++)
-        if (bad >> i & 1u)
-            return dfi_fail(ctx, DF_ERR_SINGULAR,
-                            "%s: %s of %s is infinite at t = %g (alpha = %g, "
-                            "sigma = %g): stay %s",
-                            who, dfi_rate_names[i], row->name, at->t, at->alpha, at->sigma,
-                            at->alpha > 0 ? "above t = 0 (t_min)" : "below t = 1 (t_max)");
+        if (infinite & want & 1u << i) return dfi_singular(ctx, who, names[i], p, at);
     if (want & DF_RATE_ALPHA) out->alpha = d.alpha;
     if (want & DF_RATE_SIGMA) out->sigma = d.sigma;
-    if (want & DF_RATE_LAMBDA) out->lambda = d.alpha / at->alpha - d.sigma / at->sigma;
-    if (want & DF_RATE_F) out->f = d.alpha / at->alpha;
-    if (want & DF_RATE_G2)
-        out->g2 = d.sigma2 - 2 * d.alpha / at->alpha * at->sigma * at->sigma;
-    if (want & DF_RATE_W) out->w = at->alpha * d.sigma - at->sigma * d.alpha;
+    if (want & DF_RATE_LAMBDA) out->lambda = d.alpha / alpha - d.sigma / sigma;
+    if (want & DF_RATE_F) out->f = d.alpha / alpha;  /* drift of the SDE */
+    if (want & DF_RATE_G2) out->g2 = d.sigma2 - 2 * d.alpha / alpha * sigma * sigma;
+    if (want & DF_RATE_W) out->w = alpha * d.sigma - sigma * d.alpha;
     return DF_OK;
 }
 
 DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
                                   unsigned want, df_rates *out) {
     df_point at = df_process_at(p, t);
+    df_result result = dfi_point_check(ctx, "df_process_rates", p, &at);
     if (!out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_rates: out is NULL");
+    if (result != DF_OK) return result;
     return dfi_rates_at(ctx, "df_process_rates", p, &at, want, out);
 }
 
@@ -2861,86 +2694,51 @@ DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
        dx/dt = (dx/d native) (d native/dt). */
 
 static df_time dfi_time_make(df_time_kind kind, double a, double b) {
-    df_time time;
-    time.kind = kind;
-    time.a = a;
-    time.b = b;
+    df_time time = { kind, a, b };
     return time;
 }
 
-DF_API df_time df_time_own(void) { return dfi_time_make(DF_TIME_AFFINE, 1, 0); }
 DF_API df_time df_time_affine(double a, double b) {
     return dfi_time_make(DF_TIME_AFFINE, a, b);
 }
-DF_API df_time df_time_index(int T) { return dfi_time_make(DF_TIME_AFFINE, T, -1); }
+DF_API df_time df_time_own(void) { return df_time_affine(1, 0); }
+DF_API df_time df_time_index(int T) { return df_time_affine(T, -1); }
 DF_API df_time df_time_sigma(void) { return dfi_time_make(DF_TIME_SIGMA, 1, 0); }
 DF_API df_time df_time_log_sigma(double a) {
     return dfi_time_make(DF_TIME_LOG_SIGMA, a, 0);
 }
 
-static df_result dfi_time_check(df_ctx *ctx, const df_time *time) {
-    if (!time || (unsigned)time->kind > (unsigned)DF_TIME_LOG_SIGMA)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_time: %s",
-                        time ? "unknown kind" : "NULL");
-    if (dfi_nonfinite(time->a) || dfi_nonfinite(time->b) || (time->a <= 0 && time->a >= 0))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_time: slope a = %g, b = %g: want finite numbers "
-                        "and a not 0",
-                        time->a, time->b);
-    return DF_OK;
-}
-
 /* d(sigma/alpha)/dt = W/alpha^2,  d log(sigma/alpha)/dt = -lambda'. */
-static df_result dfi_time_rate(df_ctx *ctx, const df_process *p, const df_time *time,
-                               const df_point *at, double *rate) {
-    df_rates d;
-    df_result result;
-    if (time->kind == DF_TIME_AFFINE) {
-        *rate = time->a;
-        return DF_OK;
-    }
-    result = dfi_rates_at(ctx, "df_time_at", p, at,
-                          time->kind == DF_TIME_SIGMA ? DF_RATE_W : DF_RATE_LAMBDA, &d);
-    if (result != DF_OK) return result;
-    *rate =
-        time->kind == DF_TIME_SIGMA ? d.w / (at->alpha * at->alpha) : -time->a * d.lambda;
-    return DF_OK;
-}
-
 DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *time,
                             const df_point *at, double *native, double *rate) {
-    df_result result = dfi_time_check(ctx, time);
+    df_result result = dfi_point_check(ctx, "df_time_at", p, at);
+    int logs = time && time->kind == DF_TIME_LOG_SIGMA;
+    df_rates d;
     if (result != DF_OK) return result;
-    if (!p || !at || !native)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_time_at: process, point and native must be given");
-    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
-        return dfi_fail(ctx, DF_ERR_NONFINITE,
-                        "df_time_at: t = %g, alpha = %g, sigma = %g", at->t, at->alpha,
-                        at->sigma);
-    if ((time->kind != DF_TIME_AFFINE && at->alpha <= 0) ||
-        (time->kind == DF_TIME_LOG_SIGMA && at->sigma <= 0))
-        return dfi_fail(ctx, DF_ERR_SINGULAR,
-                        "df_time_at: %s is infinite at t = %g of %s (alpha = "
-                        "%g, sigma = %g): stay %s",
-                        time->kind == DF_TIME_SIGMA ? "sigma/alpha" : "log(sigma/alpha)",
-                        at->t, df_process_name(p), at->alpha, at->sigma,
-                        at->alpha > 0 ? "above t = 0 (t_min)" : "below t = 1 (t_max)");
-    switch (time->kind) {
-    case DF_TIME_SIGMA: *native = at->sigma / at->alpha; break;
-    case DF_TIME_LOG_SIGMA: *native = -time->a * at->lambda; break;
-    default: *native = time->a * at->t + time->b; break;
+    if (!native || !time)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_time_at: time or native is NULL");
+    if (dfi_nonfinite(time->a) || dfi_nonfinite(time->b) || !(fabs(time->a) > 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_time_at: a = %g, b = %g: want finite "
+                        "numbers, a not 0", time->a, time->b);
+    if (time->kind == DF_TIME_AFFINE) {
+        *native = time->a * at->t + time->b;
+        if (rate) *rate = time->a;
+        return DF_OK;
     }
-    return rate ? dfi_time_rate(ctx, p, time, at, rate) : DF_OK;
+    if (at->alpha <= 0 || (logs && at->sigma <= 0))
+        return dfi_singular(ctx, "df_time_at", logs ? "log(sigma/alpha)" : "sigma/alpha",
+                            p, at);
+    *native = logs ? -time->a * at->lambda : at->sigma / at->alpha;
+    if (!rate) return DF_OK;                   /* it may be infinite where native is not */
+    result = dfi_rates_at(ctx, "df_time_at", p, at, logs ? DF_RATE_LAMBDA : DF_RATE_W, &d);
+    *rate = logs ? -time->a * d.lambda : d.w / (at->alpha * at->alpha);
+    return result;
 }
 
 DF_API df_point df_time_point(const df_process *p, const df_time *time, double native) {
-    if (dfi_time_check(NULL, time) != DF_OK) return dfi_point_nan();
-    switch (time->kind) {
-    case DF_TIME_SIGMA: return df_process_at_rho(p, native);
-    case DF_TIME_LOG_SIGMA: return df_process_at_lambda(p, -native / time->a);
-    default: return df_process_at(p, (native - time->b) / time->a);
-    }
+    if (time->kind == DF_TIME_SIGMA) return df_process_at_rho(p, native);
+    if (time->kind == DF_TIME_LOG_SIGMA) return df_process_at_lambda(p, -native / time->a);
+    return df_process_at(p, (native - time->b) / time->a);
 }
 
 /* ---- grids: where a sampler stops on its way from t_max to the data ----
@@ -2954,88 +2752,32 @@ typedef struct dfi_grid {
     df_ctx *ctx;
     const df_process *p;
     const df_sample_desc *d;
-    int N;                     /* steps */
-    df_point first, last;      /* the stretch a rule divides */
-    df_point *out;
-    int capacity, count;
+    df_point *out;             /* [capacity] */
+    int count;                 /* points so far */
+    const char *name;          /* of the rule, as the user wrote it */
+    const struct dfi_grid_rule *rule;
 } dfi_grid;
 
-/* A rule divides the stretch: place gives the point at fraction u in (0, 1) of it. One for
-   tables lists entries instead: index gives the i-th of N, falling. */
+/* A rule takes equal steps of a power of a clock, or lists entries of a table. */
+enum { DFI_RULE_LINSPACE = DF_POINTS_LAMBDA + 1, DFI_RULE_LEADING, DFI_RULE_TRAILING };
+enum { DFI_GRID_RULES = 8 };
 typedef struct dfi_grid_rule {
-    const char *name, *aliases;
-    int reaches;               /* can divide a stretch that ends at sigma = 0 */
-    int from_noise;            /* ... that starts at alpha = 0 */
-    df_point (*place)(const dfi_grid *g, double u);
-    double (*index)(int T, int N, int i, int offset);
+    const char *aliases;
+    int clock;                 /* a df_points, or one of the lists */
+    double power;              /* clock^{1/power} is divided */
+    int tunable;               /* grid_rho takes the place of power */
 } dfi_grid_rule;
 
-static double dfi_between(double a, double b, double u) { return a + (b - a) * u; }
-
-/* t_i = t_max + (t_min - t_max) i/N */
-static df_point dfi_place_uniform(const dfi_grid *g, double u) {
-    return df_process_at(g->p, dfi_between(g->first.t, g->last.t, u));
-}
-
-/* The same for sqrt t: shorter steps near the data (Song et al. 2020a, DDIM, app. D). */
-static df_point dfi_place_quadratic(const dfi_grid *g, double u) {
-    double root = dfi_between(sqrt(g->first.t), sqrt(g->last.t), u);
-    return df_process_at(g->p, root * root);
-}
-
-/* lambda_i equally spaced: sigma/alpha falls by one factor a step. */
-static df_point dfi_place_lambda(const dfi_grid *g, double u) {
-    return df_process_at_lambda(g->p, dfi_between(g->first.lambda, g->last.lambda, u));
-}
-
-/* rho_i = (a + (b - a) i/(N-1))^r, a = rho_max^{1/r}, b = rho_min^{1/r} (Karras et al.
-   2022, eq. 5). */
-static df_point dfi_place_karras(const dfi_grid *g, double u) {
-    double r = g->d->grid_rho > 0 ? g->d->grid_rho : 7.0;
-    double a = pow(g->first.sigma / g->first.alpha, 1 / r);
-    double b = pow(g->last.sigma / g->last.alpha, 1 / r);
-    return df_process_at_rho(g->p, pow(dfi_between(a, b, u), r));
-}
-
-/* log rho_i = log rho_min + (log rho_max - log rho_min) u^r, u = 1 - i/(N-1),
-   k-diffusion's. */
-static df_point dfi_place_polyexponential(const dfi_grid *g, double u) {
-    double r = g->d->grid_rho > 0 ? g->d->grid_rho : 1.0;
-    return df_process_at_lambda(
-        g->p, dfi_between(g->last.lambda, g->first.lambda, pow(1 - u, r)));
-}
-
-/* The three spacings of diffusers' DDPM, with numpy's rounding (half to even) and its way
-   of adding up. linspace(0, T-1, N) begins with entry 0, so a single step stands there. */
-static double dfi_index_linspace(int T, int N, int i, int offset) {
-    (void)offset;
-    return N > 1 ? rint((N - 1 - i) * ((T - 1) / (double)(N - 1))) : 0;
-}
-
-static double dfi_index_leading(int T, int N, int i, int offset) {
-    return (double)(N - 1 - i) * (T / N) + offset;
-}
-
-static double dfi_index_trailing(int T, int N, int i, int offset) {
-    double delta = (T - T / (double)N) - T;    /* arange's step: second entry - first */
-    (void)offset;
-    return rint(T + i * delta) - 1;
-}
-
-static const dfi_grid_rule dfi_grid_rules[] = {
-    { "uniform", "linear time_uniform", 1, 1, dfi_place_uniform, NULL },
-    { "quadratic", "quad time_quadratic", 1, 1, dfi_place_quadratic, NULL },
-    { "lambda", "exponential logsnr", 0, 0, dfi_place_lambda, NULL },
-    { "karras", "edm", 0, 0, dfi_place_karras, NULL },
-    { "polyexponential", "", 0, 0, dfi_place_polyexponential, NULL },
-    { "linspace", "", 1, 1, NULL, dfi_index_linspace },
-    { "leading", "", 1, 1, NULL, dfi_index_leading },
-    { "trailing", "", 1, 1, NULL, dfi_index_trailing }
-};
-enum { DFI_GRID_RULES = (int)(sizeof dfi_grid_rules / sizeof dfi_grid_rules[0]) };
-static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = {
-    "uniform", "quadratic", "lambda", "karras", "polyexponential",
-    "linspace", "leading", "trailing"
+static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "quadratic",
+    "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
+static const dfi_grid_rule dfi_grid_rules[DFI_GRID_RULES] = {
+    { "linear time_uniform", DF_POINTS_T, 1, 0 },
+    { "quad time_quadratic", DF_POINTS_T, 2, 0 },      /* Song et al. 2020a, app. D */
+    { "exponential logsnr", DF_POINTS_LAMBDA, 1, 0 },
+    { "edm", DF_POINTS_RHO, 7, 1 },                    /* Karras et al. 2022, eq. 5 */
+    { "", DF_POINTS_LAMBDA, 1, 1 },                    /* k-diffusion */
+    { "", DFI_RULE_LINSPACE, 0, 0 }, { "", DFI_RULE_LEADING, 0, 0 },
+    { "", DFI_RULE_TRAILING, 0, 0 }
 };
 
 DF_API const char *const *df_grid_names(int *count) {
@@ -3045,262 +2787,193 @@ DF_API const char *const *df_grid_names(int *count) {
 
 /* Is `word` the name, or one of the aliases, which blanks separate? */
 static int dfi_named(const char *word, const char *name, const char *aliases) {
-    size_t length = strlen(word);
-    if (length == 0) return 0;
-    if (strcmp(word, name) == 0) return 1;
-    for (const char *a = aliases; *a;) {
-        size_t span = strcspn(a, " ");
-        if (span == length && memcmp(a, word, span) == 0) return 1;
-        a += span;
-        a += strspn(a, " ");
-    }
+    size_t n = strlen(word);
+    if (n == 0 || strcmp(word, name) == 0) return n > 0;
+    for (const char *a = aliases; (a = strstr(a, word)) != NULL; a += n)
+        if ((a == aliases || a[-1] == ' ') && (a[n] == ' ' || a[n] == 0)) return 1;
     return 0;
 }
 
-/* The usual places to stop short of the data: EDM's sigma = .002; 1e-3 or 1e-5 in
-   score_sde; a table's first entry. VE needs none, its t = 0 is sigma_min. */
+/* The usual places to stop short of the data: EDM's sigma = .002; 1e-3 in score_sde; a
+   table's first entry. VE needs none, its t = 0 is sigma_min. */
 DF_API double df_process_t_min(const df_process *p) {
-    if (!dfi_process_row_of(p)) return 0;
-    switch (p->kind) {
-    case DF_PROCESS_VE: return 0;
-    case DF_PROCESS_EDM: return p->b > 0.004 ? 0.002 / p->b : 0.5;
-    case DF_PROCESS_TABLE: return 1.0 / p->table_size;
-    default: return 1e-3;
-    }
+    if (!dfi_process_known(p) || p->kind == DF_PROCESS_VE) return 0;
+    if (p->kind == DF_PROCESS_EDM) return fmin(0.002 / p->b, 0.5);
+    return p->kind == DF_PROCESS_TABLE ? 1.0 / p->table_size : 1e-3;
 }
 
-static df_result dfi_grid_push(dfi_grid *g, df_point q) {
-    if (g->count >= g->capacity)
+static double dfi_clock(int clock, const df_point *q) {
+    if (clock == DF_POINTS_RHO) return q->sigma / q->alpha;
+    return clock == DF_POINTS_T ? q->t : q->lambda;
+}
+static df_point dfi_clock_point(const df_process *p, int clock, double value) {
+    if (clock == DF_POINTS_RHO) return df_process_at_rho(p, value);
+    return clock == DF_POINTS_T ? df_process_at(p, value) : df_process_at_lambda(p, value);
+}
+
+/* c(u) = (a^{1/r} + (b^{1/r} - a^{1/r}) u)^r on the clock's stretch from a to b; lambda,
+   which may be negative, takes k-diffusion's c = b + (a - b) (1 - u)^r. */
+static df_point dfi_grid_place(const dfi_grid *g, const df_point *first,
+                               const df_point *last, double u) {
+    int clock = g->rule->clock;
+    double a = dfi_clock(clock, first), b = dfi_clock(clock, last), root;
+    double r = g->rule->tunable && g->d->grid_rho > 0 ? g->d->grid_rho : g->rule->power;
+    if (clock == DF_POINTS_LAMBDA)
+        return df_process_at_lambda(g->p, b + (a - b) * pow(1 - u, r));
+    root = pow(a, 1 / r);
+    return dfi_clock_point(g->p, clock, pow(root + (pow(b, 1 / r) - root) * u, r));
+}
+
+/* A rule divides the stretch down to the data in N steps if it can; otherwise its N points
+   end at t_min, and the data point is one more. */
+static df_result dfi_grid_divide(dfi_grid *g) {
+    int any = g->rule->clock == DF_POINTS_T, data = g->d->end == DF_END_DATA;
+    int reaches = data && any && df_process_at(g->p, 0).sigma <= 0;
+    int M = data && !reaches ? g->d->steps : g->d->steps + 1;  /* points the rule sets */
+    double t_min = g->d->t_min < 0 ? df_process_t_min(g->p) : g->d->t_min;
+    df_point first = df_process_at(g->p, g->d->t_max);
+    df_point last = df_process_at(g->p, reaches ? 0 : t_min);
+    if (M > 1 && (last.t >= first.t || (!any && (first.alpha <= 0 || last.sigma <= 0))))
         return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: the grid has more than %d points, room "
-                        "for %d",
-                        g->count, g->capacity);
-    g->out[g->count++] = q;
+                        "df_grid: \"%s\" cannot divide %s from t_max = %g, lambda = %g, "
+                        "to t_min = %g, %g: want 1 > t_max > t_min > 0, or \"uniform\"",
+                        g->name, df_process_name(g->p), first.t, first.lambda, last.t,
+                        last.lambda);
+    g->out[0] = first;
+    for (int i = 1; i < M - 1; i++)
+        g->out[i] = dfi_grid_place(g, &first, &last, i / (double)(M - 1));
+    if (M > 1) g->out[M - 1] = last;
+    g->count = M;
+    if (data && !reaches) g->out[g->count++] = df_point_data();  /* the last step */
     return DF_OK;
 }
 
-/* The points of a rule with `place`. It divides the stretch down to the data in N steps if
-   it can; otherwise its N points end at t_min, and the data point is one more. */
-static df_result dfi_grid_divide(dfi_grid *g, const dfi_grid_rule *rule) {
-    int data = g->d->end == DF_END_DATA;
-    int reaches = data && rule->reaches && dfi_process_rows[g->p->kind].to_data;
-    int M = data && !reaches ? g->N : g->N + 1;        /* points the rule sets */
-    double t_min = dfi_is_negative(g->d->t_min) ? df_process_t_min(g->p) : g->d->t_min;
-    df_result result = DF_OK;
-    g->first = df_process_at(g->p, g->d->t_max);
-    g->last = reaches ? df_point_data() : df_process_at(g->p, t_min);
-    if (M > 1 && g->last.t >= g->first.t)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: t_min = %g is not below t_max = %g", g->last.t,
-                        g->first.t);
-    if (M > 1 && !rule->from_noise && g->first.alpha <= 0)
-        return dfi_fail(
-            g->ctx, DF_ERR_ARGUMENT,
-            "df_grid: \"%s\" divides sigma/alpha, which is "
-            "infinite at t = 1 of %s: set t_max below 1 (.999), or use \"uniform\"",
-            rule->name, df_process_name(g->p));
-    if (M > 1 && !rule->reaches && g->last.sigma <= 0)
-        return dfi_fail(
-            g->ctx, DF_ERR_ARGUMENT,
-            "df_grid: \"%s\" cannot divide down to sigma = 0 "
-            "at t_min = %g of %s: set t_min above 0, or below 0 for the default",
-            rule->name, t_min, df_process_name(g->p));
-    for (int i = 0; i < M && result == DF_OK; i++)
-        result = dfi_grid_push(g, i == 0 ? g->first : i == M - 1 ? g->last
-                                                  : rule->place(g, i / (double)(M - 1)));
-    if (data && !reaches && result == DF_OK) result = dfi_grid_push(g, df_point_data());
-    return result;
+/* The i-th of N entries as diffusers' DDPM spaces them, with numpy's rounding (half to
+   even) and, in trailing, arange's step: second entry - first. */
+static double dfi_grid_index(int list, int T, int N, int i, int offset) {
+    if (list == DFI_RULE_LEADING) return (double)(N - 1 - i) * (T / N) + offset;
+    if (list == DFI_RULE_TRAILING) return rint(T + i * ((T - T / (double)N) - T)) - 1;
+    return N > 1 ? rint((N - 1 - i) * ((T - 1) / (double)(N - 1))) : 0;
 }
 
 /* N entries of a table, then the data point; or entry 0, unless it is there already. */
-static df_result dfi_grid_entries(dfi_grid *g, const dfi_grid_rule *rule) {
-    int T = g->p->table_size;
-    double index = -1;
-    df_result result = DF_OK;
-    if (g->p->kind != DF_PROCESS_TABLE)
+static df_result dfi_grid_entries(dfi_grid *g) {
+    int T = g->p->table_size, N = g->d->steps, table = g->p->kind == DF_PROCESS_TABLE;
+    int list = g->rule->clock, offset = g->d->grid_offset;
+    double most = dfi_grid_index(list, T, N, 0, offset);
+    double least = dfi_grid_index(list, T, N, N - 1, offset);
+    if (!table || N > T || g->d->t_max < 1 || least < 0 || most >= T)
         return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" lists entries of a table, which "
-                        "%s has none of: use \"uniform\"",
-                        rule->name, df_process_name(g->p));
-    if (g->N > T || g->d->t_max < 1)
-        return dfi_fail(
-            g->ctx, DF_ERR_ARGUMENT,
-            "df_grid: \"%s\" spaces %d steps over all %d "
-            "entries, t_max = %g: want N at most T and t_max 1 (give other lists as "
-            "points)",
-            rule->name, g->N, T, g->d->t_max);
-    for (int i = 0; i < g->N && result == DF_OK; i++) {
-        index = rule->index(T, g->N, i, g->d->grid_offset);
-        if (index < 0 || index > T - 1)
-            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                            "df_grid: \"%s\", N = %d, offset %d: index %g "
-                            "lies outside the table's 0 .. %d",
-                            rule->name, g->N, g->d->grid_offset, index, T - 1);
-        result = dfi_grid_push(g, df_process_at(g->p, (index + 1) / T));
-    }
-    if (result != DF_OK) return result;
-    if (g->d->end == DF_END_DATA) return dfi_grid_push(g, df_point_data());
-    return index > 0 ? dfi_grid_push(g, df_process_at(g->p, 1.0 / T)) : DF_OK;
+                        "df_grid: \"%s\" lists N = %d entries %g .. %g, t_max = %g: want "
+                        "a table of T >= N, entries 0 .. T-1, t_max 1; %s has T = %d",
+                        g->name, N, most, least, g->d->t_max, df_process_name(g->p), T);
+    for (g->count = 0; g->count < N; g->count++)
+        g->out[g->count] =
+            df_process_at(g->p, (dfi_grid_index(list, T, N, g->count, offset) + 1) / T);
+    if (g->d->end == DF_END_DATA) g->out[g->count++] = df_point_data();
+    else if (least > 0) g->out[g->count++] = df_process_at(g->p, 1.0 / T);
+    return DF_OK;
 }
 
-/* A number of the user's list. Lists are often kept in float, so one that passes an end of
-   the process by less than 1e-6 means that end. */
-static df_result dfi_grid_number(dfi_grid *g, int i, df_point *out) {
-    static const char *const units[] = { "t", "sigma/alpha", "lambda" };
-    double value = g->d->points[i], lambda, slack = 1e-6;
-    df_point noise = df_process_at(g->p, 1), data = df_process_at(g->p, 0);
-    int unit = (int)g->d->points_in, last = i == g->d->points_count - 1,
-        bad = dfi_is_nan(value);
-    if (bad) lambda = 0;
-    else if (g->d->points_in == DF_POINTS_T) {
-        /* VE's t = 0 is sigma_min: the data point too, if the grid is to end there */
-        *out = last && g->d->end == DF_END_DATA && value <= 0 ? df_point_data()
-                                                              : df_process_at(g->p, value);
-        bad = dfi_nonfinite(value) || value < 0 || value > 1 + slack;
-        lambda = 0;
-    } else {
-        lambda = g->d->points_in == DF_POINTS_LAMBDA ? value
-                 : value > 0 ? (dfi_nonfinite(value) ? dfi_infinity(1) : -log(value))
-                             : dfi_infinity(0);
-        *out = df_process_at_lambda(g->p, lambda);
-        if (g->d->points_in == DF_POINTS_RHO) bad = value < 0;
-        if (dfi_nonfinite(lambda)) bad |= dfi_is_negative(lambda) && noise.alpha > 0;
-        else bad |= (noise.alpha > 0 && lambda < noise.lambda - slack) ||
-                    (data.sigma > 0 && lambda > data.lambda + slack);
-    }
-    if (!bad) return DF_OK;
-    return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                    "df_grid: points[%d] = %g (%s) lies outside %s, whose "
-                    "lambda runs from %g to %g",
-                    i, value, units[unit], df_process_name(g->p), noise.lambda,
-                    data.lambda);
-}
-
-/* The user's own points, in t, sigma/alpha or lambda; their number decides N. */
+/* The user's own points; their number decides N. A point that does not give back the value
+   it was made from lies outside the process; but lists are often kept in float, so one
+   that passes an end by 1e-6 means that end. */
 static df_result dfi_grid_list(dfi_grid *g) {
-    df_result result = DF_OK;
-    if (g->d->points_count < 2 || (unsigned)g->d->points_in > (unsigned)DF_POINTS_LAMBDA)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: points_count = %d, points_in = %d: want "
-                        "N + 1 >= 2 points and a df_points unit",
-                        g->d->points_count, (int)g->d->points_in);
-    for (int i = 0; i < g->d->points_count && result == DF_OK; i++) {
-        df_point q;
-        result = dfi_grid_number(g, i, &q);
-        if (result == DF_OK) result = dfi_grid_push(g, q);
+    int clock = (int)g->d->points_in, count = g->d->points_count, bad;
+    for (int i = 0; i < count; i++) {
+        double value = g->d->points[i];
+        df_point q = dfi_clock_point(g->p, clock, value);
+        bad = fabs(dfi_clock(clock, &q) - value) > 1e-6 * (1 + fabs(value));
+        if (dfi_nonfinite(value))              /* a pure end, where there is one */
+            bad = dfi_is_nan(value) || clock == DF_POINTS_T || !dfi_nonfinite(q.lambda);
+        if (bad)
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                            "df_grid: points[%d] = %g lies outside %s, nearest is t = %g, "
+                            "lambda = %g", i, value, df_process_name(g->p), q.t, q.lambda);
+        /* VE's t = 0 is sigma_min: the data point too, if the grid is to end there */
+        if (i == count - 1 && clock == DF_POINTS_T && q.t <= 0 && g->d->end == DF_END_DATA)
+            q = df_point_data();
+        g->out[g->count++] = q;
     }
-    return result;
+    return DF_OK;
 }
 
 /* Resolution shift (Hoogeboom et al. 2023; Esser et al. 2024, eq. 23): s sigma/alpha;
    on flow t -> s t/(1 + (s-1) t). Pure noise stays that; the last point stays in place. */
 static df_result dfi_grid_shift(dfi_grid *g) {
-    double log_s = log(g->d->shift);
-    df_point noise = df_process_at(g->p, 1), most;
-    if (fabs(g->d->shift - 1) <= 0) return DF_OK;
-    for (int i = 0; i + 1 < g->count; i++) {
-        df_point *q = &g->out[i];
-        double lambda = q->lambda - log_s;
+    double shift = g->d->shift;
+    for (int i = 0; i + 1 < g->count && fabs(shift - 1) > 0; i++) {
+        df_point *q = &g->out[i], from = *q;
+        double lambda = q->lambda - log(shift);
         if (q->alpha <= 0 || q->sigma <= 0) continue;
-        if (noise.alpha > 0 && lambda < noise.lambda - 1e-12 * (1 + fabs(noise.lambda))) {
-            most = df_process_at_lambda(g->p, noise.lambda + log_s);
-            return dfi_fail(
-                g->ctx, DF_ERR_ARGUMENT,
-                "df_grid: shift = %g takes point %d (t = %g) "
-                "beyond the noise end of %s, sigma/alpha = %g: set t_max to at most %g",
-                g->d->shift, i, q->t, df_process_name(g->p), noise.sigma / noise.alpha,
-                most.t);
-        }
         *q = df_process_at_lambda(g->p, lambda);
+        if (fabs(q->lambda - lambda) > 1e-9 * (1 + fabs(lambda)))
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                            "df_grid: shift = %g takes point %d (t = %g) to lambda = %g, "
+                            "%s ends at %g: lower t_max, or shift less", shift, i, from.t,
+                            lambda, df_process_name(g->p), q->lambda);
     }
     return DF_OK;
 }
 
-/* t falls and lambda rises from point to point; only VE's last stretch, from sigma_min to
-   the data point, stands at one t. */
+/* t and sigma/alpha fall from point to point, the latter compared by cross products since
+   alpha may be 0; only VE's last stretch, sigma_min to the data, stands at one t. */
 static df_result dfi_grid_falls(const dfi_grid *g) {
-    for (int i = 0; i < g->count; i++) {
-        const df_point *q = &g->out[i], *before = i > 0 ? q - 1 : NULL;
-        if (dfi_nonfinite(q->t) || dfi_nonfinite(q->alpha) || dfi_nonfinite(q->sigma))
-            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: point %d is not a number",
-                            i);
-        if (!before) continue;
-        int to_data = q->sigma <= 0 && before->sigma > 0;
-        int t_falls = q->t < before->t || (to_data && q->t <= before->t);
-        /* sigma/alpha falls; compared by cross products, alpha may be 0 */
-        if (!t_falls || !(q->sigma * before->alpha < before->sigma * q->alpha))
-            return dfi_fail(
-                g->ctx, DF_ERR_ARGUMENT,
-                "df_grid: the grid must fall, but point %d "
-                "(t = %.9g, sigma/alpha = %.9g) follows t = %.9g, sigma/alpha = %.9g: "
-                "use fewer steps, or another grid",
-                i, q->t, exp(-q->lambda), before->t, exp(-before->lambda));
+    for (int i = 1; i < g->count; i++) {
+        const df_point *q = &g->out[i], *before = q - 1;
+        int t_falls = q->t < before->t || (q->sigma <= 0 && q->t <= before->t);
+        if (!t_falls || q->sigma * before->alpha >= before->sigma * q->alpha)
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                            "df_grid: must fall, but point %d has t = %.9g, lambda = %.9g "
+                            "after %.9g, %.9g: use fewer steps, or another grid", i, q->t,
+                            q->lambda, before->t, before->lambda);
     }
     return DF_OK;
 }
 
 /* What a descriptor says about the grid, looked at before anything is computed. */
-static df_result dfi_grid_check(df_ctx *ctx, const df_process *p,
-                                const df_sample_desc *d) {
-    df_result result = df_process_check(ctx, p);
-    if (result != DF_OK) return result;
-    if (!d || d->cookie != DFI_COOKIE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_grid: make the descriptor by df_sample_defaults");
-    if (!d->points && d->steps < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: steps = %d, must be at least 1",
-                        d->steps);
-    if (!d->points && (!dfi_positive(d->t_max) || d->t_max > 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: t_max = %g is outside (0, 1]",
-                        d->t_max);
-    if (dfi_nonfinite(d->t_min) || d->t_min >= 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_grid: t_min = %g: want [0, t_max), or -1 for "
-                        "df_process_t_min",
-                        d->t_min);
-    if (!dfi_positive(d->shift))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: shift = %g must be above 0",
-                        d->shift);
-    if (dfi_nonfinite(d->grid_rho) || d->grid_rho < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_grid: grid_rho = %g: want above 0, or 0 for the "
-                        "rule's own",
-                        d->grid_rho);
-    return DF_OK;
+static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capacity) {
+    int N = d->points ? d->points_count - 1 : d->steps;
+    int fine_t = d->points || (dfi_positive(d->t_max) && d->t_max <= 1);
+    int fine_in = (unsigned)d->points_in <= (unsigned)DF_POINTS_LAMBDA;
+    if (N >= 1 && N < capacity && fine_in && fine_t && d->t_min < 1 && d->grid_rho >= 0 &&
+        dfi_positive(d->shift) && !dfi_nonfinite(d->t_min) && !dfi_nonfinite(d->grid_rho))
+        return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "df_grid: N = %d, capacity %d, points_in %d, t_max %g, t_min %g, "
+                    "shift %g, grid_rho %g: want 1 <= N < capacity, a df_points, t_max in "
+                    "(0, 1], t_min < 1, shift > 0, grid_rho >= 0", N, capacity,
+                    (int)d->points_in, d->t_max, d->t_min, d->shift, d->grid_rho);
 }
 
 DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
                          df_point *out, int capacity, int *count) {
-    const dfi_grid_rule *rule = NULL;
-    df_result result = dfi_grid_check(ctx, p, desc);
-    dfi_grid g;
+    dfi_grid g = { ctx, p, desc, out, 0, "NULL", NULL };
+    df_result result = df_process_check(ctx, p);
     if (result != DF_OK) return result;
-    if (!out || !count)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: out or count is NULL");
-    memset(&g, 0, sizeof g);
-    g.ctx = ctx;
-    g.p = p;
-    g.d = desc;
-    g.N = desc->steps;
-    g.out = out;
-    g.capacity = capacity;
-    for (int i = 0; i < DFI_GRID_RULES && desc->grid && !desc->points; i++)
-        if (dfi_named(desc->grid, dfi_grid_rules[i].name, dfi_grid_rules[i].aliases))
-            rule = &dfi_grid_rules[i];
-    if (!rule && !desc->points)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_grid: no grid is called \"%s\": uniform, quadratic"
-                        ", lambda, karras, polyexponential, linspace, leading, trailing",
-                        desc->grid ? desc->grid : "NULL");
-    result = desc->points ? dfi_grid_list(&g)
-             : rule->index ? dfi_grid_entries(&g, rule) : dfi_grid_divide(&g, rule);
+    if (!out || !count || !desc || desc->cookie != DFI_COOKIE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
+                        "descriptor made by df_sample_defaults");
+    result = dfi_grid_check(ctx, desc, capacity);
+    if (result != DF_OK) return result;
+    if (desc->grid) g.name = desc->grid;
+    for (int i = 0; i < DFI_GRID_RULES; i++)
+        if (dfi_named(g.name, dfi_grid_rule_names[i], dfi_grid_rules[i].aliases))
+            g.rule = &dfi_grid_rules[i];
+    if (!g.rule && !desc->points)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: no grid is called \"%s\", but: "
+                        "uniform, quadratic, lambda, karras, polyexponential, linspace, "
+                        "leading, trailing", g.name);
+    if (desc->points) result = dfi_grid_list(&g);
+    else if (g.rule->clock > DF_POINTS_LAMBDA) result = dfi_grid_entries(&g);
+    else result = dfi_grid_divide(&g);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
     if (result == DF_OK) *count = g.count;
     return result;
 }
 /* -------------------------------------------------------------------------------------
-   // >>prediction: one plane, and the question asked of a model
+   // >>prediction: one plane, every prediction from every other
 
    At one time x_t = alpha x_0 + sigma eps, so every vector a network may be trained to
    predict is a x_0 + b eps for some row (a, b): eps itself, x_0, the score -eps/sigma, the
@@ -3311,8 +2984,20 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
        cx = (a2 b - b2 a)/det,   cp = (alpha b2 - sigma a2)/det = det(to)/det(from).
    One solver, and no formula for any particular pair (Kingma & Gao 2023 tabulate them).
    det = 0 says that `from` is x over again: eps at alpha = 0, x_0 at sigma = 0.
+
+       prediction   row (a, b)                      det                 singular where
+       eps          (0, 1)                          alpha               alpha = 0
+       x_0          (1, 0)                          -sigma              sigma = 0
+       score        (0, -1/sigma)                   -alpha/sigma        both ends
+       velocity     (alpha', sigma')                W                   lambda' = 0
+       v            (-sigma, alpha)                 alpha^2 + sigma^2   never
+       EDM's F      (sigma/s_d, -alpha s_d)/root    -root/s_d           never
+   with root = sqrt(alpha^2 s_d^2 + sigma^2). Next to a singular end the map exists, but
+   magnifies the network's error and the scalar's rounding alike, which is why v and F were
+   invented; the answer there is an error, never Inf.
    ------------------------------------------------------------------------------------- */
 
+/* What df_real can carry: coefficients are double, the vectors they multiply are not. */
 #ifdef DIFFUSION_DOUBLE
 #define DFI_REAL_EPSILON DBL_EPSILON
 #define DFI_REAL_MOST DBL_MAX
@@ -3321,119 +3006,74 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
 #define DFI_REAL_MOST FLT_MAX
 #endif
 
-/* ---- rows ----
-   Each kind of prediction is a row of the table below: its (a, b) at a point, and which
-   end makes it infinite. d holds alpha' and sigma' there, for the velocity. */
-typedef struct dfi_row_rule {
-    const char *name;
-    void (*row)(const df_process *p, const df_point *at, const dfi_speeds *d,
-                double row[2]);
-    int over_sigma;            /* infinite at sigma = 0 */
-    int slopes;                /* infinite where sigma' is */
-} dfi_row_rule;
-
-/* The noise itself (Ho et al. 2020): nearly x at the noise end, so x_0 suffers there. */
-static void dfi_row_eps(const df_process *p, const df_point *at, const dfi_speeds *d,
-                        double row[2]) {
-    (void)p; (void)at; (void)d;
-    row[0] = 0;
-    row[1] = 1;
-}
-
-/* The clean sample, E[x_0 | x_t] once trained: nearly x at the data end. */
-static void dfi_row_x0(const df_process *p, const df_point *at, const dfi_speeds *d,
-                       double row[2]) {
-    (void)p; (void)at; (void)d;
-    row[0] = 1;
-    row[1] = 0;
-}
-
-/* grad log p(x_t | x_0) = -(x_t - alpha x_0)/sigma^2 (Vincent 2011) */
-static void dfi_row_score(const df_process *p, const df_point *at, const dfi_speeds *d,
-                          double row[2]) {
-    (void)p; (void)d;
-    row[0] = 0;
-    row[1] = -1 / at->sigma;
-}
-
-/* dx/dt at fixed x_0 and eps (Lipman et al. 2022) */
-static void dfi_row_velocity(const df_process *p, const df_point *at, const dfi_speeds *d,
-                             double row[2]) {
-    (void)p; (void)at;
-    row[0] = d->alpha;
-    row[1] = d->sigma;
-}
-
-/* v = alpha eps - sigma x_0, at a right angle to x where alpha^2 + sigma^2 = 1, so that
-   both x_0 and eps are well determined at every t (Salimans & Ho 2022, app. D). */
-static void dfi_row_v(const df_process *p, const df_point *at, const dfi_speeds *d,
-                      double row[2]) {
-    (void)p; (void)d;
-    row[0] = -at->sigma;
-    row[1] = at->alpha;
-}
-
-/* F = (x_0 - c_skip x)/c_out (Karras et al. 2022, table 1): of unit variance for data of
-   deviation s_d, and uncorrelated with x. hypot, because sigma^2 may underflow. */
-static void dfi_row_edm_f(const df_process *p, const df_point *at, const dfi_speeds *d,
-                          double row[2]) {
-    double s = p->sigma_data, root = hypot(at->alpha * s, at->sigma);
-    (void)d;
-    row[0] = at->sigma / s / root;
-    row[1] = -at->alpha * s / root;
-}
-
-/* In the order of df_prediction. */
-static const dfi_row_rule dfi_row_rules[DF_PREDICTION_COUNT] = {
-    { "eps", dfi_row_eps, 0, 0 },       { "x_0", dfi_row_x0, 0, 0 },
-    { "score", dfi_row_score, 1, 0 },   { "velocity", dfi_row_velocity, 0, 1 },
-    { "v", dfi_row_v, 0, 0 },           { "edm_f", dfi_row_edm_f, 0, 0 }
-};
-
 DF_API const char *df_prediction_name(df_prediction prediction) {
-    return (unsigned)prediction < (unsigned)DF_PREDICTION_COUNT
-               ? dfi_row_rules[prediction].name
-               : "unknown";
+    static const char *const names[DF_PREDICTION_COUNT] = { "eps", "x_0", "score",
+        "velocity", "v", "edm_f" };
+    int known = (unsigned)prediction < (unsigned)DF_PREDICTION_COUNT;
+    return known ? names[prediction] : "unknown";
 }
 
 /* Is there a process, a prediction and a point to speak about? */
 static df_result dfi_plane_check(df_ctx *ctx, const char *who, const df_process *p,
                                  df_prediction prediction, const df_point *at) {
+    df_result result = dfi_point_check(ctx, who, p, at);
+    if (result != DF_OK) return result;
     if ((unsigned)prediction >= (unsigned)DF_PREDICTION_COUNT)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: prediction %d is not one of the %d",
                         who, (int)prediction, (int)DF_PREDICTION_COUNT);
-    if (!at) return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: no point (NULL)", who);
-    if (!dfi_process_row_of(p)) {
-        df_result result = df_process_check(ctx, p);
-        return result != DF_OK ? result : DF_ERR_ARGUMENT;
-    }
     if (prediction == DF_EDM_F && !dfi_positive(p->sigma_data))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "%s: edm_f wants the process's sigma_data above 0, "
-                        "not %g",
-                        who, p->sigma_data);
-    if (dfi_nonfinite(at->t) || dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma))
-        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: t = %g, alpha = %g, sigma = %g on %s",
-                        who, at->t, at->alpha, at->sigma, df_process_name(p));
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: edm_f wants the process's sigma_data "
+                        "above 0, not %g", who, p->sigma_data);
     return DF_OK;
 }
 
+/* The rows themselves. A row is singular where it is infinite: the score at sigma = 0, the
+   velocity where sigma' is. */
 DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction prediction,
                               const df_point *at, double row[2]) {
     df_result result = dfi_plane_check(ctx, "df_plane_row", p, prediction, at);
-    const dfi_row_rule *rule;
+    double a = 0, b = 0, root;
     dfi_speeds d;
     if (result != DF_OK) return result;
-    rule = &dfi_row_rules[prediction];
-    memset(&d, 0, sizeof d);
-    if (rule->slopes) dfi_process_row_of(p)->slopes(p, at, &d);
-    if ((rule->over_sigma && at->sigma <= 0) || (rule->slopes && d.sigma_infinite))
-        return dfi_fail(
-            ctx, DF_ERR_SINGULAR,
-            "df_plane_row: %s is infinite on %s at t = %g "
-            "(alpha = %g, sigma = %g): stay above t = 0, or take x_0 or v there",
-            rule->name, df_process_name(p), at->t, at->alpha, at->sigma);
-    rule->row(p, at, &d, row);
+    switch (prediction) {
+    case DF_EPS:
+        /* the noise itself (Ho et al. 2020): nearly x at the noise end, so x_0 suffers */
+        b = 1;
+        break;
+    case DF_X0:
+        /* the clean sample, E[x_0 | x_t] once trained: nearly x at the data end */
+        a = 1;
+        break;
+    case DF_SCORE:
+        /* grad log p(x_t | x_0) = -(x_t - alpha x_0)/sigma^2 (Vincent 2011) */
+        if (at->sigma <= 0) return dfi_singular(ctx, "df_plane_row", "score", p, at);
+        b = -1 / at->sigma;
+        break;
+    case DF_VELOCITY:
+        /* dx/dt at fixed x_0 and eps (Lipman et al. 2022) */
+        d = dfi_path_speeds(p, at);
+        if (dfi_nonfinite(d.sigma))
+            return dfi_singular(ctx, "df_plane_row", "velocity", p, at);
+        a = d.alpha;
+        b = d.sigma;
+        break;
+    case DF_V:
+        /* v = alpha eps - sigma x_0, at a right angle to x where alpha^2 + sigma^2 = 1, so
+           that both x_0 and eps are well determined at every t (Salimans & Ho 2022, app.
+           D) */
+        a = -at->sigma;
+        b = at->alpha;
+        break;
+    default:
+        /* F = (x_0 - c_skip x)/c_out (Karras et al. 2022, table 1): of unit variance for
+           data of deviation s_d, and uncorrelated with x. hypot: sigma^2 may underflow. */
+        root = hypot(at->alpha * p->sigma_data, at->sigma);
+        a = at->sigma / p->sigma_data / root;
+        b = -at->alpha * p->sigma_data / root;
+        break;
+    }
+    row[0] = a;
+    row[1] = b;
     return DF_OK;
 }
 
@@ -3450,17 +3090,6 @@ static int dfi_plane_drowns(const df_point *at, const double from[2], const doub
     if (fabs(cx) > DFI_REAL_MOST || fabs(cp) > DFI_REAL_MOST) return 1;
     terms = fabs(cx) * hypot(at->alpha, at->sigma) + fabs(cp) * hypot(from[0], from[1]);
     return dfi_nonfinite(terms) || terms * DFI_REAL_EPSILON > size;
-}
-
-static df_result dfi_plane_singular(df_ctx *ctx, const df_process *p, df_prediction from,
-                                    df_prediction to, const df_point *at) {
-    return dfi_fail(ctx, DF_ERR_SINGULAR,
-                    "df_plane_map: x and %s do not determine %s on %s at t = "
-                    "%.9g (alpha = %g, sigma = %g): %s, or let the model predict v",
-                    df_prediction_name(from), df_prediction_name(to), df_process_name(p),
-                    at->t, at->alpha, at->sigma,
-                    at->alpha < at->sigma ? "start below this t (t_max)"
-                                          : "end above this t (t_min)");
 }
 
 /* The solver of this chapter's head. One thing needs no x at all: a row parallel to `from`
@@ -3485,12 +3114,16 @@ DF_API df_result df_plane_map(df_ctx *ctx, const df_process *p, df_prediction fr
     } else if (fabs(det) > 0) {
         *cx = turn / det;
         *cp = (at->alpha * q[1] - at->sigma * q[0]) / det;
-    } else {
-        return dfi_plane_singular(ctx, p, from, to, at);
     }
-    if (dfi_plane_drowns(at, r, q, *cx, *cp))
-        return dfi_plane_singular(ctx, p, from, to, at);
-    return DF_OK;
+    if ((fabs(turn) <= 0 || fabs(det) > 0) && !dfi_plane_drowns(at, r, q, *cx, *cp))
+        return DF_OK;
+    return dfi_fail(ctx, DF_ERR_SINGULAR,
+                    "df_plane_map: x and %s do not determine %s on %s at t = %.9g (alpha "
+                    "= %g, sigma = %g): %s, or let the model predict v",
+                    df_prediction_name(from), df_prediction_name(to), df_process_name(p),
+                    at->t, at->alpha, at->sigma,
+                    at->alpha < at->sigma ? "start below this t (t_max)"
+                                          : "end above this t (t_min)");
 }
 
 /* How many rows from `row` on stand at the same t. */
@@ -3505,235 +3138,19 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
                                   df_prediction to, const double *t, int n, int dim,
                                   const df_real *x, const df_real *in, df_real *out) {
     if (!ctx || !t || !x || !in || !out || n < 0 || dim < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_plane_convert: [n, dim] = [%d, %d]; ctx, t, x, in "
-                        "and out must be given",
-                        n, dim);
-    for (int row = 0; row < n;) {
-        int rows = dfi_same_times(t, row, n);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_plane_convert: [n, dim] = [%d, %d]; "
+                        "ctx, t, x, in and out must be given", n, dim);
+    for (int row = 0, rows; row < n; row += rows) {
         size_t first = (size_t)row * (size_t)dim;
         df_point at = df_process_at(p, t[row]);
-        const df_real *terms[2];
+        const df_real *terms[2] = { x + first, in + first };
         double c[2];
         df_result result = df_plane_map(ctx, p, from, to, &at, &c[0], &c[1]);
         if (result != DF_OK) return result;
-        terms[0] = x + first;
-        terms[1] = in + first;
+        rows = dfi_same_times(t, row, n);
         ctx->k->combine((size_t)rows * (size_t)dim, 2, c, terms, out + first);
-        row += rows;
     }
     return DF_OK;
-}
-
-/* ---- the question ----
-   A model may live in other units than the sampler: its own time, x scaled to unit
-   variance, at most so many rows at once. All of that is undone here, in one place, so
-   that networks, closed forms and users' callbacks answer one and the same question. */
-
-DF_API df_model df_model_defaults(void) {
-    df_model m;
-    memset(&m, 0, sizeof m);
-    m.cookie = DFI_COOKIE;
-    m.answers = DF_ASK_PREDICT;
-    m.process = df_process_flow();
-    m.prediction = DF_VELOCITY;
-    m.time = df_time_own();
-    m.clock = df_time_own();
-    m.stackable = 1;
-    m.null_label = -1;
-    return m;
-}
-
-/* c_in = 1/sqrt(alpha^2 s^2 + sigma^2): x of unit variance for data of deviation s (Karras
-   et al. 2022, table 1, there with alpha = 1). */
-static double dfi_model_scale(const df_model *m, const df_point *at) {
-    return m->input_sigma_data > 0 ? 1 / hypot(at->alpha * m->input_sigma_data, at->sigma)
-                                   : 1;
-}
-
-/* A velocity model's answer is dx/d clock, so dx/dt = answer (d clock/dt). */
-static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
-                               const df_point *at, double *cx, double *cp) {
-    double clock, rate;
-    df_result result = df_plane_map(ctx, &m->process, m->prediction, to, at, cx, cp);
-    if (result != DF_OK || m->prediction != DF_VELOCITY) return result;
-    result = df_time_at(ctx, &m->process, &m->clock, at, &clock, &rate);
-    if (result == DF_OK) *cp *= rate;
-    return result;
-}
-
-/* NULL for anything but one of the four. */
-static const char *dfi_ask_name(df_ask ask) {
-    switch (ask) {
-    case DF_ASK_PREDICT: return "PREDICT";
-    case DF_ASK_JVP: return "JVP";
-    case DF_ASK_VJP: return "VJP";
-    case DF_ASK_LOG_DENSITY: return "LOG_DENSITY";
-    default: return NULL;
-    }
-}
-
-/* Everything that can be wrong with a question before it is asked. */
-static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, df_ask ask, const double *t,
-                               int n, const df_real *x, const df_real *v,
-                               const df_real *out) {
-    int wants_v = ask == DF_ASK_JVP || ask == DF_ASK_VJP;
-    if (!ctx || !m || !t || !x || !out || (wants_v && !v))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s is NULL",
-                        !ctx   ? "ctx"
-                        : !m   ? "model"
-                        : !t   ? "t"
-                        : !x   ? "x"
-                        : !out ? "out"
-                               : "v (of JVP and VJP)");
-    if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || n < 1 || m->max_batch < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_model_ask: n = %d, model's dim = %d, max_batch = "
-                        "%d, predict %s, %s by df_model_defaults",
-                        n, m->dim, m->max_batch, m->predict ? "given" : "NULL",
-                        m->cookie == DFI_COOKIE ? "made" : "not made");
-    if (dfi_nonfinite(m->input_sigma_data))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
-                        dfi_nonfinite_name(m->input_sigma_data));
-    if (!dfi_ask_name(ask) || !(m->answers & (unsigned)ask))
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_model_ask: this model does not answer %s "
-                        "(ask = %d, its `answers` = %u)",
-                        dfi_ask_name(ask) ? dfi_ask_name(ask) : "that", (int)ask,
-                        m->answers);
-    return df_process_check(ctx, &m->process);
-}
-
-/* Room for one question of at most `rows` rows. */
-typedef struct dfi_asking {
-    double *alpha, *sigma, *scale;
-    df_real *t_model, *x, *v;  /* x and v: scaled copies, NULL if the model wants none */
-} dfi_asking;
-
-static df_result dfi_asking_room(df_ctx *ctx, const df_model *m, int rows, int wants_v,
-                                 dfi_asking *a) {
-    size_t doubles = dfi_mul((size_t)rows, sizeof(double));
-    size_t matrix = dfi_mul(dfi_mul((size_t)rows, (size_t)m->dim), sizeof(df_real));
-    int scaled = m->input_sigma_data > 0;
-    memset(a, 0, sizeof *a);
-    a->alpha = (double *)dfi_scratch(ctx, doubles);
-    a->sigma = (double *)dfi_scratch(ctx, doubles);
-    a->scale = (double *)dfi_scratch(ctx, doubles);
-    a->t_model = (df_real *)dfi_scratch(ctx, dfi_mul((size_t)rows, sizeof(df_real)));
-    if (scaled) a->x = (df_real *)dfi_scratch(ctx, matrix);
-    if (scaled && wants_v) a->v = (df_real *)dfi_scratch(ctx, matrix);
-    if (!a->alpha || !a->sigma || !a->scale || !a->t_model || (scaled && !a->x) ||
-        (scaled && wants_v && !a->v))
-        return DF_ERR_MEMORY;
-    return DF_OK;
-}
-
-/* out[r] = c[r] in[r], one call where the factors agree. */
-static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const df_real *in,
-                           df_real *out) {
-    for (int row = 0; row < n;) {
-        int rows = dfi_same_times(c, row, n);
-        const df_real *from = in + (size_t)row * (size_t)dim;
-        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from,
-                        out + (size_t)row * (size_t)dim);
-        row += rows;
-    }
-}
-
-/* alpha, sigma, native time and input scale of each row; rows may stand at different
-   times, as in training and likelihoods. */
-static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, const double *t, int n,
-                               dfi_asking *a) {
-    for (int i = 0; i < n; i++) {
-        df_point at = df_process_at(&m->process, t[i]);
-        double native;
-        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
-        if (result != DF_OK) return result;
-        a->alpha[i] = at.alpha;
-        a->sigma[i] = at.sigma;
-        a->scale[i] = dfi_model_scale(m, &at);
-        a->t_model[i] = (df_real)native;
-    }
-    return DF_OK;
-}
-
-/* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
-   scales its v, VJP its answer. */
-static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q,
-                              const dfi_asking *a, df_real *out) {
-    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)m->dim, bad, total;
-    df_result result;
-    int answer;
-    q->alpha = a->alpha;
-    q->sigma = a->sigma;
-    q->t_model = a->t_model;
-    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
-    if (a->x) {
-        dfi_scale_rows(ctx, q->n, m->dim, a->scale, q->x, a->x);
-        q->x = a->x;
-        if (q->ask == DF_ASK_JVP) {
-            dfi_scale_rows(ctx, q->n, m->dim, a->scale, q->v, a->v);
-            q->v = a->v;
-        }
-    }
-    answer = m->predict(m->self, ctx, q, out);
-    if (answer != 0) return answer;
-    if (a->x && q->ask == DF_ASK_VJP)
-        dfi_scale_rows(ctx, q->n, m->dim, a->scale, out, out);
-    total = (size_t)q->n * width;
-    bad = ctx->k->nonfinite(total, out);
-    result = DF_OK;
-    if (bad < total)
-        result = dfi_fail(ctx, DF_ERR_NONFINITE,
-                          "df_model_ask: the model answered %s in row %llu, "
-                          "element %llu, at t = %g",
-                          dfi_nonfinite_name((double)out[bad]),
-                          (unsigned long long)(q->first_sample + bad / width),
-                          (unsigned long long)(bad % width), q->t[bad / width]);
-    return result;
-}
-
-/* The query for `rows` rows from `row` on, before scaling. */
-static df_query dfi_ask_query(const df_model *m, df_ask ask, const double *t, int row,
-                              int rows, const df_real *x, const df_real *v,
-                              const int *labels) {
-    size_t first = (size_t)row * (size_t)m->dim;
-    df_query q;
-    memset(&q, 0, sizeof q);
-    q.ask = ask;
-    q.n = q.samples = rows;
-    q.dim = m->dim;
-    q.x = x + first;
-    q.v = v && (ask == DF_ASK_JVP || ask == DF_ASK_VJP) ? v + first : NULL;
-    q.t = t + row;
-    q.first_sample = (uint64_t)row;
-    q.step = -1;
-    q.labels = labels ? labels + row : NULL;
-    return q;
-}
-
-DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
-                              const double *t, int n, const df_real *x, const df_real *v,
-                              const int *labels, df_real *out) {
-    df_result result = dfi_ask_check(ctx, model, ask, t, n, x, v, out);
-    size_t width;
-    int most;
-    dfi_asking a;
-    df_scope mark;
-    if (result != DF_OK) return result;
-    width = ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)model->dim;
-    most = model->max_batch > 0 && model->max_batch < n ? model->max_batch : n;
-    mark = dfi_scratch_mark(ctx);
-    result = dfi_asking_room(ctx, model, most, ask == DF_ASK_JVP, &a);
-    for (int row = 0; row < n && result == DF_OK; row += most) {
-        int rows = n - row < most ? n - row : most;
-        df_query q = dfi_ask_query(model, ask, t, row, rows, x, v, labels);
-        result = dfi_ask_times(ctx, model, q.t, rows, &a);
-        if (result == DF_OK)
-            result = dfi_ask_rows(ctx, model, &q, &a, out + (size_t)row * width);
-    }
-    dfi_scratch_release(ctx, mark);
-    return result;
 }
 
 /* -------------------------------------------------------------------------------------
@@ -4135,7 +3552,8 @@ static const df_sampler_row dfi_sampler_rows[] = {
     {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
      DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
     {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1, dfi_stage_euler_maruyama},
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1,
+     dfi_stage_euler_maruyama},
 };
 enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
 
@@ -4724,6 +4142,179 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
     df_sampler_free(s);
     return r;
 }
+/* ---- asking a model at given times ----
+   A model may live in other units than the sampler: its own time, x scaled to unit
+   variance, at most so many rows at once. All of that is undone here, in one place, so
+   that networks, closed forms and users' callbacks answer one and the same question. The
+   samplers fill their own query, all rows at one point of the grid; df_model_ask is for
+   everyone else, and its rows may stand at different times, as in training and
+   likelihoods. The answer stays in the model's own prediction: df_plane_convert, or
+   dfi_model_map where its clock is another's, carries it on. */
+
+/* A rectified flow's velocity, told in our t. Whoever fills in predict, self and dim has a
+   model; the rest says how the network was trained. */
+DF_API df_model df_model_defaults(void) {
+    df_model m;
+    memset(&m, 0, sizeof m);
+    m.cookie = DFI_COOKIE;
+    m.answers = DF_ASK_PREDICT;
+    m.process = df_process_flow();
+    m.prediction = DF_VELOCITY;
+    m.time = df_time_own();
+    m.clock = df_time_own();
+    m.stackable = 1;
+    m.null_label = -1;
+    return m;
+}
+
+/* c_in = 1/sqrt(alpha^2 s^2 + sigma^2): x of unit variance for data of deviation s (Karras
+   et al. 2022, table 1, there with alpha = 1). */
+static double dfi_model_scale(const df_model *m, const df_point *at) {
+    if (m->input_sigma_data <= 0) return 1;
+    return 1 / hypot(at->alpha * m->input_sigma_data, at->sigma);
+}
+
+/* A velocity model's answer is dx/d clock, so dx/dt = answer (d clock/dt). */
+static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
+                               const df_point *at, double *cx, double *cp) {
+    double clock, rate;
+    df_result result = df_plane_map(ctx, &m->process, m->prediction, to, at, cx, cp);
+    if (result != DF_OK || m->prediction != DF_VELOCITY) return result;
+    result = df_time_at(ctx, &m->process, &m->clock, at, &clock, &rate);
+    if (result == DF_OK) *cp *= rate;
+    return result;
+}
+
+/* NULL for anything but one of the four. */
+static const char *dfi_ask_name(df_ask ask) {
+    switch (ask) {
+    case DF_ASK_PREDICT: return "PREDICT";
+    case DF_ASK_JVP: return "JVP";
+    case DF_ASK_VJP: return "VJP";
+    case DF_ASK_LOG_DENSITY: return "LOG_DENSITY";
+    default: return NULL;
+    }
+}
+
+/* Everything that can be wrong with a question before it is asked. */
+static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q,
+                               const df_real *out) {
+    const char *name = dfi_ask_name(q->ask);
+    if (!ctx || !m || !q->t || !q->x || !out)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_model_ask: ctx, model, t, x and out must be given");
+    if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || q->n < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_model_ask: n = %d, the model's dim = %d, predict %s: want a "
+                        "model of df_model_defaults, both numbers above 0, and predict",
+                        q->n, m->dim, m->predict ? "given" : "NULL");
+    if (dfi_nonfinite(m->input_sigma_data))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
+                        dfi_nonfinite_name(m->input_sigma_data));
+    if (!name || !(m->answers & (unsigned)q->ask))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_model_ask: this model does not answer %s (ask = %d, its "
+                        "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
+    if (!q->v && (q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s wants v", name);
+    return df_process_check(ctx, &m->process);
+}
+
+/* out[r] = c[r] in[r], one call where the factors agree. */
+static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const df_real *in,
+                           df_real *out) {
+    for (int row = 0, rows; row < n; row += rows) {
+        size_t first = (size_t)row * (size_t)dim;
+        const df_real *from = in + first;
+        rows = dfi_same_times(c, row, n);
+        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from, out + first);
+    }
+}
+
+/* In scratch memory: alpha, sigma, native time of each row for q, the input scale in
+   *scale. */
+static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, df_query *q,
+                               double **scale) {
+    size_t n = (size_t)q->n;
+    double *c = (double *)dfi_scratch(ctx, dfi_mul(3 * sizeof(double), n));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof(df_real), n));
+    if (!c || !t_model) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) {
+        df_point at = df_process_at(&m->process, q->t[i]);
+        double native;
+        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
+        if (result != DF_OK) return result;
+        c[i] = at.alpha;
+        c[n + i] = at.sigma;
+        c[2 * n + i] = dfi_model_scale(m, &at);
+        t_model[i] = (df_real)native;
+    }
+    q->alpha = c;
+    q->sigma = c + n;
+    q->t_model = t_model;
+    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
+    *scale = c + 2 * n;
+    return DF_OK;
+}
+
+/* A scaled copy of `in` [n, dim], or NULL. */
+static const df_real *dfi_ask_scaled(df_ctx *ctx, const df_query *q, const double *scale,
+                                     const df_real *in) {
+    size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
+    df_real *out = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof(df_real)));
+    if (out) dfi_scale_rows(ctx, q->n, q->dim, scale, in, out);
+    return out;
+}
+
+/* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
+   scales its v, VJP its answer. */
+static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_real *out) {
+    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)q->dim;
+    size_t total = (size_t)q->n * width, bad;
+    int scaled = m->input_sigma_data > 0;
+    double *scale;
+    df_result result = dfi_ask_times(ctx, m, q, &scale);
+    if (result != DF_OK) return result;
+    if (scaled) q->x = dfi_ask_scaled(ctx, q, scale, q->x);
+    if (scaled && q->ask == DF_ASK_JVP) q->v = dfi_ask_scaled(ctx, q, scale, q->v);
+    if (!q->x || (q->ask == DF_ASK_JVP && !q->v)) return DF_ERR_MEMORY;
+    result = dfi_ask(ctx, m, q, out);
+    if (result != DF_OK) return result;
+    if (scaled && q->ask == DF_ASK_VJP)
+        dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
+    bad = ctx->k->nonfinite(total, out);
+    if (bad == total) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_NONFINITE,
+                    "df_model_ask: the model answered %s in row %llu, element %llu, at t "
+                    "= %g", dfi_nonfinite_name((double)out[bad]),
+                    (unsigned long long)(bad / width), (unsigned long long)(bad % width),
+                    q->t[bad / width]);
+}
+
+/* Row r is sample r, and no step of a sampler: first_sample is 0, step is -1. All memory
+   of the question is scratch, released here. */
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t, int n, const df_real *x, const df_real *v,
+                              const int *labels, df_real *out) {
+    df_result result;
+    df_scope mark;
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = ask;
+    q.n = q.samples = n;
+    q.x = x;
+    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
+    q.t = t;
+    q.step = -1;
+    q.labels = labels;
+    result = dfi_ask_check(ctx, model, &q, out);
+    if (result != DF_OK) return result;
+    q.dim = model->dim;
+    mark = dfi_scratch_mark(ctx);
+    result = dfi_ask_rows(ctx, model, &q, out);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
 
 /* -------------------------------------------------------------------------------------
    // >>guidance: samples that are more like their label
@@ -4909,19 +4500,20 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
    chapter's own operations, so it is on the tape too and has a gradient itself: score
    matching and flow maps train through such derivatives.
 
-   Each operation is one paragraph: its forward line, its backward quoting that line
-   ("forward was: ..."; dx always means "is added to x's gradient"), and its tangent. What
+   Each operation is one paragraph: its backward, quoting the forward line ("forward was:
+   ..."; dx = g always means "g is added to x's gradient"), its tangent, its forward. What
    is composed of other operations needs neither. Loops are cut into pieces for the workers
    only along independent outputs and sums run in an order that the shapes alone decide, so
    that no result depends on the number of threads, and row i of a batch comes out the
    same, to the bit, in any batch.
    ===================================================================================== */
 
-/* How an operation is differentiated. backward adds to the gradients of y's inputs;
-   tangent returns y' from the inputs' tangents, NULL for zero. Either may be missing. */
+/* How an operation is differentiated. backward adds to the gradients of those of y's
+   inputs that want one; tangent composes y' from the inputs' tangents, of which NULL means
+   zero. A failure of either sticks to the context. */
 typedef struct dfi_op {
     const char *name;
-    df_result (*backward)(df_ctx *ctx, df_tensor *y);
+    void (*backward)(df_ctx *ctx, df_tensor *y);
     df_tensor *(*tangent)(df_ctx *ctx, df_tensor *y);
 } dfi_op;
 
@@ -4939,7 +4531,6 @@ static const char *dfi_shape_text(int ndim, const int *shape, char text[DFI_SHAP
              ndim > 0 ? "]" : "[]");
     return text;
 }
-
 /* "name: a [2,3] and b [4] <why>" */
 static df_tensor *dfi_bad_shapes(df_ctx *ctx, const char *name, const char *a_name,
                                  const df_tensor *a, const char *b_name,
@@ -4956,7 +4547,6 @@ static df_tensor *dfi_bad_shape(df_ctx *ctx, const char *name, const char *x_nam
     return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: %s %s %s", name, x_name,
                            dfi_shape_text(x->ndim, x->shape, s), why);
 }
-
 /* Makes the context's last error (out of memory, as a rule) the one that sticks. */
 static df_tensor *dfi_stick(df_ctx *ctx) {
     if (ctx->stuck != DF_OK) return NULL;
@@ -4964,27 +4554,28 @@ static df_tensor *dfi_stick(df_ctx *ctx) {
     memcpy(ctx->stuck_message, ctx->message, sizeof ctx->message);
     return NULL;
 }
-
 /* 1 if an operation must not run: after a failure, or without its inputs. A NULL that no
    failure explains is a mistake of the caller's. */
-static int dfi_blocked(df_ctx *ctx, const char *name, const df_tensor *a,
-                       const df_tensor *b) {
+static int dfi_blocked(df_ctx *ctx, const char *name, const void *a, const void *b) {
     if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return 1;
     if (a != NULL && b != NULL) return 0;
     dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: an input is NULL", name);
     return 1;
 }
-
+/* Step memory for n numbers; NULL, and stuck, without. */
 static df_real *dfi_reals(df_ctx *ctx, size_t n) {
-    return (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    df_real *p = (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    if (p == NULL) dfi_stick(ctx);
+    return p;
 }
-
-/* A tensor without data. NULL if the shape is none, or without memory. */
-static df_tensor *dfi_tensor_head(df_ctx *ctx, const char *name, int ndim,
-                                  const int *shape) {
+/* A tensor of this shape over `data`, or, if that is NULL, over memory of its own that is
+   not filled yet. NULL after a failure, if the shape is none, or without memory. */
+static df_tensor *dfi_tensor_make(df_ctx *ctx, const char *name, int ndim,
+                                  const int *shape, df_real *data) {
     char text[DFI_SHAPE_TEXT];
     df_tensor *y;
     size_t size = 1;
+    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
     if (ndim < 0 || ndim > DF_AXES || (ndim > 0 && shape == NULL))
         return dfi_fail_tensor(ctx, DF_ERR_SHAPE, "%s: %d axes, wanted 0 to %d", name,
                                ndim, DF_AXES);
@@ -5000,24 +4591,18 @@ static df_tensor *dfi_tensor_head(df_ctx *ctx, const char *name, int ndim,
     y->ndim = ndim;
     y->size = size;
     for (int i = 0; i < DF_AXES; i++) y->shape[i] = i < ndim ? shape[i] : 1;
-    return y;
+    y->data = data != NULL ? data : dfi_reals(ctx, size);
+    return y->data != NULL ? y : NULL;
 }
-/* ... and with data, not yet filled. */
-static df_tensor *dfi_tensor_make(df_ctx *ctx, const char *name, int ndim,
-                                  const int *shape) {
-    df_tensor *y = dfi_tensor_head(ctx, name, ndim, shape);
-    if (y == NULL) return NULL;
-    y->data = dfi_reals(ctx, y->size);
-    return y->data != NULL ? y : dfi_stick(ctx);
-}
+/* ... of x's shape; NULL also if x is. */
 static df_tensor *dfi_tensor_like(df_ctx *ctx, const char *name, const df_tensor *x) {
-    return dfi_tensor_make(ctx, name, x->ndim, x->shape);
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    return dfi_tensor_make(ctx, name, x->ndim, x->shape, NULL);
 }
 
 static int dfi_same_shape(const df_tensor *a, const df_tensor *b) {
     return a->ndim == b->ndim && memcmp(a->shape, b->shape, sizeof a->shape) == 0;
 }
-
 /* The axis counted from the front, or -1 with an error. */
 static int dfi_axis(df_ctx *ctx, const char *name, const df_tensor *x, int axis) {
     char s[DFI_SHAPE_TEXT];
@@ -5042,6 +4627,7 @@ static size_t dfi_inner(const df_tensor *x, int axis) {
 static df_tensor *dfi_finish(df_ctx *ctx, df_tensor *y, const dfi_op *op, df_tensor *a,
                              df_tensor *b, df_tensor *c) {
     int need = 0, moving = 0, recorded;
+    if (ctx->stuck != DF_OK) return NULL;
     y->op = op;
     y->in[0] = a, y->in[1] = b, y->in[2] = c;
     for (int i = 0; i < 3; i++) {
@@ -5054,7 +4640,7 @@ static df_tensor *dfi_finish(df_ctx *ctx, df_tensor *y, const dfi_op *op, df_ten
         y->before = ctx->tape;
         ctx->tape = y;
     }
-    if (moving && ctx->no_tangent == 0 && op->tangent != NULL) {
+    if (moving && ctx->no_tangent == 0) {
         df_tensor *tangent;
         ctx->no_tangent++;
         tangent = op->tangent(ctx, y);
@@ -5068,7 +4654,6 @@ static df_tensor *dfi_finish(df_ctx *ctx, df_tensor *y, const dfi_op *op, df_ten
     }
     return y;
 }
-
 /* Where the gradient of input i is added, or NULL if nobody wants it. df_backward has made
    room for it. */
 static df_real *dfi_grad(const df_tensor *y, int i) {
@@ -5079,26 +4664,23 @@ DF_API void df_record_begin(df_ctx *ctx) {
     ctx->recording = 1;
     ctx->tape = NULL;
 }
-
 DF_API void df_record_end(df_ctx *ctx) {
     ctx->recording = 0;
     ctx->tape = NULL;
 }
-
 /* Gradients are made when first added to; 0 without memory. */
 static int dfi_make_grad(df_ctx *ctx, df_tensor *x) {
     if (x == NULL || !x->needs_grad || x->grad != NULL) return 1;
     x->grad = dfi_reals(ctx, x->size);
-    if (x->grad == NULL) {
-        dfi_stick(ctx);
-        return 0;
-    }
+    if (x->grad == NULL) return 0;
     memset(x->grad, 0, x->size * sizeof(df_real));
     return 1;
 }
 
-/* dL/dL = 1; then each recorded operation, last first, passes its gradient on. A second
-   backward over the same tape starts anew for what was recorded; leaves go on adding. */
+/* dL/dL = 1; then each recorded operation, last first, passes its gradient on. What is
+   used several times receives the sum over its uses, dx = sum_y (dy/dx)^T dy, complete
+   when its own turn comes, as all uses were recorded after it. A second backward over the
+   same tape starts anew for what was recorded; leaves go on adding. */
 DF_API df_result df_backward(df_ctx *ctx, df_tensor *loss) {
     char s[DFI_SHAPE_TEXT];
     if (dfi_blocked(ctx, "df_backward", loss, loss))
@@ -5115,16 +4697,14 @@ DF_API df_result df_backward(df_ctx *ctx, df_tensor *loss) {
     if (!dfi_make_grad(ctx, loss)) return ctx->stuck;
     loss->grad[0] += 1;
     for (df_tensor *y = loss; y != NULL; y = y->before) {
+        df_scope mark;
         if (y->op == NULL || y->grad == NULL) continue;
         for (int i = 0; i < 3; i++)
             if (!dfi_make_grad(ctx, y->in[i])) return ctx->stuck;
-        df_scope mark = dfi_scratch_mark(ctx);
-        df_result result = y->op->backward(ctx, y);
+        mark = dfi_scratch_mark(ctx);
+        y->op->backward(ctx, y);
         dfi_scratch_release(ctx, mark);
-        if (result != DF_OK) {
-            dfi_stick(ctx);
-            return result;
-        }
+        if (ctx->stuck != DF_OK) return ctx->stuck;
     }
     return DF_OK;
 }
@@ -5158,7 +4738,6 @@ static int dfi_cut_before(df_ctx *ctx, const void *p, const void *q) {
     }
     return 0;
 }
-
 /* Adds a piece to the list, in the order in which the stack holds them, if it was made
    since the mark; returns the new length. */
 static int dfi_move_add(df_ctx *ctx, df_scope mark, dfi_move *list, int count, void *from,
@@ -5216,9 +4795,7 @@ DF_API df_tensor *df_scope_end(df_ctx *ctx, df_scope scope, df_tensor *y) {
 /* ---- made from nothing ---- */
 
 DF_API df_tensor *df_tensor_fill(df_ctx *ctx, int ndim, const int *shape, double value) {
-    df_tensor *y;
-    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
-    y = dfi_tensor_make(ctx, "df_tensor_fill", ndim, shape);
+    df_tensor *y = dfi_tensor_make(ctx, "df_tensor_fill", ndim, shape, NULL);
     for (size_t i = 0; y != NULL && i < y->size; i++) y->data[i] = (df_real)value;
     return y;
 }
@@ -5228,52 +4805,39 @@ DF_API df_tensor *df_tensor_new(df_ctx *ctx, int ndim, const int *shape) {
 DF_API df_tensor *df_tensor_number(df_ctx *ctx, double value) {
     return df_tensor_fill(ctx, 0, NULL, value);
 }
-
+DF_API df_tensor *df_tensor_copy(df_ctx *ctx, int ndim, const int *shape,
+                                 const df_real *data) {
+    df_tensor *y;
+    if (dfi_blocked(ctx, "df_tensor_copy", data, data)) return NULL;
+    y = dfi_tensor_make(ctx, "df_tensor_copy", ndim, shape, NULL);
+    if (y != NULL) memcpy(y->data, data, y->size * sizeof(df_real));
+    return y;
+}
 DF_API df_tensor *df_tensor_borrow(df_ctx *ctx, int ndim, const int *shape, df_real *data,
                                    df_real *grad) {
     df_tensor *y;
-    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
-    if (data == NULL)
-        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_tensor_borrow: data is NULL");
-    y = dfi_tensor_head(ctx, "df_tensor_borrow", ndim, shape);
+    if (dfi_blocked(ctx, "df_tensor_borrow", data, data)) return NULL;
+    y = dfi_tensor_make(ctx, "df_tensor_borrow", ndim, shape, data);
     if (y == NULL) return NULL;
-    y->data = data;
     y->grad = grad;
     y->needs_grad = grad != NULL;
     return y;
 }
-DF_API df_tensor *df_tensor_copy(df_ctx *ctx, int ndim, const int *shape,
-                                 const df_real *data) {
-    df_tensor *y;
-    if (ctx == NULL || dfi_stuck(ctx) != DF_OK) return NULL;
-    if (data == NULL)
-        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_tensor_copy: data is NULL");
-    y = dfi_tensor_make(ctx, "df_tensor_copy", ndim, shape);
-    if (y != NULL) memcpy(y->data, data, y->size * sizeof(df_real));
-    return y;
-}
-
 /* The gradient is there at once: it reads 0 where the loss does not reach the leaf. */
 DF_API df_tensor *df_tensor_need_grad(df_ctx *ctx, df_tensor *x) {
     if (dfi_blocked(ctx, "df_tensor_need_grad", x, x)) return NULL;
     x->needs_grad = 1;
     return dfi_make_grad(ctx, x) ? x : NULL;
 }
-
+/* A new leaf over x's data: what comes after it cannot see what x was made of. */
 DF_API df_tensor *df_detach(df_ctx *ctx, df_tensor *x) {
-    df_tensor *y;
     if (dfi_blocked(ctx, "df_detach", x, x)) return NULL;
-    y = dfi_tensor_head(ctx, "df_detach", x->ndim, x->shape);
-    if (y != NULL) y->data = x->data;
-    return y;
+    return df_tensor_borrow(ctx, x->ndim, x->shape, x->data, NULL);
 }
 
 /* ---- loops: pieces for the workers, strides for broadcasting ---- */
 
-enum {
-    DFI_GRAIN = 16384,         /* elements of a piece: some microseconds of work */
-    DFI_COLUMNS_PIECE = 256    /* columns of a piece where whole columns are summed */
-};
+enum { DFI_GRAIN = 16384 };    /* elements of a piece: some microseconds of work */
 
 /* Calls fn(arg, from, to) for pieces of [0, n), `cost` elements of work each. The pieces
    depend on n and cost alone. */
@@ -5282,7 +4846,6 @@ typedef struct dfi_split_job {
     void *arg;
     size_t n, piece;
 } dfi_split_job;
-
 static void dfi_split_task(void *arg, int index) {
     const dfi_split_job *s = (const dfi_split_job *)arg;
     size_t from = (size_t)index * s->piece;
@@ -5301,16 +4864,16 @@ static void dfi_split(df_ctx *ctx, size_t n, size_t cost,
    it by steps: 0 where they are stretched. Axes that can be walked as one are merged, so
    that same shapes become one long run, a row vector two axes, a number one axis. */
 typedef struct dfi_walk {
-    int axes;                  /* at least 1 */
+    int axes;
     size_t len[DF_AXES];
     size_t step[2][DF_AXES];
 } dfi_walk;
-
-static dfi_walk dfi_walk_merge(int ndim, const int *shape, size_t step[2][DF_AXES]) {
+static dfi_walk dfi_walk_merge(int ndim, const int *shape, const size_t *a_step,
+                               const size_t *b_step) {
     dfi_walk w;
     memset(&w, 0, sizeof w);
     for (int i = 0; i < ndim; i++) {
-        size_t len = (size_t)shape[i], s = step[0][i], t = step[1][i];
+        size_t len = (size_t)shape[i], s = a_step[i], t = b_step ? b_step[i] : 0;
         int p = w.axes - 1;
         if (len == 1) continue;
         if (p >= 0 && w.step[0][p] == s * len && w.step[1][p] == t * len) {
@@ -5338,7 +4901,7 @@ static dfi_walk dfi_walk_over(const df_tensor *big, const df_tensor *a,
     size_t step[2][DF_AXES];
     dfi_walk_steps(big, a, step[0]);
     dfi_walk_steps(big, b, step[1]);
-    return dfi_walk_merge(big->ndim, big->shape, step);
+    return dfi_walk_merge(big->ndim, big->shape, step[0], step[1]);
 }
 /* Where the two others stand when the walk is at element i. */
 static void dfi_walk_at(const dfi_walk *w, size_t i, size_t at[2]) {
@@ -5349,6 +4912,11 @@ static void dfi_walk_at(const dfi_walk *w, size_t i, size_t at[2]) {
         at[1] += here * w->step[1][k];
         i /= w->len[k];
     }
+}
+/* How many of the elements [from, to) lie in one run along the walk's last axis. */
+static size_t dfi_walk_run(const dfi_walk *w, size_t from, size_t to) {
+    size_t rest = w->len[w->axes - 1] - from % w->len[w->axes - 1];
+    return rest < to - from ? rest : to - from;
 }
 
 /* What the pieces of one loop share; each operation uses what it needs. */
@@ -5361,25 +4929,25 @@ typedef struct dfi_job {
     const df_real *a, *b, *c;
     df_real *y;
 } dfi_job;
-
-static dfi_job dfi_job_of(df_ctx *ctx, const df_real *a, const df_real *b, df_real *y) {
+static dfi_job dfi_job_of(df_ctx *ctx, int kind, const df_real *a, const df_real *b,
+                          df_real *y) {
     dfi_job j;
     memset(&j, 0, sizeof j);
-    j.k = ctx->k;
+    j.k = ctx->k, j.kind = kind;
     j.a = a, j.b = b, j.y = y;
     return j;
 }
 
-/* y = a op b, or y += a * b, along a walk over y */
+/* y = a op b, or y += a b, along a walk over y; a and b are stretched to y's shape, which
+   may be told apart from the numbers. */
 enum { DFI_MULADD = DFI_BINARY_COUNT };
 
 static void dfi_binary_piece(void *arg, size_t from, size_t to) {
     const dfi_job *j = (const dfi_job *)arg;
     int last = j->walk.axes - 1;
-    size_t run = j->walk.len[last], at[2];
-    size_t sa = j->walk.step[0][last], sb = j->walk.step[1][last];
+    size_t sa = j->walk.step[0][last], sb = j->walk.step[1][last], at[2];
     for (size_t n; from < to; from += n) {
-        n = run - from % run < to - from ? run - from % run : to - from;
+        n = dfi_walk_run(&j->walk, from, to);
         dfi_walk_at(&j->walk, from, at);
         if (j->kind == DFI_MULADD)
             j->k->muladd(n, j->a + at[0], sa, j->b + at[1], sb, j->y + from);
@@ -5387,86 +4955,83 @@ static void dfi_binary_piece(void *arg, size_t from, size_t to) {
             j->k->binary[j->kind](n, j->a + at[0], sa, j->b + at[1], sb, j->y + from);
     }
 }
-/* The shapes of y, a, b and, apart from them, the numbers. */
 static void dfi_binary_run(df_ctx *ctx, int kind, const df_tensor *a_shape,
                            const df_real *a, const df_tensor *b_shape, const df_real *b,
                            const df_tensor *y_shape, df_real *y) {
-    dfi_job j = dfi_job_of(ctx, a, b, y);
-    j.kind = kind;
+    dfi_job j = dfi_job_of(ctx, kind, a, b, y);
     j.walk = dfi_walk_over(y_shape, a_shape, b_shape);
     dfi_split(ctx, y_shape->size, 1, dfi_binary_piece, &j);
 }
-
-/* y += c x */
-static void dfi_add_to(df_ctx *ctx, const df_tensor *shape, double c, const df_real *x,
-                       df_real *y) {
-    df_real factor = (df_real)c;
-    dfi_binary_run(ctx, DFI_MULADD, shape, x, NULL, &factor, shape, y);
+/* y = x, or y += x, x stretched to y's shape: the product with 1, which changes no bit. */
+static void dfi_spread(df_ctx *ctx, int add, const df_tensor *x_shape, const df_real *x,
+                       const df_tensor *y_shape, df_real *y) {
+    const df_real one = 1;
+    const int kind = add ? (int)DFI_MULADD : (int)DFI_MUL;
+    dfi_binary_run(ctx, kind, x_shape, x, NULL, &one, y_shape, y);
 }
-
-static void dfi_affine_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    j->k->affine(to - from, j->number[0], j->a + from, j->number[1], j->y + from);
-}
-/* y = a x + b */
-static void dfi_affine_run(df_ctx *ctx, size_t n, double a, const df_real *x, double b,
-                           df_real *y) {
-    dfi_job j = dfi_job_of(ctx, x, NULL, y);
-    j.number[0] = (df_real)a, j.number[1] = (df_real)b;
-    dfi_split(ctx, n, 1, dfi_affine_piece, &j);
-}
-
-/* Adds one run of the walk, or one block of its last two axes, to y. */
+/* The sum of a large tensor over the axes along which a small one is stretched. Each
+   output adds its own terms in the order in which they lie in memory: a place of the kept
+   axes names the output, a place of the summed ones (`over`) a block of `rows` terms,
+   `stride` apart. Where the last axis is summed a block is one run; else neighbouring
+   outputs are summed together, column by column. */
+typedef struct dfi_sums {
+    const dfi_kernels *k;
+    dfi_walk kept, over;       /* steps in the large tensor; `over` without the rows */
+    size_t rows, stride, blocks;
+    const df_real *a;
+    df_real *y;
+} dfi_sums;
 static void dfi_sum_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    const dfi_walk *w = &j->walk;
-    int last = w->axes - 1, flat = w->step[0][last] == 0;
-    size_t run = w->len[last], at[2];
-    for (size_t i = from; i < to; i++) {
-        dfi_walk_at(w, i * j->n, at);
-        if (flat) j->y[at[0]] += (df_real)j->k->sum(run, j->a + i * run);
-        else j->k->colsum(j->n / run, run, run, j->a + i * j->n, j->y + at[0]);
+    const dfi_sums *s = (const dfi_sums *)arg;
+    size_t at[2], block[2];
+    for (size_t n = 1; from < to; from += n) {
+        if (s->stride > 1) n = dfi_walk_run(&s->kept, from, to);
+        dfi_walk_at(&s->kept, from, at);
+        for (size_t i = 0; i < s->blocks; i++) {
+            const df_real *a = s->a + at[0];
+            dfi_walk_at(&s->over, i, block);
+            a += block[0];
+            if (s->stride == 1) s->y[from] += (df_real)s->k->sum(s->rows, a);
+            else s->k->colsum(s->rows, n, s->stride, a, s->y + from);
+        }
     }
 }
-/* columns [from, to) of one block of rows */
-static void dfi_colsum_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    size_t cols = j->walk.len[j->walk.axes - 1];
-    j->k->colsum(j->n / cols, to - from, cols, j->a + from, j->y + from);
-}
-/* small += the sum of big over the axes along which small is stretched, in the order in
-   which they lie in memory. Parallel over columns, or where all that is left to sum lies
-   in one block. */
+/* small += the sum of big. Workers take outputs, of columns at least 256 at a time. */
 static void dfi_sum_to(df_ctx *ctx, const df_tensor *big_shape, const df_real *big,
                        const df_tensor *small_shape, df_real *small_) {
-    dfi_job j = dfi_job_of(ctx, big, NULL, small_);
-    int outer, apart = 1;
-    if (small_shape->size == big_shape->size) {
-        dfi_add_to(ctx, big_shape, 1, big, small_);
+    dfi_walk w = dfi_walk_over(big_shape, small_shape, NULL);
+    size_t inner = big_shape->size, terms = inner / small_shape->size;
+    dfi_sums s;
+    if (terms == 1) {
+        dfi_spread(ctx, 1, big_shape, big, big_shape, small_);
         return;
     }
-    j.walk = dfi_walk_over(big_shape, small_shape, NULL);
-    outer = j.walk.axes - 1;
-    j.n = j.walk.len[outer];
-    if (j.walk.step[0][outer] != 0 && outer > 0 && j.walk.step[0][outer - 1] == 0)
-        j.n *= j.walk.len[--outer];
-    for (int i = 0; i < outer; i++) apart &= j.walk.step[0][i] != 0;
-    if (outer == 0 && j.walk.axes == 2)
-        dfi_split(ctx, j.walk.len[1], DFI_GRAIN / DFI_COLUMNS_PIECE, dfi_colsum_piece, &j);
-    else if (apart) dfi_split(ctx, big_shape->size / j.n, j.n, dfi_sum_piece, &j);
-    else dfi_sum_piece(&j, 0, big_shape->size / j.n);
+    memset(&s, 0, sizeof s);
+    s.k = ctx->k, s.a = big, s.y = small_;
+    for (int i = 0; i < w.axes; i++) {
+        dfi_walk *part = w.step[0][i] != 0 ? &s.kept : &s.over;
+        inner /= w.len[i];
+        part->len[part->axes] = w.len[i];
+        part->step[0][part->axes++] = inner;
+    }
+    s.over.axes--;
+    s.rows = s.over.len[s.over.axes], s.stride = s.over.step[0][s.over.axes];
+    s.blocks = terms / s.rows;
+    if (s.stride > 1 && terms > DFI_GRAIN / 256) terms = DFI_GRAIN / 256;
+    dfi_split(ctx, small_shape->size, terms, dfi_sum_piece, &s);
 }
+
 /* Numbers move, or are added, between an array walked in order and the places in another
    that the walk's steps give: reading collects from those places, writing puts there. */
-enum { DFI_READ = 0, DFI_WRITE = 1, DFI_COPY = 0, DFI_PLUS = 2 };
+enum { DFI_READ = 0, DFI_WRITE = 1, DFI_PLUS = 2 };
 
 static void dfi_strided_piece(void *arg, size_t from, size_t to) {
     const dfi_job *j = (const dfi_job *)arg;
-    int last = j->walk.axes - 1, writes = j->kind & DFI_WRITE, adds = j->kind & DFI_PLUS;
-    size_t run = j->walk.len[last], step = j->walk.step[0][last], at[2];
+    int writes = j->kind & DFI_WRITE, adds = j->kind & DFI_PLUS;
+    size_t step = j->walk.step[0][j->walk.axes - 1], at[2];
     size_t sa = writes ? 1 : step, sy = writes ? step : 1;
     for (size_t n; from < to; from += n) {
-        n = run - from % run < to - from ? run - from % run : to - from;
+        n = dfi_walk_run(&j->walk, from, to);
         dfi_walk_at(&j->walk, from, at);
         const df_real *a = j->a + (writes ? from : at[0]);
         df_real *y = j->y + (writes ? at[0] : from);
@@ -5478,25 +5043,19 @@ static void dfi_strided_piece(void *arg, size_t from, size_t to) {
 }
 static void dfi_strided(df_ctx *ctx, int kind, const df_tensor *walked,
                         const size_t step[DF_AXES], const df_real *a, df_real *y) {
-    size_t steps[2][DF_AXES] = {{0}, {0}};
-    dfi_job j = dfi_job_of(ctx, a, NULL, y);
-    memcpy(steps[0], step, sizeof steps[0]);
-    j.kind = kind;
-    j.walk = dfi_walk_merge(walked->ndim, walked->shape, steps);
+    dfi_job j = dfi_job_of(ctx, kind, a, NULL, y);
+    j.walk = dfi_walk_merge(walked->ndim, walked->shape, step, NULL);
     dfi_split(ctx, walked->size, 1, dfi_strided_piece, &j);
 }
-/* big (+)= small, stretched */
-static void dfi_spread(df_ctx *ctx, int kind, const df_tensor *small_shape,
-                       const df_real *small_, const df_tensor *big_shape, df_real *big) {
-    size_t step[DF_AXES] = {0};
-    dfi_walk_steps(big_shape, small_shape, step);
-    dfi_strided(ctx, kind | DFI_READ, big_shape, step, small_, big);
-}
-/* A box and the place for it in a larger tensor, `offset` elements from its beginning. */
+/* A box and its place in a larger tensor, where its first element stands at `corner`
+   (NULL: the origin). */
 static void dfi_box(df_ctx *ctx, int kind, const df_tensor *box, const df_tensor *whole,
-                    size_t offset, const df_real *a, df_real *y) {
-    size_t step[DF_AXES] = {0};
-    for (int i = 0; i < box->ndim; i++) step[i] = dfi_inner(whole, i);
+                    const int *corner, const df_real *a, df_real *y) {
+    size_t step[DF_AXES] = {0}, offset = 0;
+    for (int i = 0; i < box->ndim; i++) {
+        step[i] = dfi_inner(whole, i);
+        if (corner != NULL) offset += (size_t)corner[i] * step[i];
+    }
     if (kind & DFI_WRITE) y += offset;
     else a += offset;
     dfi_strided(ctx, kind, box, step, a, y);
@@ -5527,172 +5086,130 @@ static int dfi_broadcast_shape(const df_tensor *a, const df_tensor *b, int *ndim
     return 1;
 }
 
-/* forward was: y = a op b. da is the sum, over the axes along which a was stretched, of
-     dy for a + b,    dy for a - b,     dy b for a b,    dy / b for a / b,
-   and db that of
-     dy,              -dy,              dy a,            -dy y / b. */
-static const df_real *dfi_binary_share(df_ctx *ctx, df_tensor *y, int side) {
+/* forward was: y =   a + b      a - b      a b          a / b
+             da =     dy         dy         dy b         dy / b
+             db =     dy        -dy         dy a        -dy y / b
+             y' =   a' + b'    a' - b'    a' b + a b'   (a' - y b') / b
+   each gradient summed over the axes along which its operand was stretched. A minus is
+   brought into a sum by turning db around before and after. */
+static void dfi_binary_back(df_ctx *ctx, df_tensor *y) {
     int kind = y->arg[0];
-    df_tensor *b = y->in[1];
-    df_real *g;
-    if (kind == DFI_ADD || (kind == DFI_SUB && side == 0)) return y->grad;
-    g = dfi_reals(ctx, y->size);
-    if (g == NULL) return NULL;
-    if (kind == DFI_SUB) {
-        dfi_affine_run(ctx, y->size, -1, y->grad, 0, g);
-        return g;
-    }
-    if (kind == DFI_MUL) b = y->in[1 - side];
-    dfi_binary_run(ctx, kind, y, y->grad, b, b->data, y, g);
-    if (kind == DFI_DIV && side == 1) {
-        dfi_binary_run(ctx, DFI_MUL, y, g, y, y->data, y, g);
-        dfi_affine_run(ctx, y->size, -1, g, 0, g);
-    }
-    return g;
-}
-static df_result dfi_binary_back(df_ctx *ctx, df_tensor *y) {
     for (int side = 0; side < 2; side++) {
-        df_real *dx = dfi_grad(y, side);
-        df_tensor *other = y->in[1 - side];
+        df_tensor *x = y->in[side], *z = y->in[kind == DFI_MUL ? 1 - side : 1];
+        df_real *dx = dfi_grad(y, side), *g = y->grad;
+        int minus = side == 1 && (kind == DFI_SUB || kind == DFI_DIV);
+        int same = x->size == y->size, fused = same && kind == DFI_MUL;
+        const df_real sign = minus ? -1 : 1;
         if (dx == NULL) continue;
-        if (y->arg[0] == DFI_MUL && y->in[side]->size == y->size) {    /* dx += dy other */
-            dfi_binary_run(ctx, DFI_MULADD, y, y->grad, other, other->data, y, dx);
-        } else {
-            df_scope mark = dfi_scratch_mark(ctx);
-            const df_real *g = dfi_binary_share(ctx, y, side);
-            if (g == NULL) return DF_ERR_MEMORY;
-            dfi_sum_to(ctx, y, g, y->in[side], dx);
-            dfi_scratch_release(ctx, mark);
+        if (kind == DFI_DIV || (kind == DFI_MUL && !fused)) {
+            g = dfi_reals(ctx, y->size);
+            if (g == NULL) return;
+            dfi_binary_run(ctx, kind, y, y->grad, z, z->data, y, g);
+            if (minus) dfi_binary_run(ctx, DFI_MUL, y, g, y, y->data, y, g);
         }
+        if (same) {
+            dfi_binary_run(ctx, DFI_MULADD, y, g, fused ? z : NULL,
+                           fused ? z->data : &sign, y, dx);
+            continue;
+        }
+        if (minus) ctx->k->affine(x->size, -1, dx, 0, dx);
+        dfi_sum_to(ctx, y, g, x, dx);
+        if (minus) ctx->k->affine(x->size, -1, dx, 0, dx);
     }
-    return DF_OK;
 }
-
-/* y' = a' + b';  a' - b';  a' b + a b';  (a' - y b')/b */
-static df_tensor *dfi_add_tangent(df_ctx *ctx, df_tensor *y) {
-    return dfi_stretch(ctx, dfi_both(ctx, y->in[0]->tangent, y->in[1]->tangent), y);
+static df_tensor *dfi_binary_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0], *b = y->in[1], *p = a->tangent, *q = b->tangent;
+    int kind = y->arg[0];
+    if (p != NULL && kind == DFI_MUL) p = df_mul(ctx, p, b);
+    if (p != NULL && kind == DFI_DIV) p = df_div(ctx, p, b);
+    if (q != NULL && kind == DFI_MUL) q = df_mul(ctx, a, q);
+    if (q != NULL && kind == DFI_DIV) q = df_div(ctx, df_mul(ctx, y, q), b);
+    if (q != NULL && (kind == DFI_SUB || kind == DFI_DIV)) q = df_scale(ctx, q, -1);
+    return dfi_stretch(ctx, dfi_both(ctx, p, q), y);
 }
-static df_tensor *dfi_sub_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0]->tangent, *b = y->in[1]->tangent;
-    if (b != NULL) a = a != NULL ? df_sub(ctx, a, b) : df_scale(ctx, b, -1);
-    return dfi_stretch(ctx, a, y);
-}
-static df_tensor *dfi_mul_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0], *b = y->in[1];
-    df_tensor *p = a->tangent != NULL ? df_mul(ctx, a->tangent, b) : NULL;
-    return dfi_both(ctx, p, b->tangent != NULL ? df_mul(ctx, a, b->tangent) : NULL);
-}
-static df_tensor *dfi_div_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0], *b = y->in[1];
-    df_tensor *p = a->tangent != NULL ? df_div(ctx, a->tangent, b) : NULL;
-    df_tensor *q = b->tangent != NULL ?
-                   df_scale(ctx, df_div(ctx, df_mul(ctx, y, b->tangent), b), -1) : NULL;
-    return dfi_both(ctx, p, q);
-}
-
-static const dfi_op dfi_ops_binary[DFI_BINARY_COUNT] = {
-    {"df_add", dfi_binary_back, dfi_add_tangent},
-    {"df_sub", dfi_binary_back, dfi_sub_tangent},
-    {"df_mul", dfi_binary_back, dfi_mul_tangent},
-    {"df_div", dfi_binary_back, dfi_div_tangent}
-};
-static df_tensor *dfi_binary(df_ctx *ctx, int kind, df_tensor *a, df_tensor *b) {
-    const dfi_op *op = &dfi_ops_binary[kind];
+static const dfi_op dfi_op_binary = {"binary", dfi_binary_back, dfi_binary_tangent};
+static df_tensor *dfi_binary(df_ctx *ctx, const char *name, int kind, df_tensor *a,
+                             df_tensor *b) {
     int ndim, shape[DF_AXES];
     df_tensor *y;
-    if (dfi_blocked(ctx, op->name, a, b)) return NULL;
+    if (dfi_blocked(ctx, name, a, b)) return NULL;
     if (!dfi_broadcast_shape(a, b, &ndim, shape))
-        return dfi_bad_shapes(ctx, op->name, "a", a, "b", b, "do not broadcast");
-    y = dfi_tensor_make(ctx, op->name, ndim, shape);
+        return dfi_bad_shapes(ctx, name, "a", a, "b", b, "do not broadcast");
+    y = dfi_tensor_make(ctx, name, ndim, shape, NULL);
     if (y == NULL) return NULL;
     y->arg[0] = kind;
     dfi_binary_run(ctx, kind, a, a->data, b, b->data, y, y->data);
-    return dfi_finish(ctx, y, op, a, b, NULL);
+    return dfi_finish(ctx, y, &dfi_op_binary, a, b, NULL);
 }
-DF_API df_tensor *df_add(df_ctx *ctx, df_tensor *a, df_tensor *b) {
-    return dfi_binary(ctx, DFI_ADD, a, b);
-}
-DF_API df_tensor *df_sub(df_ctx *ctx, df_tensor *a, df_tensor *b) {
-    return dfi_binary(ctx, DFI_SUB, a, b);
-}
-DF_API df_tensor *df_mul(df_ctx *ctx, df_tensor *a, df_tensor *b) {
-    return dfi_binary(ctx, DFI_MUL, a, b);
-}
-DF_API df_tensor *df_div(df_ctx *ctx, df_tensor *a, df_tensor *b) {
-    return dfi_binary(ctx, DFI_DIV, a, b);
-}
+#define DFI_BINARY_API(name, kind)                                                        \
+    DF_API df_tensor *name(df_ctx *ctx, df_tensor *a, df_tensor *b) {                     \
+        return dfi_binary(ctx, #name, kind, a, b);                                        \
+    }
+DFI_BINARY_API(df_add, DFI_ADD)
+DFI_BINARY_API(df_sub, DFI_SUB)
+DFI_BINARY_API(df_mul, DFI_MUL)
+DFI_BINARY_API(df_div, DFI_DIV)
+#undef DFI_BINARY_API
 
-/* ---- y = a x + b ---- */
+/* ---- y = a x + b and y = f(x), element by element ---- */
 
-/* forward was: y = a x + b; dx = a dy. Tangent: y' = a x'. */
-static df_result dfi_affine_back(df_ctx *ctx, df_tensor *y) {
-    dfi_add_to(ctx, y, y->number[0], y->grad, y->in[0]->grad);
-    return DF_OK;
+/* forward was: y = a x + b      y = f(x)
+             dx = a dy         dx = f'(x) dy
+             y' = a x'         y' = f'(x) x'
+   A kernel knows f, another dx from x, y and dy. For the tangent f' is written once more
+   in recorded operations, as it needs a derivative of its own there. */
+enum { DFI_AFFINE = DFI_UNARY_COUNT };
+
+static void dfi_map_piece(void *arg, size_t from, size_t to) {
+    const dfi_job *j = (const dfi_job *)arg;
+    const df_real *a = j->a + from;
+    df_real *y = j->y + from;
+    size_t n = to - from;
+    if (j->kind == DFI_AFFINE) j->k->affine(n, j->number[0], a, j->number[1], y);
+    else if (j->c == NULL) j->k->unary[j->kind](n, a, y);
+    else j->k->unary_back[j->kind](n, a, j->b + from, j->c + from, y);
+}
+static df_tensor *dfi_map(df_ctx *ctx, const dfi_op *op, int kind, df_tensor *x, double a,
+                          double b) {
+    dfi_job j;
+    df_tensor *y = dfi_tensor_like(ctx, op->name, x);
+    if (y == NULL) return NULL;
+    y->arg[0] = kind, y->number[0] = a;
+    j = dfi_job_of(ctx, kind, x->data, NULL, y->data);
+    j.number[0] = (df_real)a, j.number[1] = (df_real)b;
+    dfi_split(ctx, y->size, 1, dfi_map_piece, &j);
+    return dfi_finish(ctx, y, op, x, NULL, NULL);
+}
+static void dfi_affine_back(df_ctx *ctx, df_tensor *y) {
+    const df_real a = (df_real)y->number[0];
+    dfi_binary_run(ctx, DFI_MULADD, y, y->grad, NULL, &a, y, y->in[0]->grad);
 }
 static df_tensor *dfi_affine_tangent(df_ctx *ctx, df_tensor *y) {
     return df_scale(ctx, y->in[0]->tangent, y->number[0]);
 }
 static const dfi_op dfi_op_affine = {"df_affine", dfi_affine_back, dfi_affine_tangent};
-
 DF_API df_tensor *df_affine(df_ctx *ctx, df_tensor *x, double a, double b) {
-    df_tensor *y;
-    if (dfi_blocked(ctx, "df_affine", x, x)) return NULL;
-    y = dfi_tensor_like(ctx, "df_affine", x);
-    if (y == NULL) return NULL;
-    y->number[0] = a;
-    dfi_affine_run(ctx, y->size, a, x->data, b, y->data);
-    return dfi_finish(ctx, y, &dfi_op_affine, x, NULL, NULL);
+    return dfi_map(ctx, &dfi_op_affine, DFI_AFFINE, x, a, b);
 }
 DF_API df_tensor *df_scale(df_ctx *ctx, df_tensor *x, double a) {
     return df_affine(ctx, x, a, 0);
 }
 DF_API df_tensor *df_square(df_ctx *ctx, df_tensor *x) { return df_mul(ctx, x, x); }
 
-/* ---- y = f(x), element by element ---- */
-
-/* forward was: y = f(x); dx = f'(x) dy. Tangent: y' = f'(x) x', with f'(x) composed of
-   recorded operations: one function for each f, since there it needs a derivative too. */
-static void dfi_unary_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    j->k->unary[j->kind](to - from, j->a + from, j->y + from);
-}
-static void dfi_unary_back_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    j->k->unary_back[j->kind](to - from, j->a + from, j->b + from, j->c + from,
-                              j->y + from);
-}
-static df_result dfi_unary_back(df_ctx *ctx, df_tensor *y) {
-    dfi_job j = dfi_job_of(ctx, y->in[0]->data, y->data, y->in[0]->grad);
-    j.kind = y->arg[0];
+static void dfi_unary_back(df_ctx *ctx, df_tensor *y) {
+    dfi_job j = dfi_job_of(ctx, y->arg[0], y->in[0]->data, y->data, y->in[0]->grad);
     j.c = y->grad;
-    dfi_split(ctx, y->size, 1, dfi_unary_back_piece, &j);
-    return DF_OK;
+    dfi_split(ctx, y->size, 1, dfi_map_piece, &j);
 }
 
-#define DFI_SLOPE(name, slope)                                                            \
-    static df_tensor *dfi_##name##_slope(df_ctx *c, df_tensor *x, df_tensor *y) {         \
-        (void)c, (void)x, (void)y;                                                        \
-        return slope;                                                                     \
-    }
-DFI_SLOPE(exp, y)
-DFI_SLOPE(log, df_div(c, df_tensor_number(c, 1), x))
-DFI_SLOPE(sqrt, df_div(c, df_tensor_number(c, 0.5), y))
-DFI_SLOPE(sin, df_cos(c, x))
-DFI_SLOPE(cos, df_scale(c, df_sin(c, x), -1))
-DFI_SLOPE(tanh, df_affine(c, df_square(c, y), -1, 1))
-DFI_SLOPE(sigmoid, df_mul(c, y, df_affine(c, y, -1, 1)))
-DFI_SLOPE(relu, df_step(c, x))
-DFI_SLOPE(softplus, df_sigmoid(c, x))
-/* 2/sqrt(pi) exp(-x^2) */
-DFI_SLOPE(erf, df_scale(c, df_exp(c, df_scale(c, df_square(c, x), -1)), 2 / sqrt(DFI_PI)))
-#undef DFI_SLOPE
-/* y = x s, s = sigmoid(x): s + y (1-s) */
+/* y = x s, s = sigmoid(u(x)):  y' = s + y (1 - s) u', for SiLU with u = x (Elfwing
+   et al. 2018), ... */
 static df_tensor *dfi_silu_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
     df_tensor *s = df_sigmoid(ctx, x);
     return df_add(ctx, s, df_mul(ctx, y, df_affine(ctx, s, -1, 1)));
 }
-/* y = x s, s = sigmoid(2 c (x + a x^3)), c = sqrt(2/pi), a = .044715:
-   s + y (1-s) 2c (1 + 3a x^2) */
+/* ... and for the tanh form of GELU (Hendrycks & Gimpel 2016), as (1 + tanh z)/2 =
+   sigmoid(2z): u = 2c (x + a x^3), u' = 2c (1 + 3a x^2), c = sqrt(2/pi), a = 0.044715. */
 static df_tensor *dfi_gelu_tanh_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
     const double c2 = 2 * sqrt(2 / DFI_PI), a = 0.044715;
     df_tensor *x2 = df_square(ctx, x);
@@ -5700,150 +5217,78 @@ static df_tensor *dfi_gelu_tanh_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
     df_tensor *rest = df_mul(ctx, y, df_affine(ctx, s, -1, 1));
     return df_add(ctx, s, df_mul(ctx, rest, df_affine(ctx, x2, 3 * c2 * a, c2)));
 }
-/* y = x Phi(x): Phi + x phi, through erf of u = x/sqrt 2 and its slope */
-static df_tensor *dfi_gelu_slope(df_ctx *ctx, df_tensor *x, df_tensor *y) {
-    df_tensor *u = df_scale(ctx, x, sqrt(0.5));
-    df_tensor *phi = df_scale(ctx, dfi_erf_slope(ctx, u, y), sqrt(0.125));
-    return df_add(ctx, df_affine(ctx, df_erf(ctx, u), 0.5, 0.5), df_mul(ctx, x, phi));
+/* y = x Phi(x), Phi(x) = (1 + erf(x/sqrt 2))/2:  y' = Phi + x exp(-x^2/2)/sqrt(2 pi) */
+static df_tensor *dfi_gelu_slope(df_ctx *ctx, df_tensor *x) {
+    df_tensor *e = df_erf(ctx, df_scale(ctx, x, sqrt(0.5)));
+    df_tensor *phi = df_exp(ctx, df_scale(ctx, df_square(ctx, x), -0.5));
+    phi = df_mul(ctx, x, df_scale(ctx, phi, 1 / sqrt(2 * DFI_PI)));
+    return df_add(ctx, df_affine(ctx, e, 0.5, 0.5), phi);
 }
 
-typedef df_tensor *(*dfi_slope_fn)(df_ctx *ctx, df_tensor *x, df_tensor *y);
-static const dfi_slope_fn dfi_slopes[DFI_UNARY_COUNT] = {
-    dfi_exp_slope, dfi_log_slope, dfi_sqrt_slope, dfi_sin_slope, dfi_cos_slope,
-    dfi_tanh_slope, dfi_sigmoid_slope, dfi_silu_slope, dfi_gelu_tanh_slope, dfi_gelu_slope,
-    dfi_erf_slope, dfi_relu_slope, NULL, dfi_softplus_slope
-};
-static df_tensor *dfi_unary_tangent(df_ctx *ctx, df_tensor *y) {
-    dfi_slope_fn slope = dfi_slopes[y->arg[0]];
-    if (slope == NULL) return NULL;
-    return df_mul(ctx, slope(ctx, y->in[0], y), y->in[0]->tangent);
-}
-static const dfi_op dfi_op_unary = {"unary", dfi_unary_back, dfi_unary_tangent};
+/* Name, kernel, and f'(x) in terms of x and y = f(x). Where y makes it cheaper it is
+   used: exp' = y, sqrt' = 1/2y, tanh' = 1 - y^2, sigmoid' = y (1 - y); softplus' =
+   sigmoid; erf' = 2/sqrt(pi) exp(-x^2); relu' is the step, whose own derivative counts as
+   0. */
+#define DFI_UNARY(f, kind, slope)                                                         \
+    static df_tensor *dfi_##f##_tangent(df_ctx *c, df_tensor *y) {                        \
+        df_tensor *x = y->in[0];                                                          \
+        return df_mul(c, slope, x->tangent);                                              \
+    }                                                                                     \
+    static const dfi_op dfi_op_##f = {"df_" #f, dfi_unary_back, dfi_##f##_tangent};       \
+    DF_API df_tensor *df_##f(df_ctx *c, df_tensor *x) {                                   \
+        return dfi_map(c, &dfi_op_##f, kind, x, 0, 0);                                    \
+    }
+DFI_UNARY(exp, DFI_EXP, y)
+DFI_UNARY(log, DFI_LOG, df_div(c, df_tensor_number(c, 1), x))
+DFI_UNARY(sqrt, DFI_SQRT, df_div(c, df_tensor_number(c, 0.5), y))
+DFI_UNARY(sin, DFI_SIN, df_cos(c, x))
+DFI_UNARY(cos, DFI_COS, df_scale(c, df_sin(c, x), -1))
+DFI_UNARY(tanh, DFI_TANH, df_affine(c, df_square(c, y), -1, 1))
+DFI_UNARY(sigmoid, DFI_SIGMOID, df_mul(c, y, df_affine(c, y, -1, 1)))
+DFI_UNARY(silu, DFI_SILU, dfi_silu_slope(c, x, y))
+DFI_UNARY(gelu, DFI_GELU_ERF, dfi_gelu_slope(c, x))
+DFI_UNARY(gelu_tanh, DFI_GELU_TANH, dfi_gelu_tanh_slope(c, x, y))
+DFI_UNARY(erf, DFI_ERF, df_scale(c, df_exp(c, df_mul(c, x, df_scale(c, x, -1))),
+                                 2 / sqrt(DFI_PI)))
+DFI_UNARY(relu, DFI_RELU, df_step(c, x))
+DFI_UNARY(step, DFI_STEP, df_tensor_number(c, 0))
+DFI_UNARY(softplus, DFI_SOFTPLUS, df_sigmoid(c, x))
+#undef DFI_UNARY
 
-static df_tensor *dfi_unary(df_ctx *ctx, const char *name, int kind, df_tensor *x) {
-    dfi_job j;
-    df_tensor *y;
-    if (dfi_blocked(ctx, name, x, x)) return NULL;
-    y = dfi_tensor_like(ctx, name, x);
-    if (y == NULL) return NULL;
-    y->arg[0] = kind;
-    j = dfi_job_of(ctx, x->data, NULL, y->data);
-    j.kind = kind;
-    dfi_split(ctx, y->size, 1, dfi_unary_piece, &j);
-    return dfi_finish(ctx, y, &dfi_op_unary, x, NULL, NULL);
-}
-#define DFI_UNARY_API(name, f)                                                            \
-    DF_API df_tensor *name(df_ctx *c, df_tensor *x) { return dfi_unary(c, #name, f, x); }
-DFI_UNARY_API(df_exp, DFI_EXP)
-DFI_UNARY_API(df_log, DFI_LOG)
-DFI_UNARY_API(df_sqrt, DFI_SQRT)
-DFI_UNARY_API(df_sin, DFI_SIN)
-DFI_UNARY_API(df_cos, DFI_COS)
-DFI_UNARY_API(df_tanh, DFI_TANH)
-DFI_UNARY_API(df_sigmoid, DFI_SIGMOID)
-DFI_UNARY_API(df_silu, DFI_SILU)
-DFI_UNARY_API(df_gelu, DFI_GELU_ERF)
-DFI_UNARY_API(df_gelu_tanh, DFI_GELU_TANH)
-DFI_UNARY_API(df_erf, DFI_ERF)
-DFI_UNARY_API(df_relu, DFI_RELU)
-DFI_UNARY_API(df_step, DFI_STEP)
-DFI_UNARY_API(df_softplus, DFI_SOFTPLUS)
-#undef DFI_UNARY_API
+/* ---- stretching, sums, other shapes ---- */
 
-/* ---- sums, stretching ---- */
+/* forward was: y = x stretched     y = x summed        y = x in another shape, sharing
+             dx = dy summed        dx = dy stretched      its data; dx = dy
+             y' = x' stretched     y' = x' summed         y' = x' in that shape
+   Three linear maps, told apart by size; a stretching and a sum are each other's
+   transpose. */
+static df_tensor *dfi_sum(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
+                          const int *shape);
 
-static df_tensor *dfi_sum_shape(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
-                                const int *shape);
-
-/* forward was: y = x stretched; dx = the sum of dy over what was stretched.
-   Tangent: x' stretched. */
-static df_result dfi_broadcast_back(df_ctx *ctx, df_tensor *y) {
-    dfi_sum_to(ctx, y, y->grad, y->in[0], y->in[0]->grad);
-    return DF_OK;
+static void dfi_shape_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *x = y->in[0];
+    if (y->size < x->size) dfi_spread(ctx, 1, y, y->grad, x, x->grad);
+    else dfi_sum_to(ctx, y, y->grad, x, x->grad);
 }
-static df_tensor *dfi_broadcast_tangent(df_ctx *ctx, df_tensor *y) {
-    return df_broadcast(ctx, y->in[0]->tangent, y->ndim, y->shape);
+static df_tensor *dfi_shape_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *t = y->in[0]->tangent;
+    if (y->size < t->size) return dfi_sum(ctx, "df_sum", t, y->ndim, y->shape);
+    if (y->size > t->size) return df_broadcast(ctx, t, y->ndim, y->shape);
+    return df_reshape(ctx, t, y->ndim, y->shape);
 }
-static const dfi_op dfi_op_broadcast = {
-    "df_broadcast", dfi_broadcast_back, dfi_broadcast_tangent
-};
+static const dfi_op dfi_op_shape = {"shape", dfi_shape_back, dfi_shape_tangent};
 DF_API df_tensor *df_broadcast(df_ctx *ctx, df_tensor *x, int ndim, const int *shape) {
     int fit_ndim, fit[DF_AXES];
     df_tensor *y;
     if (dfi_blocked(ctx, "df_broadcast", x, x)) return NULL;
-    y = dfi_tensor_make(ctx, "df_broadcast", ndim, shape);
+    y = dfi_tensor_make(ctx, "df_broadcast", ndim, shape, NULL);
     if (y == NULL) return NULL;
     if (!dfi_broadcast_shape(x, y, &fit_ndim, fit) || fit_ndim != ndim ||
         memcmp(fit, y->shape, (size_t)ndim * sizeof *fit) != 0)
         return dfi_bad_shapes(ctx, "df_broadcast", "x", x, "shape", y, "do not fit");
-    dfi_spread(ctx, DFI_COPY, x, x->data, y, y->data);
-    return dfi_finish(ctx, y, &dfi_op_broadcast, x, NULL, NULL);
+    dfi_spread(ctx, 0, x, x->data, y, y->data);
+    return dfi_finish(ctx, y, &dfi_op_shape, x, NULL, NULL);
 }
-
-/* forward was: y = sum of x over axes; dx = dy stretched over them. Tangent: sum of x'. */
-static df_result dfi_sum_back(df_ctx *ctx, df_tensor *y) {
-    dfi_spread(ctx, DFI_PLUS, y, y->grad, y->in[0], y->in[0]->grad);
-    return DF_OK;
-}
-static df_tensor *dfi_sum_tangent(df_ctx *ctx, df_tensor *y) {
-    return dfi_sum_shape(ctx, "df_sum", y->in[0]->tangent, y->ndim, y->shape);
-}
-static const dfi_op dfi_op_sum = {"df_sum", dfi_sum_back, dfi_sum_tangent};
-
-/* Sums x to a shape that stretches to x's. */
-static df_tensor *dfi_sum_shape(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
-                                const int *shape) {
-    df_tensor *y;
-    if (dfi_blocked(ctx, name, x, x)) return NULL;
-    y = dfi_tensor_make(ctx, name, ndim, shape);
-    if (y == NULL) return NULL;
-    memset(y->data, 0, y->size * sizeof(df_real));
-    dfi_sum_to(ctx, x, x->data, y, y->data);
-    return dfi_finish(ctx, y, &dfi_op_sum, x, NULL, NULL);
-}
-DF_API df_tensor *df_sum(df_ctx *ctx, df_tensor *x) {
-    return dfi_sum_shape(ctx, "df_sum", x, 0, NULL);
-}
-DF_API df_tensor *df_mean(df_ctx *ctx, df_tensor *x) {
-    df_tensor *y = dfi_sum_shape(ctx, "df_mean", x, 0, NULL);
-    return y != NULL ? df_scale(ctx, y, 1 / (double)x->size) : NULL;
-}
-/* Sum over one axis, or the mean. */
-static df_tensor *dfi_sum_axis(df_ctx *ctx, const char *name, df_tensor *x, int axis,
-                               int keep, int mean) {
-    int shape[DF_AXES], n;
-    df_tensor *y;
-    if (dfi_blocked(ctx, name, x, x)) return NULL;
-    axis = dfi_axis(ctx, name, x, axis);
-    if (axis < 0) return NULL;
-    memcpy(shape, x->shape, sizeof shape);
-    n = shape[axis];
-    shape[axis] = 1;
-    y = dfi_sum_shape(ctx, name, x, x->ndim, shape);
-    if (y != NULL && mean) y = df_scale(ctx, y, 1.0 / n);
-    if (y == NULL || keep) return y;
-    for (int i = axis; i < DF_AXES - 1; i++) shape[i] = shape[i + 1];
-    return df_reshape(ctx, y, x->ndim - 1, shape);
-}
-DF_API df_tensor *df_sum_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
-    return dfi_sum_axis(ctx, "df_sum_axis", x, axis, keep, 0);
-}
-DF_API df_tensor *df_mean_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
-    return dfi_sum_axis(ctx, "df_mean_axis", x, axis, keep, 1);
-}
-
-/* ---- shapes ---- */
-
-/* forward was: y = x in another shape, sharing its data; dx = dy. Tangent: x' reshaped. */
-static df_result dfi_reshape_back(df_ctx *ctx, df_tensor *y) {
-    dfi_add_to(ctx, y, 1, y->grad, y->in[0]->grad);
-    return DF_OK;
-}
-static df_tensor *dfi_reshape_tangent(df_ctx *ctx, df_tensor *y) {
-    return df_reshape(ctx, y->in[0]->tangent, y->ndim, y->shape);
-}
-static const dfi_op dfi_op_reshape = {"df_reshape", dfi_reshape_back, dfi_reshape_tangent};
-
 DF_API df_tensor *df_reshape(df_ctx *ctx, df_tensor *x, int ndim, const int *shape) {
     int full[DF_AXES] = {1, 1, 1, 1, 1}, open = -1;
     size_t known = 1;
@@ -5858,37 +5303,88 @@ DF_API df_tensor *df_reshape(df_ctx *ctx, df_tensor *x, int ndim, const int *sha
         full[open] = (int)(x->size / known);
     else if (open >= 0)
         return dfi_bad_shape(ctx, "df_reshape", "x", x, "leaves no whole number for -1");
-    y = dfi_tensor_head(ctx, "df_reshape", ndim, shape != NULL ? full : NULL);
+    y = dfi_tensor_make(ctx, "df_reshape", ndim, shape != NULL ? full : NULL, x->data);
     if (y == NULL) return NULL;
     if (y->size != x->size)
         return dfi_bad_shapes(ctx, "df_reshape", "x", x, "shape", y, "differ in size");
-    y->data = x->data;
-    return dfi_finish(ctx, y, &dfi_op_reshape, x, NULL, NULL);
+    return dfi_finish(ctx, y, &dfi_op_shape, x, NULL, NULL);
 }
-
-/* forward was: y = [a | b] along an axis; da, db = their parts of dy.
-   Tangent: [a' | b'], zeros where one is missing. */
-static size_t dfi_concat_offset(const df_tensor *y, const df_tensor *a) {
-    return (size_t)a->shape[y->arg[0]] * dfi_inner(a, y->arg[0]);
-}
-static df_result dfi_concat_back(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0], *b = y->in[1];
-    df_real *da = dfi_grad(y, 0), *db = dfi_grad(y, 1);
-    if (da) dfi_box(ctx, DFI_READ | DFI_PLUS, a, y, 0, y->grad, da);
-    if (db) dfi_box(ctx, DFI_READ | DFI_PLUS, b, y, dfi_concat_offset(y, a), y->grad, db);
-    return DF_OK;
-}
-static df_tensor *dfi_concat_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0], *b = y->in[1];
-    return df_concat(ctx, a->tangent ? a->tangent : df_tensor_new(ctx, a->ndim, a->shape),
-                     b->tangent ? b->tangent : df_tensor_new(ctx, b->ndim, b->shape),
-                     y->arg[0]);
-}
-static const dfi_op dfi_op_concat = {"df_concat", dfi_concat_back, dfi_concat_tangent};
-
-DF_API df_tensor *df_concat(df_ctx *ctx, df_tensor *a, df_tensor *b, int axis) {
-    int shape[DF_AXES], fits;
+/* The sum to a shape that stretches to x's. */
+static df_tensor *dfi_sum(df_ctx *ctx, const char *name, df_tensor *x, int ndim,
+                          const int *shape) {
     df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    y = df_tensor_new(ctx, ndim, shape);
+    if (y == NULL) return NULL;
+    dfi_sum_to(ctx, x, x->data, y, y->data);
+    return dfi_finish(ctx, y, &dfi_op_shape, x, NULL, NULL);
+}
+DF_API df_tensor *df_sum(df_ctx *ctx, df_tensor *x) {
+    return dfi_sum(ctx, "df_sum", x, 0, NULL);
+}
+DF_API df_tensor *df_mean(df_ctx *ctx, df_tensor *x) {
+    df_tensor *y = dfi_sum(ctx, "df_mean", x, 0, NULL);
+    return y != NULL ? df_scale(ctx, y, 1 / (double)x->size) : NULL;
+}
+/* Composed: y = sum_i x[.., i, ..], or <x[.., i, ..]>, so that each dx = dy or dy/n;
+   unless it is kept, the axis goes. */
+static df_tensor *dfi_sum_axis(df_ctx *ctx, const char *name, df_tensor *x, int axis,
+                               int keep, int mean) {
+    int shape[DF_AXES], n;
+    df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    axis = dfi_axis(ctx, name, x, axis);
+    if (axis < 0) return NULL;
+    memcpy(shape, x->shape, sizeof shape);
+    n = shape[axis];
+    shape[axis] = 1;
+    y = dfi_sum(ctx, name, x, x->ndim, shape);
+    if (y != NULL && mean) y = df_scale(ctx, y, 1.0 / n);
+    if (y == NULL || keep) return y;
+    for (int i = axis; i < DF_AXES - 1; i++) shape[i] = shape[i + 1];
+    return df_reshape(ctx, y, x->ndim - 1, shape);
+}
+DF_API df_tensor *df_sum_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
+    return dfi_sum_axis(ctx, "df_sum_axis", x, axis, keep, 0);
+}
+DF_API df_tensor *df_mean_axis(df_ctx *ctx, df_tensor *x, int axis, int keep) {
+    return dfi_sum_axis(ctx, "df_mean_axis", x, axis, keep, 1);
+}
+
+/* ---- boxes, axes ---- */
+
+/* Concatenation and padding place one or two boxes in a larger tensor, a at the origin, b
+   with its first element at `corner`:
+   forward was: y[box of a] = a, y[box of b] = b, 0 elsewhere
+             da = dy[box of a], db = dy[box of b]
+             y' = a' and b' placed the same; where one is missing, 0 */
+static df_tensor *dfi_arrange(df_ctx *ctx, const char *name, int ndim, const int *shape,
+                            df_tensor *a, df_tensor *b, const int *corner);
+
+static void dfi_arrange_back(df_ctx *ctx, df_tensor *y) {
+    for (int i = 0; i < 2; i++)
+        if (dfi_grad(y, i))
+            dfi_box(ctx, DFI_READ | DFI_PLUS, y->in[i], y, i ? y->arg : NULL, y->grad,
+                    dfi_grad(y, i));
+}
+static df_tensor *dfi_arrange_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *a = y->in[0] ? y->in[0]->tangent : NULL;
+    return dfi_arrange(ctx, "df_concat", y->ndim, y->shape, a, y->in[1]->tangent, y->arg);
+}
+static const dfi_op dfi_op_arrange = {"arrange", dfi_arrange_back, dfi_arrange_tangent};
+static df_tensor *dfi_arrange(df_ctx *ctx, const char *name, int ndim, const int *shape,
+                            df_tensor *a, df_tensor *b, const int *corner) {
+    size_t placed = (a ? a->size : 0) + (b ? b->size : 0);
+    df_tensor *y = dfi_tensor_make(ctx, name, ndim, shape, NULL);
+    if (y == NULL) return NULL;
+    if (placed < y->size) memset(y->data, 0, y->size * sizeof(df_real));
+    memcpy(y->arg, corner, DF_AXES * sizeof *corner);
+    if (a) dfi_box(ctx, DFI_WRITE, a, y, NULL, a->data, y->data);
+    if (b) dfi_box(ctx, DFI_WRITE, b, y, corner, b->data, y->data);
+    return dfi_finish(ctx, y, &dfi_op_arrange, a, b, NULL);
+}
+DF_API df_tensor *df_concat(df_ctx *ctx, df_tensor *a, df_tensor *b, int axis) {
+    int shape[DF_AXES], corner[DF_AXES] = {0}, fits;
     if (dfi_blocked(ctx, "df_concat", a, b)) return NULL;
     axis = dfi_axis(ctx, "df_concat", a, axis);
     if (axis < 0) return NULL;
@@ -5897,30 +5393,41 @@ DF_API df_tensor *df_concat(df_ctx *ctx, df_tensor *a, df_tensor *b, int axis) {
     shape[axis] = b->shape[axis];
     if (!fits || memcmp(shape, b->shape, sizeof shape) != 0)
         return dfi_bad_shapes(ctx, "df_concat", "a", a, "b", b, "differ beside the axis");
+    corner[axis] = a->shape[axis];
     shape[axis] += a->shape[axis];
-    y = dfi_tensor_make(ctx, "df_concat", a->ndim, shape);
-    if (y == NULL) return NULL;
-    y->arg[0] = axis;
-    dfi_box(ctx, DFI_WRITE, a, y, 0, a->data, y->data);
-    dfi_box(ctx, DFI_WRITE, b, y, dfi_concat_offset(y, a), b->data, y->data);
-    return dfi_finish(ctx, y, &dfi_op_concat, a, b, NULL);
+    return dfi_arrange(ctx, "df_concat", a->ndim, shape, a, b, corner);
+}
+DF_API df_tensor *df_pad2d(df_ctx *ctx, df_tensor *x, int top, int bottom, int left,
+                           int right) {
+    const int most = INT_MAX / 4;
+    int margin[4], shape[DF_AXES], corner[DF_AXES] = {0};
+    if (dfi_blocked(ctx, "df_pad2d", x, x)) return NULL;
+    if (x->ndim != 4 || x->shape[2] > most || x->shape[3] > most)
+        return dfi_bad_shape(ctx, "df_pad2d", "x", x, "is not [B,C,H,W]");
+    margin[0] = top, margin[1] = bottom, margin[2] = left, margin[3] = right;
+    memcpy(shape, x->shape, sizeof shape);
+    for (int i = 0; i < 4; i++) {
+        if (margin[i] < 0 || margin[i] > most)
+            return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_pad2d: margin %d is %d, "
+                                   "wanted 0 or more", i, margin[i]);
+        shape[2 + i / 2] += margin[i];
+    }
+    corner[2] = top, corner[3] = left;
+    return dfi_arrange(ctx, "df_pad2d", 4, shape, NULL, x, corner);
 }
 
-/* forward was: y = x[..., start : start + length, ...]; dx there = dy.
-   Tangent: the same of x'. */
-static size_t dfi_slice_offset(const df_tensor *y, const df_tensor *x) {
-    return (size_t)y->arg[1] * dfi_inner(x, y->arg[0]);
-}
-static df_result dfi_slice_back(df_ctx *ctx, df_tensor *y) {
+/* forward was: y = x[..., start : start + length, ...]
+             dx[..., start : start + length, ...] = dy
+             y' = x'[..., start : start + length, ...] */
+static void dfi_slice_back(df_ctx *ctx, df_tensor *y) {
     df_tensor *x = y->in[0];
-    dfi_box(ctx, DFI_WRITE | DFI_PLUS, y, x, dfi_slice_offset(y, x), y->grad, x->grad);
-    return DF_OK;
+    dfi_box(ctx, DFI_WRITE | DFI_PLUS, y, x, y->arg, y->grad, x->grad);
 }
 static df_tensor *dfi_slice_tangent(df_ctx *ctx, df_tensor *y) {
-    return df_slice(ctx, y->in[0]->tangent, y->arg[0], y->arg[1], y->shape[y->arg[0]]);
+    int axis = y->arg[DF_AXES];
+    return df_slice(ctx, y->in[0]->tangent, axis, y->arg[axis], y->shape[axis]);
 }
 static const dfi_op dfi_op_slice = {"df_slice", dfi_slice_back, dfi_slice_tangent};
-
 DF_API df_tensor *df_slice(df_ctx *ctx, df_tensor *x, int axis, int start, int length) {
     char s[DFI_SHAPE_TEXT];
     int shape[DF_AXES];
@@ -5934,72 +5441,30 @@ DF_API df_tensor *df_slice(df_ctx *ctx, df_tensor *x, int axis, int start, int l
                                dfi_shape_text(x->ndim, x->shape, s), axis, length, start);
     memcpy(shape, x->shape, sizeof shape);
     shape[axis] = length;
-    y = dfi_tensor_make(ctx, "df_slice", x->ndim, shape);
+    y = dfi_tensor_make(ctx, "df_slice", x->ndim, shape, NULL);
     if (y == NULL) return NULL;
-    y->arg[0] = axis, y->arg[1] = start;
-    dfi_box(ctx, DFI_READ, y, x, dfi_slice_offset(y, x), x->data, y->data);
+    y->arg[axis] = start, y->arg[DF_AXES] = axis;
+    dfi_box(ctx, DFI_READ, y, x, y->arg, x->data, y->data);
     return dfi_finish(ctx, y, &dfi_op_slice, x, NULL, NULL);
 }
 
-/* forward was: y = x within a frame of zeros; dx = what of dy lies inside.
-   Tangent: x' in the same frame. */
-static size_t dfi_pad_offset(const df_tensor *y) {
-    return (size_t)y->arg[0] * (size_t)y->shape[3] + (size_t)y->arg[2];
-}
-static df_result dfi_pad_back(df_ctx *ctx, df_tensor *y) {
-    df_tensor *x = y->in[0];
-    dfi_box(ctx, DFI_READ | DFI_PLUS, x, y, dfi_pad_offset(y), y->grad, x->grad);
-    return DF_OK;
-}
-static df_tensor *dfi_pad_tangent(df_ctx *ctx, df_tensor *y) {
-    return df_pad2d(ctx, y->in[0]->tangent, y->arg[0], y->arg[1], y->arg[2], y->arg[3]);
-}
-static const dfi_op dfi_op_pad = {"df_pad2d", dfi_pad_back, dfi_pad_tangent};
-
-DF_API df_tensor *df_pad2d(df_ctx *ctx, df_tensor *x, int top, int bottom, int left,
-                           int right) {
-    const int most = INT_MAX / 4;
-    int margin[4], shape[DF_AXES];
-    df_tensor *y;
-    if (dfi_blocked(ctx, "df_pad2d", x, x)) return NULL;
-    if (x->ndim != 4 || x->shape[2] > most || x->shape[3] > most)
-        return dfi_bad_shape(ctx, "df_pad2d", "x", x, "is not [B,C,H,W]");
-    margin[0] = top, margin[1] = bottom, margin[2] = left, margin[3] = right;
-    memcpy(shape, x->shape, sizeof shape);
-    for (int i = 0; i < 4; i++) {
-        if (margin[i] < 0 || margin[i] > most)
-            return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                                   "df_pad2d: margin %d is %d, wanted 0 or more", i,
-                                   margin[i]);
-        shape[2 + i / 2] += margin[i];
-    }
-    y = df_tensor_new(ctx, 4, shape);
-    if (y == NULL) return NULL;
-    memcpy(y->arg, margin, sizeof margin);
-    dfi_box(ctx, DFI_WRITE, x, y, dfi_pad_offset(y), x->data, y->data);
-    return dfi_finish(ctx, y, &dfi_op_pad, x, NULL, NULL);
-}
-
-/* forward was: y[i] = x[p(i)], the axes in another order; dx[p(i)] = dy[i], read back in
-   x's order. Tangent: x' permuted. */
-static df_result dfi_permute_back(df_ctx *ctx, df_tensor *y) {
+/* forward was: y[i] = x[p(i)], p another order of the axes
+             dx[p(i)] = dy[i], that is dx[j] = dy[p^-1(j)], read in x's order
+             y'[i] = x'[p(i)] */
+static void dfi_permute_back(df_ctx *ctx, df_tensor *y) {
     size_t step[DF_AXES] = {0};
     for (int i = 0; i < y->ndim; i++) step[y->arg[i]] = dfi_inner(y, i);
     dfi_strided(ctx, DFI_READ | DFI_PLUS, y->in[0], step, y->grad, y->in[0]->grad);
-    return DF_OK;
 }
 static df_tensor *dfi_permute_tangent(df_ctx *ctx, df_tensor *y) {
     return df_permute(ctx, y->in[0]->tangent, y->arg);
 }
 static const dfi_op dfi_op_permute = {"df_permute", dfi_permute_back, dfi_permute_tangent};
-
 DF_API df_tensor *df_permute(df_ctx *ctx, df_tensor *x, const int *order) {
     int shape[DF_AXES], seen = 0;
     size_t step[DF_AXES] = {0};
     df_tensor *y;
-    if (dfi_blocked(ctx, "df_permute", x, x)) return NULL;
-    if (order == NULL && x->ndim > 0)
-        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_permute: order is NULL");
+    if (dfi_blocked(ctx, "df_permute", x, order)) return NULL;
     for (int i = 0; i < x->ndim; i++) {
         if (order[i] < 0 || order[i] >= x->ndim || (seen & (1 << order[i])) != 0)
             return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
@@ -6009,7 +5474,7 @@ DF_API df_tensor *df_permute(df_ctx *ctx, df_tensor *x, const int *order) {
         shape[i] = x->shape[order[i]];
         step[i] = dfi_inner(x, order[i]);
     }
-    y = dfi_tensor_make(ctx, "df_permute", x->ndim, shape);
+    y = dfi_tensor_make(ctx, "df_permute", x->ndim, shape, NULL);
     if (y == NULL) return NULL;
     for (int i = 0; i < x->ndim; i++) y->arg[i] = order[i];
     dfi_strided(ctx, DFI_READ, y, step, x->data, y->data);
@@ -6018,23 +5483,45 @@ DF_API df_tensor *df_permute(df_ctx *ctx, df_tensor *x, const int *order) {
 
 /* ---- matrix products ---- */
 
-/* Y = op(A) op(B) for every place of the leading axes. Where B is one matrix for all, the
-   rows of all A are one tall matrix. */
+/* A stored matrix, rows `ld` apart, as an operand: t reads it transposed. The next one of
+   a batch stands `step` behind it. */
+typedef struct dfi_matrix {
+    const df_real *at;
+    size_t ld, step;
+    int t;
+} dfi_matrix;
+static dfi_matrix dfi_matrix_of(const df_real *at, size_t ld, size_t step, int t) {
+    dfi_matrix m;
+    m.at = at, m.ld = ld, m.step = step, m.t = t;
+    return m;
+}
+static dfi_matrix dfi_transposed(dfi_matrix m) {
+    m.t = !m.t;
+    return m;
+}
+/* C (+)= A B for n matrices of M x K and K x N; a failure sticks. */
+static void dfi_product(df_ctx *ctx, size_t n, size_t M, size_t N, size_t K, dfi_matrix a,
+                        dfi_matrix b, int add, df_real *c, size_t ldc, size_t step) {
+    if (dfi_gemm_batch(ctx, a.t, b.t, n, M, N, K, a.at, a.ld, a.step, b.at, b.ld, b.step,
+                       add, c, ldc, step) != DF_OK) dfi_stick(ctx);
+}
+
+/* Y = A B for every place of the leading axes, A and B as stored or transposed. Where B is
+   one matrix for all, the rows of all A are one tall matrix. */
 typedef struct dfi_products {
-    int ta, tb;
+    int t[2];
     size_t M, N, K, batch;
     dfi_walk walk;             /* over the leading axes; steps count matrices */
 } dfi_products;
-
 static dfi_products dfi_products_of(const df_tensor *a, const df_tensor *b,
                                     const df_tensor *y) {
     dfi_products p;
     df_tensor la = *a, lb = *b, ly = *y;
-    p.ta = y->arg[0], p.tb = y->arg[1];
+    p.t[0] = y->arg[0], p.t[1] = y->arg[1];
     p.M = (size_t)y->shape[y->ndim - 2];
     p.N = (size_t)y->shape[y->ndim - 1];
-    p.K = (size_t)a->shape[a->ndim - (p.ta ? 2 : 1)];
-    if (b->ndim == 2 && !p.ta) {
+    p.K = (size_t)a->shape[a->ndim - (p.t[0] ? 2 : 1)];
+    if (b->ndim == 2 && !p.t[0]) {
         p.M = y->size / p.N;
         ly.ndim = la.ndim = lb.ndim = 2;
     }
@@ -6043,114 +5530,88 @@ static dfi_products dfi_products_of(const df_tensor *a, const df_tensor *b,
     p.walk = dfi_walk_over(&ly, &la, &lb);
     return p;
 }
-
-/* forward was: Y = A B (operands as op left them); dA = dY B^T, dB = A^T dY, summed over
-   places that share a matrix, one after the other. */
-static df_result dfi_matmul_side(df_ctx *ctx, df_tensor *y, int side, df_real *d) {
-    dfi_products p = dfi_products_of(y->in[0], y->in[1], y);
-    int last = p.walk.axes - 1, ta = p.ta, tb = p.tb;
-    size_t M = p.M, N = p.N, K = p.K, lda = ta ? M : K, ldb = tb ? K : N, at[2];
-    size_t n = p.walk.step[side][last] ? p.walk.len[last] : 1;
-    size_t sa = p.walk.step[0][last] * M * K, sb = p.walk.step[1][last] * K * N;
-    size_t sy = M * N;
-    for (size_t i = 0; i < p.batch; i += n) {
-        df_result r;
-        const df_real *A, *B, *G = y->grad + i * sy;
-        df_real *D;
-        dfi_walk_at(&p.walk, i, at);
-        A = y->in[0]->data + at[0] * M * K;
-        B = y->in[1]->data + at[1] * K * N;
-        D = d + (side == 0 ? at[0] * M * K : at[1] * K * N);
-        if (side == 0 && !ta)
-            r = dfi_gemm_batch(ctx, 0, !tb, n, M, K, N, G, N, sy, B, ldb, sb, 1, D, K, sa);
-        else if (side == 0)
-            r = dfi_gemm_batch(ctx, tb, 1, n, K, M, N, B, ldb, sb, G, N, sy, 1, D, M, sa);
-        else if (!tb)
-            r = dfi_gemm_batch(ctx, !ta, 0, n, K, N, M, A, lda, sa, G, N, sy, 1, D, N, sb);
-        else
-            r = dfi_gemm_batch(ctx, 1, ta, n, N, K, M, G, N, sy, A, lda, sa, 1, D, K, sb);
-        if (r != DF_OK) return r;
-    }
-    return DF_OK;
+/* A (side 0) or B of place i, and by its step of the places after it on the last axis. */
+static dfi_matrix dfi_operand(const dfi_products *p, int side, const df_tensor *x,
+                              size_t i) {
+    size_t rows = side ? p->K : p->M, cols = side ? p->N : p->K, at[2];
+    size_t step = p->walk.step[side][p->walk.axes - 1] * rows * cols;
+    dfi_walk_at(&p->walk, i, at);
+    return dfi_matrix_of(x->data + at[side] * rows * cols, p->t[side] ? rows : cols, step,
+                         p->t[side]);
 }
-static df_result dfi_matmul_back(df_ctx *ctx, df_tensor *y) {
+
+/* forward was: Y = A B + c, the row c on each row
+             dA = dY B^T, dB = A^T dY, dc = the sum of dY's rows
+             Y' = A' B + c' + A B'
+   Places that share a matrix add to its gradient one after the other. Where A is stored
+   transposed, so is its gradient: (dY B^T)^T = B dY^T. */
+static void dfi_matmul_back(df_ctx *ctx, df_tensor *y) {
+    dfi_products p = dfi_products_of(y->in[0], y->in[1], y);
+    size_t M = p.M, N = p.N, K = p.K, last = (size_t)p.walk.axes - 1, n;
     for (int side = 0; side < 2; side++) {
         df_real *d = dfi_grad(y, side);
-        df_result r = d != NULL ? dfi_matmul_side(ctx, y, side, d) : DF_OK;
-        if (r != DF_OK) return r;
+        n = p.walk.step[side][last] ? p.walk.len[last] : 1;
+        for (size_t i = 0; d != NULL && i < p.batch; i += n) {
+            dfi_matrix dy = dfi_matrix_of(y->grad + i * M * N, N, M * N, 0);
+            dfi_matrix x = dfi_operand(&p, side, y->in[side], i);
+            dfi_matrix z = dfi_transposed(dfi_operand(&p, 1 - side, y->in[1 - side], i));
+            dfi_matrix left = side ? z : dy, right = side ? dy : z;
+            size_t rows = side ? K : M, cols = side ? N : K, inner = side ? M : N;
+            df_real *to = d + (x.at - y->in[side]->data);
+            if (x.t)
+                dfi_product(ctx, n, cols, rows, inner, dfi_transposed(right),
+                            dfi_transposed(left), 1, to, rows, x.step);
+            else dfi_product(ctx, n, rows, cols, inner, left, right, 1, to, cols, x.step);
+        }
     }
-    return DF_OK;
+    if (dfi_grad(y, 2)) dfi_sum_to(ctx, y, y->grad, y->in[2], dfi_grad(y, 2));
 }
-/* Y' = A' B + A B' */
 static df_tensor *dfi_matmul_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *a = y->in[0], *b = y->in[1], *p = NULL, *q = NULL;
+    df_tensor *a = y->in[0], *b = y->in[1], *c = y->in[2] ? y->in[2]->tangent : NULL;
+    df_tensor *p = NULL, *q = NULL;
     if (a->tangent) p = df_matmul(ctx, a->tangent, b, y->arg[0], y->arg[1]);
     if (b->tangent) q = df_matmul(ctx, a, b->tangent, y->arg[0], y->arg[1]);
-    return dfi_both(ctx, p, q);
+    return dfi_stretch(ctx, dfi_both(ctx, dfi_both(ctx, p, q), c), y);
 }
 static const dfi_op dfi_op_matmul = {"df_matmul", dfi_matmul_back, dfi_matmul_tangent};
-
-DF_API df_tensor *df_matmul(df_ctx *ctx, df_tensor *a, df_tensor *b, int ta, int tb) {
+static df_tensor *dfi_multiply(df_ctx *ctx, const char *name, df_tensor *a, df_tensor *b,
+                               df_tensor *c, int ta, int tb) {
     int shape[DF_AXES], ndim;
+    size_t run;
     dfi_products p;
     df_tensor *y, la, lb;
-    if (dfi_blocked(ctx, "df_matmul", a, b)) return NULL;
-    ta = ta != 0, tb = tb != 0;
+    if (dfi_blocked(ctx, name, a, b)) return NULL;
     if (a->ndim < 2 || b->ndim < 2)
-        return dfi_bad_shapes(ctx, "df_matmul", "a", a, "b", b, "must have 2 axes each");
+        return dfi_bad_shapes(ctx, name, "a", a, "b", b, "must have 2 axes each");
     la = *a, lb = *b;
     la.ndim -= 2, lb.ndim -= 2;
     if (a->shape[a->ndim - (ta ? 2 : 1)] != b->shape[b->ndim - (tb ? 1 : 2)] ||
         !dfi_broadcast_shape(&la, &lb, &ndim, shape))
-        return dfi_bad_shapes(ctx, "df_matmul", ta ? "a^T" : "a", a, tb ? "b^T" : "b", b,
+        return dfi_bad_shapes(ctx, name, ta ? "a^T" : "a", a, tb ? "b^T" : "b", b,
                               "do not multiply");
     shape[ndim] = a->shape[a->ndim - (ta ? 1 : 2)];
     shape[ndim + 1] = b->shape[b->ndim - (tb ? 2 : 1)];
-    y = dfi_tensor_make(ctx, "df_matmul", ndim + 2, shape);
+    y = dfi_tensor_make(ctx, name, ndim + 2, shape, NULL);
     if (y == NULL) return NULL;
     y->arg[0] = ta, y->arg[1] = tb;
+    if (c) dfi_spread(ctx, 0, c, c->data, y, y->data);
     p = dfi_products_of(a, b, y);
-    int last = p.walk.axes - 1;
-    size_t run = p.walk.len[last], at[2];
-    for (size_t i = 0; i < p.batch; i += run) {
-        dfi_walk_at(&p.walk, i, at);
-        if (dfi_gemm_batch(ctx, ta, tb, run, p.M, p.N, p.K, a->data + at[0] * p.M * p.K,
-                           ta ? p.M : p.K, p.walk.step[0][last] * p.M * p.K,
-                           b->data + at[1] * p.K * p.N, tb ? p.K : p.N,
-                           p.walk.step[1][last] * p.K * p.N, 0, y->data + i * p.M * p.N,
-                           p.N, p.M * p.N) != DF_OK)
-            return dfi_stick(ctx);
-    }
-    return dfi_finish(ctx, y, &dfi_op_matmul, a, b, NULL);
+    run = p.walk.len[p.walk.axes - 1];
+    for (size_t i = 0; i < p.batch; i += run)
+        dfi_product(ctx, run, p.M, p.N, p.K, dfi_operand(&p, 0, a, i),
+                    dfi_operand(&p, 1, b, i), c != NULL, y->data + i * p.M * p.N, p.N,
+                    p.M * p.N);
+    return dfi_finish(ctx, y, &dfi_op_matmul, a, b, c);
+}
+DF_API df_tensor *df_matmul(df_ctx *ctx, df_tensor *a, df_tensor *b, int ta, int tb) {
+    return dfi_multiply(ctx, "df_matmul", a, b, NULL, ta != 0, tb != 0);
 }
 
-/* forward was: y = x w^T + b, row by row; dx = dy w, dw = dy^T x, db = sum of dy's rows.
-   Tangent: x' w^T + b' + x w'^T. */
-static df_result dfi_linear_back(df_ctx *ctx, df_tensor *y) {
-    df_tensor *x = y->in[0], *w = y->in[1];
-    size_t out = (size_t)w->shape[0], in = (size_t)w->shape[1], rows = x->size / in;
-    df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
-    df_result r = DF_OK;
-    if (dx) r = dfi_gemm(ctx, 0, 0, rows, in, out, y->grad, out, w->data, in, 1, dx, in);
-    if (dw && r == DF_OK)
-        r = dfi_gemm(ctx, 1, 0, out, in, rows, y->grad, out, x->data, in, 1, dw, in);
-    if (db) dfi_sum_to(ctx, y, y->grad, y->in[2], db);
-    return r;
-}
-static df_tensor *dfi_linear_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2] ? y->in[2]->tangent : NULL;
-    df_tensor *p = NULL, *q = NULL;
-    if (x->tangent) p = df_linear(ctx, x->tangent, w, b);
-    else if (b) p = dfi_stretch(ctx, b, y);
-    if (w->tangent) q = df_linear(ctx, x, w->tangent, NULL);
-    return dfi_both(ctx, p, q);
-}
-static const dfi_op dfi_op_linear = {"df_linear", dfi_linear_back, dfi_linear_tangent};
-
+/* Y = X W^T + b, the product above: dX = dY W, dW = dY^T X, db = the sum of dY's rows.
+   One vector x is a matrix of one row. */
 DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight,
                             df_tensor *bias) {
-    int shape[DF_AXES];
-    size_t out, in, rows;
+    int row[2] = {1, -1};
     df_tensor *y;
     if (dfi_blocked(ctx, "df_linear", x, weight)) return NULL;
     if (x->ndim < 1 || weight->ndim != 2 || x->shape[x->ndim - 1] != weight->shape[1])
@@ -6159,58 +5620,55 @@ DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight,
     if (bias != NULL && (bias->ndim != 1 || bias->shape[0] != weight->shape[0]))
         return dfi_bad_shapes(ctx, "df_linear", "weight", weight, "bias", bias,
                               "do not fit: weight [out,in], bias [out]");
-    memcpy(shape, x->shape, sizeof shape);
-    shape[x->ndim - 1] = weight->shape[0];
-    y = dfi_tensor_make(ctx, "df_linear", x->ndim, shape);
-    if (y == NULL) return NULL;
-    out = (size_t)weight->shape[0], in = (size_t)weight->shape[1], rows = x->size / in;
-    if (bias != NULL) dfi_spread(ctx, DFI_COPY, bias, bias->data, y, y->data);
-    if (dfi_gemm(ctx, 0, 1, rows, out, in, x->data, in, weight->data, in, bias != NULL,
-                 y->data, out) != DF_OK)
-        return dfi_stick(ctx);
-    return dfi_finish(ctx, y, &dfi_op_linear, x, weight, bias);
+    if (x->ndim > 1) return dfi_multiply(ctx, "df_linear", x, weight, bias, 0, 1);
+    y = dfi_multiply(ctx, "df_linear", df_reshape(ctx, x, 2, row), weight, bias, 0, 1);
+    return y != NULL ? df_reshape(ctx, y, 1, weight->shape) : NULL;
 }
 
 /* ---- images ---- */
 
-/* forward was: y[b] = W col(x[b]) + bias, where column p of col holds the C kh kw values
-   that output pixel p looks at. dW = sum_b dy[b] col(x[b])^T; dx[b] = the columns of
-   W^T dy[b], each put back to where it was read; dbias = sum of dy. Columns are made for
-   some samples at a time, or, if an image is large, for some of its rows: as much as stays
-   in the cache. How much depends on one sample's shape alone. A 1x1 kernel needs no
-   columns: they are x. Tangent: conv(x', W) + bias' + conv(x, W'). */
+/* forward was: y[b] = W col(x[b]) + bias
+             dW = sum_b dy[b] col(x[b])^T
+             dx[b] = the columns of W^T dy[b], each put back to where it was read
+             dbias = sum_b sum_p dy[b, :, p]
+             y' = conv(x', W) + bias' + conv(x, W')
+   where column p of col holds the C kh kw values that output pixel p looks at (Chellapilla
+   et al. 2006). Columns are made for some samples at a time, or, if an image is large, for
+   some of its rows: as much as stays in the cache. How much depends on one sample's shape
+   alone. A 1x1 kernel needs no columns: they are x. */
 typedef struct dfi_conv {
     size_t B, C, H, W, O, kh, kw, stride, pad, Ho, Wo;
     size_t K, P;               /* height of a column, pixels of the result */
     int direct;                /* columns are x itself */
     int back;                  /* columns go to dx instead of coming from x */
     size_t samples, rows;      /* how much of the result at a time */
-    size_t b, row, n_samples, n_rows;    /* the current part */
+    size_t b, row, n_samples, n_rows;  /* the current part ... */
+    size_t pixels, at;         /* ... has so many pixels, the first here in y */
     const df_real *x;
     df_real *columns, *dx;
 } dfi_conv;
-
 enum { DFI_COLUMNS = 1 << 19 };    /* elements: 2 MiB of float */
 
-static dfi_conv dfi_conv_of(const df_tensor *x, const df_tensor *w, const df_tensor *y) {
-    dfi_conv c;
-    memset(&c, 0, sizeof c);
-    c.B = (size_t)x->shape[0], c.C = (size_t)x->shape[1];
-    c.H = (size_t)x->shape[2], c.W = (size_t)x->shape[3];
-    c.O = (size_t)w->shape[0], c.kh = (size_t)w->shape[2], c.kw = (size_t)w->shape[3];
-    c.Ho = (size_t)y->shape[2], c.Wo = (size_t)y->shape[3];
-    c.stride = (size_t)y->arg[0], c.pad = (size_t)y->arg[1];
-    c.K = c.C * c.kh * c.kw, c.P = c.Ho * c.Wo;
-    c.direct = c.kh == 1 && c.kw == 1 && c.stride == 1 && c.pad == 0;
-    c.rows = DFI_COLUMNS / dfi_mul(c.K, c.Wo);
-    if (c.rows < 1) c.rows = 1;
-    if (c.rows > c.Ho || c.direct) c.rows = c.Ho;
-    c.samples = c.rows < c.Ho ? 1 : DFI_COLUMNS / dfi_mul(c.K, c.P);
-    if (c.samples < 1) c.samples = 1;
-    if (c.samples > c.B || c.direct) c.samples = c.B;
-    c.x = x->data;
-    c.b = c.row = c.n_samples = c.n_rows = 0;
-    return c;
+/* Sizes, and room for the columns; 0 without memory. */
+static int dfi_conv_begin(df_ctx *ctx, dfi_conv *c, const df_tensor *x, const df_tensor *w,
+                          const df_tensor *y) {
+    memset(c, 0, sizeof *c);
+    c->B = (size_t)x->shape[0], c->C = (size_t)x->shape[1];
+    c->H = (size_t)x->shape[2], c->W = (size_t)x->shape[3];
+    c->O = (size_t)w->shape[0], c->kh = (size_t)w->shape[2], c->kw = (size_t)w->shape[3];
+    c->Ho = (size_t)y->shape[2], c->Wo = (size_t)y->shape[3];
+    c->stride = (size_t)y->arg[0], c->pad = (size_t)y->arg[1];
+    c->K = c->C * c->kh * c->kw, c->P = c->Ho * c->Wo;
+    c->x = x->data;
+    c->direct = c->kh == 1 && c->kw == 1 && c->stride == 1 && c->pad == 0;
+    c->samples = c->B, c->rows = c->Ho;
+    if (c->direct) return 1;
+    c->rows = DFI_COLUMNS / dfi_mul(c->K, c->Wo);
+    c->rows = c->rows < 1 ? 1 : c->rows < c->Ho ? c->rows : c->Ho;
+    c->samples = c->rows < c->Ho ? 1 : DFI_COLUMNS / dfi_mul(c->K, c->P);
+    c->samples = c->samples < 1 ? 1 : c->samples < c->B ? c->samples : c->B;
+    c->columns = dfi_reals(ctx, dfi_mul(dfi_mul(c->samples, c->K), c->rows * c->Wo));
+    return c->columns != NULL;
 }
 /* Moves on to the next part; 0 at the end. */
 static int dfi_conv_next(dfi_conv *c) {
@@ -6220,6 +5678,8 @@ static int dfi_conv_next(dfi_conv *c) {
     if (c->b == c->B) return 0;
     c->n_samples = c->B - c->b < c->samples ? c->B - c->b : c->samples;
     c->n_rows = c->Ho - c->row < c->rows ? c->Ho - c->row : c->rows;
+    c->pixels = c->n_rows * c->Wo;
+    c->at = c->b * c->O * c->P + c->row * c->Wo;
     return 1;
 }
 /* Output columns [*lo, *hi) of one kernel column read inside x; the rest read zeros. */
@@ -6240,7 +5700,7 @@ static void dfi_conv_piece(void *arg, size_t from, size_t to) {
     for (size_t i = from * taps; i < to * taps; i++) {
         size_t ki = i % taps / c->kw, kj = i % c->kw;
         size_t plane = (c->b * c->C + i / taps) * c->H * c->W;
-        df_real *col = c->columns + i * c->n_rows * c->Wo;
+        df_real *col = c->columns + i * c->pixels;
         dfi_conv_inside(c, kj, &lo, &hi);
         for (size_t oy = 0; oy < c->n_rows; oy++, col += c->Wo) {
             size_t iy = (c->row + oy) * c->stride + ki, n = 0, at = plane;    /* + pad */
@@ -6260,226 +5720,177 @@ static void dfi_conv_piece(void *arg, size_t from, size_t to) {
 }
 static void dfi_conv_run(df_ctx *ctx, dfi_conv *c, int back) {
     c->back = back;
-    dfi_split(ctx, c->n_samples * c->C, c->kh * c->kw * c->n_rows * c->Wo, dfi_conv_piece,
-              c);
+    dfi_split(ctx, c->n_samples * c->C, c->kh * c->kw * c->pixels, dfi_conv_piece, c);
 }
 /* The current part's columns, sample after sample; made anew for the backward pass, which
    costs less than the memory they would take: kh kw times x. */
-static const df_real *dfi_conv_columns(df_ctx *ctx, dfi_conv *c) {
-    if (c->direct) return c->x;
-    dfi_conv_run(ctx, c, 0);
-    return c->columns;
+static dfi_matrix dfi_conv_columns(df_ctx *ctx, dfi_conv *c) {
+    if (!c->direct) dfi_conv_run(ctx, c, 0);
+    return dfi_matrix_of(c->direct ? c->x : c->columns, c->pixels, c->K * c->pixels, 0);
 }
-static int dfi_conv_room(df_ctx *ctx, dfi_conv *c) {
-    if (c->direct) return 1;
-    c->columns = dfi_reals(ctx, dfi_mul(dfi_mul(c->samples, c->K), c->rows * c->Wo));
-    return c->columns != NULL;
-}
-
-/* The bias's shape beside an image: [O,1,1]. */
-static df_tensor dfi_conv_bias(const df_tensor *bias) {
-    df_tensor channel = *bias;
-    channel.ndim = 3;
-    return channel;
-}
-
-static df_result dfi_conv_back(df_ctx *ctx, df_tensor *y) {
-    df_tensor *w = y->in[1];
-    dfi_conv c = dfi_conv_of(y->in[0], w, y);
+static void dfi_conv_back(df_ctx *ctx, df_tensor *y) {
+    df_tensor *w = y->in[1], channel;
     df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
-    if (db != NULL) {
-        df_tensor channel = dfi_conv_bias(y->in[2]);
-        dfi_sum_to(ctx, y, y->grad, &channel, db);
+    dfi_conv c;
+    if (!dfi_conv_begin(ctx, &c, y->in[0], w, y)) return;
+    for (c.dx = dx; dfi_conv_next(&c);) {
+        dfi_matrix dy = dfi_matrix_of(y->grad + c.at, c.P, c.O * c.P, 0);
+        if (dw != NULL) {
+            dfi_matrix g = dy, col = dfi_conv_columns(ctx, &c);
+            for (size_t i = 0; i < c.n_samples; i++, g.at += g.step, col.at += col.step)
+                if (dfi_gemm(ctx, 0, 1, c.O, c.K, c.pixels, g.at, g.ld, col.at, col.ld, 1,
+                             dw, c.K) != DF_OK) dfi_stick(ctx);
+        }
+        if (dx == NULL) continue;
+        dfi_product(ctx, c.n_samples, c.K, c.pixels, c.O,
+                    dfi_matrix_of(w->data, c.K, 0, 1), dy, c.direct,
+                    c.direct ? dx : c.columns, c.pixels, c.K * c.pixels);
+        if (!c.direct) dfi_conv_run(ctx, &c, 1);
     }
-    if (!dfi_conv_room(ctx, &c)) return DF_ERR_MEMORY;
-    c.dx = dx;
-    while (dfi_conv_next(&c)) {
-        size_t pixels = c.n_rows * c.Wo, step = c.K * pixels;
-        const df_real *dy = y->grad + c.b * c.O * c.P + c.row * c.Wo;
-        const df_real *col = dw != NULL ? dfi_conv_columns(ctx, &c) : NULL;
-        df_result r = DF_OK;
-        for (size_t i = 0; dw != NULL && i < c.n_samples && r == DF_OK; i++)
-            r = dfi_gemm(ctx, 0, 1, c.O, c.K, pixels, dy + i * c.O * c.P, c.P,
-                         col + i * step, pixels, 1, dw, c.K);
-        if (dx != NULL && r == DF_OK)
-            r = dfi_gemm_batch(ctx, 1, 0, c.n_samples, c.K, pixels, c.O, w->data, c.K, 0,
-                               dy, c.P, c.O * c.P, c.direct, c.direct ? dx : c.columns,
-                               pixels, step);
-        if (r != DF_OK) return r;
-        if (dx != NULL && !c.direct) dfi_conv_run(ctx, &c, 1);
-    }
-    return DF_OK;
+    if (db == NULL) return;
+    channel = *y->in[2];
+    channel.ndim = 3;          /* [O,1,1] beside the image */
+    dfi_sum_to(ctx, y, y->grad, &channel, db);
 }
 static df_tensor *dfi_conv_tangent(df_ctx *ctx, df_tensor *y) {
     df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2] ? y->in[2]->tangent : NULL;
     df_tensor *p = NULL, *q = NULL;
     const int channel[3] = {y->shape[1], 1, 1};
-    if (x->tangent) p = df_conv2d(ctx, x->tangent, w, b, y->arg[0], y->arg[1]);
-    else if (b) p = dfi_stretch(ctx, df_reshape(ctx, b, 3, channel), y);
+    if (x->tangent) p = df_conv2d(ctx, x->tangent, w, NULL, y->arg[0], y->arg[1]);
     if (w->tangent) q = df_conv2d(ctx, x, w->tangent, NULL, y->arg[0], y->arg[1]);
-    return dfi_both(ctx, p, q);
+    if (b != NULL) b = df_reshape(ctx, b, 3, channel);
+    return dfi_stretch(ctx, dfi_both(ctx, dfi_both(ctx, p, q), b), y);
 }
 static const dfi_op dfi_op_conv = {"df_conv2d", dfi_conv_back, dfi_conv_tangent};
-
-/* Checks the operands and finds the result's shape; 0 with an error. */
-static int dfi_conv_shape(df_ctx *ctx, const df_tensor *x, const df_tensor *w,
-                          const df_tensor *bias, int stride, int pad, int shape[4]) {
+/* The result, not yet filled: Ho = (H + 2 pad - kh) / stride + 1, Wo alike; NULL if the
+   operands do not fit. */
+static df_tensor *dfi_conv_result(df_ctx *ctx, const df_tensor *x, const df_tensor *w,
+                                  const df_tensor *bias, int stride, int pad) {
     char why[80], s[DFI_SHAPE_TEXT], t[DFI_SHAPE_TEXT];
-    if (x->ndim != 4 || w->ndim != 4) {
-        dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w,
-                       "do not fit: x [B,C,H,W], weight [O,C,kh,kw]");
-        return 0;
-    }
-    if (x->shape[1] != w->shape[1]) {
-        dfi_fail_tensor(ctx, DF_ERR_SHAPE,
-                        "df_conv2d: x %s has %d channels, weight %s wants %d",
-                        dfi_shape_text(4, x->shape, s), x->shape[1],
-                        dfi_shape_text(4, w->shape, t), w->shape[1]);
-        return 0;
-    }
-    if (bias != NULL && (bias->ndim != 1 || bias->shape[0] != w->shape[0])) {
-        dfi_bad_shapes(ctx, "df_conv2d", "weight", w, "bias", bias, "do not fit");
-        return 0;
-    }
-    if (stride < 1 || pad < 0 || pad > INT_MAX / 4) {
-        dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                        "df_conv2d: stride %d, pad %d; wanted 1 or more, 0 or more",
-                        stride, pad);
-        return 0;
-    }
+    int shape[4];
+    if (x->ndim != 4 || w->ndim != 4)
+        return dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w,
+                              "do not fit: x [B,C,H,W], weight [O,C,kh,kw]");
+    if (x->shape[1] != w->shape[1])
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                               "df_conv2d: x %s has %d channels, weight %s wants %d",
+                               dfi_shape_text(4, x->shape, s), x->shape[1],
+                               dfi_shape_text(4, w->shape, t), w->shape[1]);
+    if (bias != NULL && (bias->ndim != 1 || bias->shape[0] != w->shape[0]))
+        return dfi_bad_shapes(ctx, "df_conv2d", "weight", w, "bias", bias, "do not fit");
+    if (stride < 1 || pad < 0 || pad > INT_MAX / 4)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "df_conv2d: stride %d, pad %d; "
+                               "wanted 1 or more, 0 or more", stride, pad);
     shape[0] = x->shape[0], shape[1] = w->shape[0];
     for (int i = 2; i < 4; i++) {
         int64_t room = (int64_t)x->shape[i] + 2 * (int64_t)pad - w->shape[i];
         if (room < 0 || room / stride >= INT_MAX) {
             snprintf(why, sizeof why, "and pad %d leave no room for the kernel", pad);
-            dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w, why);
-            return 0;
+            return dfi_bad_shapes(ctx, "df_conv2d", "x", x, "weight", w, why);
         }
         shape[i] = (int)(room / stride) + 1;
     }
-    return 1;
+    return dfi_tensor_make(ctx, "df_conv2d", 4, shape, NULL);
 }
 
 DF_API df_tensor *df_conv2d(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_tensor *bias,
                             int stride, int pad) {
-    int shape[4];
     dfi_conv c;
+    df_scope mark;
     df_tensor *y;
     if (dfi_blocked(ctx, "df_conv2d", x, weight)) return NULL;
-    if (!dfi_conv_shape(ctx, x, weight, bias, stride, pad, shape)) return NULL;
-    y = dfi_tensor_make(ctx, "df_conv2d", 4, shape);
+    y = dfi_conv_result(ctx, x, weight, bias, stride, pad);
     if (y == NULL) return NULL;
     y->arg[0] = stride, y->arg[1] = pad;
-    c = dfi_conv_of(x, weight, y);
     if (bias != NULL) {
-        df_tensor channel = dfi_conv_bias(bias);
-        dfi_spread(ctx, DFI_COPY, &channel, bias->data, y, y->data);
+        df_tensor channel = *bias;
+        channel.ndim = 3;      /* [O,1,1] beside the image */
+        dfi_spread(ctx, 0, &channel, bias->data, y, y->data);
     }
-    df_scope mark = dfi_scratch_mark(ctx);
-    if (!dfi_conv_room(ctx, &c)) return dfi_stick(ctx);
-    while (dfi_conv_next(&c)) {
-        size_t pixels = c.n_rows * c.Wo;
-        const df_real *col = dfi_conv_columns(ctx, &c);
-        if (dfi_gemm_batch(ctx, 0, 0, c.n_samples, c.O, pixels, c.K, weight->data, c.K, 0,
-                           col, pixels, c.K * pixels, bias != NULL,
-                           y->data + c.b * c.O * c.P + c.row * c.Wo, c.P,
-                           c.O * c.P) != DF_OK)
-            return dfi_stick(ctx);
-    }
+    mark = dfi_scratch_mark(ctx);
+    if (!dfi_conv_begin(ctx, &c, x, weight, y)) return NULL;
+    while (dfi_conv_next(&c))
+        dfi_product(ctx, c.n_samples, c.O, c.pixels, c.K,
+                    dfi_matrix_of(weight->data, c.K, 0, 0), dfi_conv_columns(ctx, &c),
+                    bias != NULL, y->data + c.at, c.P, c.O * c.P);
     dfi_scratch_release(ctx, mark);
     return dfi_finish(ctx, y, &dfi_op_conv, x, weight, bias);
 }
 
-/* Between planes of 2h x 2w (fine) and h x w (coarse): every coarse value goes to four
-   fine ones, times a, or becomes their sum, times a. Each is the other's transpose:
-   forward was: y = x upsampled (a = 1); dx = the sum of dy's four;
-   forward was: y = the mean of x's four (a = 1/4); dx = dy/4 for each.
-   Tangent: the same of x'. */
-static void dfi_resize_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    size_t w = j->n;           /* pieces are rows of the coarse planes */
-    df_real a = j->number[0];
-    for (size_t i = from; i < to; i++)
-        for (size_t k = 0; k < w; k++) {
-            size_t f = 4 * i * w + 2 * k;
-            if (j->kind) {
-                const df_real *s = j->a + f;
-                j->y[i * w + k] += a * ((s[0] + s[1]) + (s[2 * w] + s[2 * w + 1]));
-            } else {
-                df_real v = a * j->a[i * w + k], *d = j->y + f;
-                d[0] += v, d[1] += v, d[2 * w] += v, d[2 * w + 1] += v;
-            }
-        }
+/* Between planes of 2H x 2W and H x W, each the other's transpose:
+   forward was: y[2i + k, 2j + l] = x[i, j]         y[i, j] = sum_kl x[2i + k, 2j + l]
+             dx[i, j] = sum_kl dy[2i + k, 2j + l]  dx[2i + k, 2j + l] = dy[i, j]
+   with k, l in {0, 1}; y' is the same of x'. For each k, l: one walk over the coarse
+   planes beside the fine ones. */
+static void dfi_fours(df_ctx *ctx, int kind, const df_tensor *coarse, const df_real *a,
+                      df_real *y) {
+    size_t step[DF_AXES] = {0}, w = (size_t)coarse->shape[3];
+    for (int i = 0; i < 4; i++) step[i] = (i < 3 ? 4 : 2) * dfi_inner(coarse, i);
+    for (size_t i = 0; i < 4; i++) {
+        size_t at = i / 2 * 2 * w + i % 2;
+        if (kind & DFI_WRITE) dfi_strided(ctx, kind, coarse, step, a, y + at);
+        else dfi_strided(ctx, kind, coarse, step, a + at, y);
+    }
 }
-static void dfi_resize_run(df_ctx *ctx, int coarsen, double a, const df_real *x,
-                           df_real *y, const df_tensor *coarse) {
-    dfi_job j = dfi_job_of(ctx, x, NULL, y);
-    j.kind = coarsen;
-    j.number[0] = (df_real)a;
-    j.n = (size_t)coarse->shape[3];
-    dfi_split(ctx, coarse->size / j.n, 4 * j.n, dfi_resize_piece, &j);
-}
-static df_result dfi_resize_back(df_ctx *ctx, df_tensor *y) {
+static void dfi_resize_back(df_ctx *ctx, df_tensor *y) {
     df_tensor *x = y->in[0];
-    int coarsen = y->arg[0];
-    dfi_resize_run(ctx, !coarsen, y->number[0], y->grad, x->grad, coarsen ? y : x);
-    return DF_OK;
+    if (y->arg[0]) dfi_fours(ctx, DFI_WRITE | DFI_PLUS, y, y->grad, x->grad);
+    else dfi_fours(ctx, DFI_READ | DFI_PLUS, x, y->grad, x->grad);
 }
+static df_tensor *dfi_resize(df_ctx *ctx, const char *name, df_tensor *x, int pool);
 static df_tensor *dfi_resize_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *t = y->in[0]->tangent;
-    return y->arg[0] ? df_avg_pool2x2(ctx, t) : df_upsample2x(ctx, t);
+    return dfi_resize(ctx, "resize", y->in[0]->tangent, y->arg[0]);
 }
 static const dfi_op dfi_op_resize = {"resize", dfi_resize_back, dfi_resize_tangent};
-
-static df_tensor *dfi_resize(df_ctx *ctx, df_tensor *x, int coarsen) {
-    int shape[DF_AXES];
+static df_tensor *dfi_resize(df_ctx *ctx, const char *name, df_tensor *x, int pool) {
+    int shape[DF_AXES], fits;
     df_tensor *y;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    fits = x->ndim == 4;
     memcpy(shape, x->shape, sizeof shape);
-    for (int i = 2; i < 4; i++) shape[i] = coarsen ? shape[i] / 2 : shape[i] * 2;
+    for (int i = 2; i < 4; i++) {
+        fits &= pool ? shape[i] % 2 == 0 : shape[i] <= INT_MAX / 2;
+        shape[i] = pool ? shape[i] / 2 : fits ? shape[i] * 2 : 1;
+    }
+    if (!fits)
+        return dfi_bad_shape(ctx, name, "x", x, pool ?
+                             "is not [B,C,H,W] with even H and W" : "is not [B,C,H,W]");
     y = df_tensor_new(ctx, 4, shape);
     if (y == NULL) return NULL;
-    y->arg[0] = coarsen;
-    y->number[0] = coarsen ? 0.25 : 1;
-    dfi_resize_run(ctx, coarsen, y->number[0], x->data, y->data, coarsen ? y : x);
+    y->arg[0] = pool;
+    if (pool) dfi_fours(ctx, DFI_READ | DFI_PLUS, y, x->data, y->data);
+    else dfi_fours(ctx, DFI_WRITE, x, x->data, y->data);
     return dfi_finish(ctx, y, &dfi_op_resize, x, NULL, NULL);
 }
 DF_API df_tensor *df_upsample2x(df_ctx *ctx, df_tensor *x) {
-    if (dfi_blocked(ctx, "df_upsample2x", x, x)) return NULL;
-    if (x->ndim != 4 || x->shape[2] > INT_MAX / 2 || x->shape[3] > INT_MAX / 2)
-        return dfi_bad_shape(ctx, "df_upsample2x", "x", x, "is not [B,C,H,W]");
-    return dfi_resize(ctx, x, 0);
+    return dfi_resize(ctx, "df_upsample2x", x, 0);
 }
 DF_API df_tensor *df_avg_pool2x2(df_ctx *ctx, df_tensor *x) {
-    if (dfi_blocked(ctx, "df_avg_pool2x2", x, x)) return NULL;
-    if (x->ndim != 4 || x->shape[2] % 2 != 0 || x->shape[3] % 2 != 0)
-        return dfi_bad_shape(ctx, "df_avg_pool2x2", "x", x,
-                             "is not [B,C,H,W] with even H and W");
-    return dfi_resize(ctx, x, 1);
+    df_tensor *y = dfi_resize(ctx, "df_avg_pool2x2", x, 1);
+    return y != NULL ? df_scale(ctx, y, 0.25) : NULL;
 }
 
 /* ---- normalisation ---- */
 
 /* Group, layer and RMS norm are one operation on x seen as [N, C, S]: group g of sample n
    is one run of C/groups S numbers, with mean m and variance v (Wu & He 2018; layer norm
-   is one group with S = 1, Ba et al. 2016; RMS norm has m = 0, Zhang & Sennrich 2019):
-
-     h = (x - m) r,  r = 1/sqrt(v + eps),  y = w_c h + b_c
-
-   forward was: y = w h + b; with g = w dy and <.> the mean over the run,
-     dx = r (g - <g> - h <g h>)   (without <g> if m = 0 by definition),
-     dw_c = sum dy h,  db_c = sum dy.
-   Written in x, sums of dy and of dy x over each channel are all that is needed. */
+   is one group with S = 1, Ba et al. 2016; RMS norm has m = 0, Zhang & Sennrich 2019).
+   With h = (x - m) r, r = 1/sqrt(v + eps), and <.> the mean over a run,
+   forward was: y = w_c h + b_c
+             dx = r (g - <g> - h <g h>),  g = w_c dy   (without <g> if m = 0 by definition)
+             dw_c = sum of dy h,  db_c = sum of dy
+             y' = w h' + w' h + b',  h' = r (x' - <x'> - h <h x'>) */
 typedef struct dfi_norm {
     const dfi_kernels *k;
     size_t N, C, S, groups, cg;    /* cg = C/groups */
+    size_t len;                /* of a run: cg S */
     int rms;
     double eps;
     double *stats;             /* m and r of each run: [N, groups, 2] */
-    double *sums;              /* sum dy, sum dy x: [N, C, 2] */
     const df_real *x, *w, *b, *dy;
-    df_real *y, *dx, *dw, *db, *rows;
+    df_real *y, *dx, *dw;
+    df_real *rows;             /* g, then dy h, of each run */
 } dfi_norm;
-
 static dfi_norm dfi_norm_of(df_ctx *ctx, const df_tensor *y, const df_tensor *x,
                             const df_tensor *w, const df_tensor *b) {
     dfi_norm n;
@@ -6489,168 +5900,116 @@ static dfi_norm dfi_norm_of(df_ctx *ctx, const df_tensor *y, const df_tensor *x,
     n.S = (size_t)y->arg[3];
     n.N = x->size / (n.C * n.S);
     n.cg = n.C / n.groups;
+    n.len = n.cg * n.S;
     n.eps = y->number[0];
+    n.stats = (double *)y->extra;
     n.x = x->data, n.y = y->data;
     n.w = w != NULL ? w->data : NULL;
     n.b = b != NULL ? b->data : NULL;
-    n.stats = (double *)y->extra;
     return n;
 }
 
-/* y of runs [from, to), with h left out: y = (r w) x + (b - m r w) */
+/* y = w_c x + b_c for one run; with S = 1 the channels lie side by side: whole rows. */
+static void dfi_norm_channels(const dfi_norm *n, size_t run, const df_real *x,
+                              const df_real *b, df_real *y) {
+    size_t c0 = run % n->groups * n->cg;
+    if (n->S == 1) {
+        if (n->w) n->k->binary[DFI_MUL](n->len, x, 1, n->w + c0, 1, y);
+        if (b) n->k->binary[DFI_ADD](n->len, n->w ? y : x, 1, b + c0, 1, y);
+        return;
+    }
+    for (size_t c = 0; c < n->cg && (n->w || b); c++)
+        n->k->affine(n->S, n->w ? n->w[c0 + c] : 1, x + c * n->S, b ? b[c0 + c] : 0,
+                     y + c * n->S);
+}
+/* y of runs [from, to) */
 static void dfi_norm_piece(void *arg, size_t from, size_t to) {
     const dfi_norm *n = (const dfi_norm *)arg;
-    size_t len = n->cg * n->S;
     for (size_t i = from; i < to; i++) {
-        const df_real *x = n->x + i * len;
-        df_real *y = n->y + i * len;
-        size_t c0 = i % n->groups * n->cg;
+        const df_real *x = n->x + i * n->len;
+        df_real *y = n->y + i * n->len;
         double m = 0, v, r;
-        if (n->rms) v = n->k->dot(len, x, x) / (double)len;
-        else n->k->moments(len, x, &m, &v);
+        if (n->rms) v = n->k->dot(n->len, x, x) / (double)n->len;
+        else n->k->moments(n->len, x, &m, &v);
         r = 1 / sqrt(v + n->eps);
         n->stats[2 * i] = m, n->stats[2 * i + 1] = r;
-        if (n->S == 1) {       /* channels side by side: whole rows at a time */
-            n->k->affine(len, (df_real)r, x, (df_real)(-m * r), y);
-            if (n->w) n->k->binary[DFI_MUL](len, y, 1, n->w + c0, 1, y);
-            if (n->b) n->k->binary[DFI_ADD](len, y, 1, n->b + c0, 1, y);
-            continue;
-        }
-        for (size_t c = 0; c < n->cg; c++) {
-            double w = r * (n->w ? (double)n->w[c0 + c] : 1);
-            double b = (n->b ? (double)n->b[c0 + c] : 0) - m * w;
-            n->k->affine(n->S, (df_real)w, x + c * n->S, (df_real)b, y + c * n->S);
-        }
+        n->k->affine(n->len, (df_real)r, x, (df_real)(-m * r), y);
+        dfi_norm_channels(n, i, y, n->b, y);
     }
 }
-
-/* sums of dy and dy x over each channel of each sample */
-static void dfi_norm_sums(void *arg, size_t from, size_t to) {
+/* dx of runs [from, to), and dy h for dw. In x instead of h, <g h> = r (<g x> - m <g>),
+     dx = r g - (r^2 <g h>) x + (m r^2 <g h> - r <g>). */
+static void dfi_norm_back_piece(void *arg, size_t from, size_t to) {
     const dfi_norm *n = (const dfi_norm *)arg;
     for (size_t i = from; i < to; i++) {
-        n->sums[2 * i] = n->k->sum(n->S, n->dy + i * n->S);
-        n->sums[2 * i + 1] = n->k->dot(n->S, n->dy + i * n->S, n->x + i * n->S);
-    }
-}
-/* dx of one run, given s0 = <g>, s1 = <g x>: <g h> = r (s1 - m s0), and
-   dx = r g - r^2 <g h> x + (m r^2 <g h> - r <g>); the last two terms. */
-static void dfi_norm_rest(const dfi_norm *n, size_t i, double s0, double s1) {
-    size_t len = n->cg * n->S;
-    double m = n->stats[2 * i], r = n->stats[2 * i + 1];
-    double h = r * (s1 - m * s0), a = -r * r * h, b = m * r * r * h;
-    if (!n->rms) b -= r * s0;
-    n->k->axpy(len, (df_real)a, n->x + i * len, n->dx + i * len);
-    n->k->affine(len, 1, n->dx + i * len, (df_real)b, n->dx + i * len);
-}
-/* dx of runs [from, to), S > 1: <g> and <g x> from the channels' sums */
-static void dfi_norm_dx(void *arg, size_t from, size_t to) {
-    const dfi_norm *n = (const dfi_norm *)arg;
-    size_t len = n->cg * n->S;
-    for (size_t i = from; i < to; i++) {
-        size_t c0 = i % n->groups * n->cg;
-        double r = n->stats[2 * i + 1], s0 = 0, s1 = 0;
-        for (size_t c = 0; c < n->cg; c++) {
-            double w = n->w ? (double)n->w[c0 + c] : 1;
-            const double *sums = n->sums + 2 * (i * n->cg + c);
-            s0 += w * sums[0], s1 += w * sums[1];
-            n->k->axpy(n->S, (df_real)(r * w), n->dy + i * len + c * n->S,
-                       n->dx + i * len + c * n->S);
-        }
-        dfi_norm_rest(n, i, s0 / (double)len, s1 / (double)len);
-    }
-}
-/* the same with S = 1, where g is a row of its own; leaves dy h there for dw */
-static void dfi_norm_row(void *arg, size_t from, size_t to) {
-    const dfi_norm *n = (const dfi_norm *)arg;
-    size_t len = n->cg;
-    for (size_t i = from; i < to; i++) {
-        const df_real *x = n->x + i * len, *dy = n->dy + i * len, *g = dy;
-        df_real *row = n->rows + i * len;
+        const df_real *x = n->x + i * n->len, *dy = n->dy + i * n->len, *g = dy;
+        df_real *row = n->rows + i * n->len, *dx = n->dx + i * n->len;
         double m = n->stats[2 * i], r = n->stats[2 * i + 1];
         if (n->dx) {
+            double mean_g, a;
             if (n->w) {
-                n->k->binary[DFI_MUL](len, g, 1, n->w + i % n->groups * len, 1, row);
+                dfi_norm_channels(n, i, dy, NULL, row);
                 g = row;
             }
-            n->k->axpy(len, (df_real)r, g, n->dx + i * len);
-            dfi_norm_rest(n, i, n->k->sum(len, g) / (double)len,
-                          n->k->dot(len, g, x) / (double)len);
+            mean_g = n->k->sum(n->len, g) / (double)n->len;
+            a = r * r * r * (n->k->dot(n->len, g, x) / (double)n->len - m * mean_g);
+            n->k->axpy(n->len, (df_real)r, g, dx);
+            n->k->axpy(n->len, (df_real)-a, x, dx);
+            n->k->affine(n->len, 1, dx, (df_real)(m * a - (n->rms ? 0 : r * mean_g)), dx);
         }
         if (n->dw == NULL) continue;
-        n->k->affine(len, (df_real)r, x, (df_real)(-m * r), row);
-        n->k->binary[DFI_MUL](len, row, 1, dy, 1, row);
+        n->k->affine(n->len, (df_real)r, x, (df_real)(-m * r), row);
+        n->k->binary[DFI_MUL](n->len, row, 1, dy, 1, row);
     }
 }
-/* dw and db of all channels from the sums, sample after sample */
-static void dfi_norm_dw(const dfi_norm *n) {
-    for (size_t i = 0; i < n->N * n->C; i++) {
-        size_t c = i % n->C;
-        const double *stats = n->stats + 2 * (i / n->cg), *sums = n->sums + 2 * i;
-        if (n->dw) n->dw[c] += (df_real)(stats[1] * (sums[1] - stats[0] * sums[0]));
-        if (n->db) n->db[c] += (df_real)sums[0];
-    }
-}
-static df_result dfi_norm_back(df_ctx *ctx, df_tensor *y) {
+static void dfi_norm_back(df_ctx *ctx, df_tensor *y) {
     dfi_norm n = dfi_norm_of(ctx, y, y->in[0], y->in[1], y->in[2]);
-    size_t runs = n.N * n.groups, len = n.cg * n.S;
+    df_tensor all = *y, channels = *y;     /* [N, C, S] and [C, 1] */
     n.dy = y->grad;
-    n.dx = dfi_grad(y, 0), n.dw = dfi_grad(y, 1), n.db = dfi_grad(y, 2);
-    if (n.S > 1) {
-        n.sums = (double *)dfi_scratch(ctx, n.N * n.C * 2 * sizeof(double));
-        if (n.sums == NULL) return DF_ERR_MEMORY;
-        dfi_split(ctx, n.N * n.C, n.S, dfi_norm_sums, &n);
-        if (n.dx) dfi_split(ctx, runs, len, dfi_norm_dx, &n);
-        dfi_norm_dw(&n);
-        return DF_OK;
-    }
+    n.dx = dfi_grad(y, 0), n.dw = dfi_grad(y, 1);
     n.rows = dfi_reals(ctx, y->size);
-    if (n.rows == NULL) return DF_ERR_MEMORY;
-    dfi_split(ctx, runs, len, dfi_norm_row, &n);
-    df_tensor flat = *y;           /* [N, C], also where groups part the channels */
-    flat.ndim = 2, flat.shape[0] = (int)n.N, flat.shape[1] = (int)n.C;
-    if (n.dw) dfi_sum_to(ctx, &flat, n.rows, y->in[1], n.dw);
-    if (n.db) dfi_sum_to(ctx, &flat, n.dy, y->in[2], n.db);
-    return DF_OK;
+    if (n.rows == NULL) return;
+    dfi_split(ctx, n.N * n.groups, n.len, dfi_norm_back_piece, &n);
+    all.ndim = 3, channels.ndim = 2, channels.size = n.C;
+    all.shape[0] = (int)n.N, all.shape[1] = (int)n.C, all.shape[2] = (int)n.S;
+    channels.shape[0] = (int)n.C, channels.shape[1] = 1;
+    if (n.dw) dfi_sum_to(ctx, &all, n.rows, &channels, n.dw);
+    if (dfi_grad(y, 2)) dfi_sum_to(ctx, &all, n.dy, &channels, dfi_grad(y, 2));
 }
-
-/* Tangent, with all means over the runs, h and r computed anew as recorded operations:
-     h' = r (x' - <x'> - h <h x'>),  y' = w h' + w' h + b' */
+/* The tangent is that of the same y composed of recorded operations. */
 static df_tensor *dfi_norm_tangent(df_ctx *ctx, df_tensor *y) {
-    df_tensor *x = y->in[0], *w = y->in[1], *b = y->in[2], *h, *r, *p = NULL;
-    int C = y->arg[0], S = y->arg[3], rms = y->arg[2];
-    int N = (int)(x->size / ((size_t)C * (size_t)S)), runs[2], full[3], channel[2];
-    runs[0] = N * y->arg[1], runs[1] = -1;
-    full[0] = N, full[1] = C, full[2] = S;
-    channel[0] = C, channel[1] = 1;
-    h = df_reshape(ctx, x, 2, runs);
-    if (!rms) h = df_sub(ctx, h, df_mean_axis(ctx, h, 1, 1));
-    r = df_affine(ctx, df_mean_axis(ctx, df_square(ctx, h), 1, 1), 1, y->number[0]);
-    r = df_div(ctx, df_tensor_number(ctx, 1), df_sqrt(ctx, r));
-    h = df_mul(ctx, h, r);
-    if (x->tangent) {
-        p = df_reshape(ctx, x->tangent, 2, runs);
-        if (!rms) p = df_sub(ctx, p, df_mean_axis(ctx, p, 1, 1));
-        p = df_sub(ctx, p, df_mul(ctx, h, df_mean_axis(ctx, df_mul(ctx, h, p), 1, 1)));
-        p = df_reshape(ctx, df_mul(ctx, p, r), 3, full);
-        if (w) p = df_mul(ctx, p, df_reshape(ctx, w, 2, channel));
-    }
-    if (w && w->tangent)
-        p = dfi_both(ctx, p, df_mul(ctx, df_reshape(ctx, h, 3, full),
-                                    df_reshape(ctx, w->tangent, 2, channel)));
-    if (b && b->tangent) {
-        df_tensor *db = df_reshape(ctx, b->tangent, 2, channel);
-        p = p != NULL ? df_add(ctx, p, db) : df_broadcast(ctx, db, 3, full);
-    }
-    return df_reshape(ctx, p, y->ndim, y->shape);
+    df_tensor *h = y->in[0], *w = y->in[1], *b = y->in[2], *v;
+    int C = y->arg[0], S = y->arg[3], N = (int)(y->size / ((size_t)C * (size_t)S));
+    const int runs[2] = {N * y->arg[1], -1}, full[3] = {N, C, S}, channel[2] = {C, 1};
+    ctx->no_tangent--;
+    h = df_reshape(ctx, h, 2, runs);
+    if (!y->arg[2]) h = df_sub(ctx, h, df_mean_axis(ctx, h, 1, 1));
+    v = df_mean_axis(ctx, df_square(ctx, h), 1, 1);
+    h = df_div(ctx, h, df_sqrt(ctx, df_affine(ctx, v, 1, y->number[0])));
+    h = df_reshape(ctx, h, 3, full);
+    if (w != NULL) h = df_mul(ctx, h, df_reshape(ctx, w, 2, channel));
+    if (b != NULL) h = df_add(ctx, h, df_reshape(ctx, b, 2, channel));
+    h = df_reshape(ctx, h, y->ndim, y->shape);
+    ctx->no_tangent++;
+    return h != NULL ? h->tangent : NULL;
 }
 static const dfi_op dfi_op_norm = {"norm", dfi_norm_back, dfi_norm_tangent};
-
-/* x as [N, C, S] with `groups` runs of channels; weight, bias [C] or NULL. */
+/* x as [N, C, S]: by group C is its second axis and S all behind, else C is its last one;
+   weight, bias [C] or NULL. */
 static df_tensor *dfi_normalise(df_ctx *ctx, const char *name, df_tensor *x, df_tensor *w,
-                                df_tensor *b, int C, size_t S, int groups, int rms,
+                                df_tensor *b, int by_group, int groups, int rms,
                                 double eps) {
     df_tensor *y, *affine[2];
+    int C, axis;
+    size_t S;
     dfi_norm n;
+    if (dfi_blocked(ctx, name, x, x)) return NULL;
+    axis = by_group ? 1 : x->ndim - 1;
+    if (axis < 0 || axis >= x->ndim)
+        return dfi_bad_shape(ctx, name, "x", x, by_group ? "is not [B,C,...]" :
+                             "is not [...,C]");
+    C = x->shape[axis];
+    S = dfi_inner(x, axis);
     affine[0] = w, affine[1] = b;
     for (int i = 0; i < 2; i++)
         if (affine[i] != NULL && (affine[i]->ndim != 1 || affine[i]->shape[0] != C))
@@ -6665,61 +6024,50 @@ static df_tensor *dfi_normalise(df_ctx *ctx, const char *name, df_tensor *x, df_
     if (y == NULL) return NULL;
     y->arg[0] = C, y->arg[1] = groups, y->arg[2] = rms, y->arg[3] = (int)S;
     y->number[0] = eps;
-    y->extra = dfi_scratch(ctx, x->size / ((size_t)C * S) * (size_t)groups * 2 *
-                           sizeof(double));
-    if (y->extra == NULL) return dfi_stick(ctx);
     n = dfi_norm_of(ctx, y, x, w, b);
-    dfi_split(ctx, n.N * n.groups, n.cg * n.S, dfi_norm_piece, &n);
+    n.stats = (double *)dfi_scratch(ctx, n.N * n.groups * 2 * sizeof *n.stats);
+    if (n.stats == NULL) return dfi_stick(ctx);
+    y->extra = n.stats;
+    dfi_split(ctx, n.N * n.groups, n.len, dfi_norm_piece, &n);
     return dfi_finish(ctx, y, &dfi_op_norm, x, w, b);
 }
-
 DF_API df_tensor *df_group_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
                                 df_tensor *bias, int groups, double eps) {
-    if (dfi_blocked(ctx, "df_group_norm", x, x)) return NULL;
-    if (x->ndim < 2)
-        return dfi_bad_shape(ctx, "df_group_norm", "x", x, "is not [B,C,...]");
-    return dfi_normalise(ctx, "df_group_norm", x, weight, bias, x->shape[1],
-                         dfi_inner(x, 1), groups, 0, eps);
+    return dfi_normalise(ctx, "df_group_norm", x, weight, bias, 1, groups, 0, eps);
 }
 DF_API df_tensor *df_layer_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight,
                                 df_tensor *bias, double eps) {
-    if (dfi_blocked(ctx, "df_layer_norm", x, x)) return NULL;
-    if (x->ndim < 1) return dfi_bad_shape(ctx, "df_layer_norm", "x", x, "is not [...,C]");
-    return dfi_normalise(ctx, "df_layer_norm", x, weight, bias, x->shape[x->ndim - 1], 1,
-                         1, 0, eps);
+    return dfi_normalise(ctx, "df_layer_norm", x, weight, bias, 0, 1, 0, eps);
 }
 DF_API df_tensor *df_rms_norm(df_ctx *ctx, df_tensor *x, df_tensor *weight, double eps) {
-    if (dfi_blocked(ctx, "df_rms_norm", x, x)) return NULL;
-    if (x->ndim < 1) return dfi_bad_shape(ctx, "df_rms_norm", "x", x, "is not [...,C]");
-    return dfi_normalise(ctx, "df_rms_norm", x, weight, NULL, x->shape[x->ndim - 1], 1, 1,
-                         1, eps);
+    return dfi_normalise(ctx, "df_rms_norm", x, weight, NULL, 0, 1, 1, eps);
 }
 
 /* ---- softmax, attention ---- */
 
-/* forward was: y = e^x / sum e^x along the last axis; dx = y (dy - <y, dy>).
-   Tangent: y (x' - <y, x'>). And y = x - log sum e^x; dx = dy - e^y sum dy.
-   Tangent: x' - <e^y, x'>. */
+/* Along the last axis, with <.,.> the dot product of two rows,
+   forward was: y = e^x / sum e^x            forward was: y = x - log sum e^x
+             dx = y (dy - <y, dy>)                     dx = dy - e^y sum dy
+             y' = y (x' - <y, x'>)                     y' = x' - <e^y, x'>
+   Here rows [from, to): forward, or, if dy is given (b), backward. */
 static void dfi_softmax_piece(void *arg, size_t from, size_t to) {
     const dfi_job *j = (const dfi_job *)arg;
-    for (size_t i = from * j->n; i < to * j->n; i += j->n) {
-        if (j->kind) j->k->log_softmax(j->n, j->a + i, j->y + i);
-        else j->k->softmax(j->n, j->a + i, j->y + i);
-    }
+    const dfi_kernels *k = j->k;
+    const df_real *dy = j->b;
+    size_t n = j->n;
+    for (size_t i = from * n; i < to * n; i += n)
+        if (dy == NULL) (j->kind ? k->log_softmax : k->softmax)(n, j->a + i, j->y + i);
+        else (j->kind ? k->log_softmax_back : k->softmax_back)(n, j->a + i, dy + i,
+                                                               j->y + i);
 }
-static void dfi_softmax_back_piece(void *arg, size_t from, size_t to) {
-    const dfi_job *j = (const dfi_job *)arg;
-    for (size_t i = from * j->n; i < to * j->n; i += j->n) {
-        if (j->kind) j->k->log_softmax_back(j->n, j->a + i, j->b + i, j->y + i);
-        else j->k->softmax_back(j->n, j->a + i, j->b + i, j->y + i);
-    }
-}
-static df_result dfi_softmax_back(df_ctx *ctx, df_tensor *y) {
-    dfi_job j = dfi_job_of(ctx, y->data, y->grad, y->in[0]->grad);
-    j.kind = y->arg[0];
+static void dfi_softmax_run(df_ctx *ctx, const df_tensor *y, const df_real *a,
+                            const df_real *dy, df_real *to) {
+    dfi_job j = dfi_job_of(ctx, y->arg[0], a, dy, to);
     j.n = (size_t)y->shape[y->ndim - 1];
-    dfi_split(ctx, y->size / j.n, j.n, dfi_softmax_back_piece, &j);
-    return DF_OK;
+    dfi_split(ctx, y->size / j.n, j.n, dfi_softmax_piece, &j);
+}
+static void dfi_softmax_back(df_ctx *ctx, df_tensor *y) {
+    dfi_softmax_run(ctx, y, y->data, y->grad, y->in[0]->grad);
 }
 static df_tensor *dfi_softmax_tangent(df_ctx *ctx, df_tensor *y) {
     df_tensor *t = y->in[0]->tangent, *p = y->arg[0] ? df_exp(ctx, y) : y;
@@ -6727,19 +6075,12 @@ static df_tensor *dfi_softmax_tangent(df_ctx *ctx, df_tensor *y) {
     return y->arg[0] ? t : df_mul(ctx, y, t);
 }
 static const dfi_op dfi_op_softmax = {"softmax", dfi_softmax_back, dfi_softmax_tangent};
-
 static df_tensor *dfi_softmax(df_ctx *ctx, const char *name, df_tensor *x, int log_of) {
-    dfi_job j;
-    df_tensor *y;
-    if (dfi_blocked(ctx, name, x, x)) return NULL;
-    if (x->ndim < 1) return dfi_bad_shape(ctx, name, "x", x, "has no last axis");
-    y = dfi_tensor_like(ctx, name, x);
+    df_tensor *y = dfi_tensor_like(ctx, name, x);
     if (y == NULL) return NULL;
+    if (x->ndim < 1) return dfi_bad_shape(ctx, name, "x", x, "has no last axis");
     y->arg[0] = log_of;
-    j = dfi_job_of(ctx, x->data, NULL, y->data);
-    j.kind = log_of;
-    j.n = (size_t)x->shape[x->ndim - 1];
-    dfi_split(ctx, y->size / j.n, j.n, dfi_softmax_piece, &j);
+    dfi_softmax_run(ctx, y, x->data, NULL, y->data);
     return dfi_finish(ctx, y, &dfi_op_softmax, x, NULL, NULL);
 }
 DF_API df_tensor *df_softmax(df_ctx *ctx, df_tensor *x) {
@@ -6749,8 +6090,9 @@ DF_API df_tensor *df_log_softmax(df_ctx *ctx, df_tensor *x) {
     return dfi_softmax(ctx, "df_log_softmax", x, 1);
 }
 
-/* Composed: scores, mask, softmax, mean of v. What must not be seen gets -1e30, not
-   -infinity: its exponential is 0 as well, and no difference of infinities can arise. */
+/* Composed: softmax(q k^T / sqrt(D) + mask) v (Vaswani et al. 2017, eq. 1). What must not
+   be seen gets -1e30, not -infinity: its exponential is 0 as well, and no difference of
+   infinities can arise. */
 DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tensor *v,
                                int causal) {
     df_tensor *scores;
@@ -6774,7 +6116,8 @@ DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tenso
     return df_matmul(ctx, df_softmax(ctx, scores), v, 0, 0);
 }
 
-/* Composed: (x1, x2) turns to (x1 cos - x2 sin, x2 cos + x1 sin). */
+/* Composed: at position t the pair (x1, x2) turns by t base^(-2k/D), k < D/2, to
+   (x1 cos - x2 sin, x2 cos + x1 sin) (Su et al. 2021, eq. 34). */
 DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base) {
     df_tensor *x1, *x2, *cosine, *sine;
     int shape[2], half;
@@ -6800,38 +6143,30 @@ DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base) {
 
 /* ---- looking up; embeddings of time ---- */
 
-/* forward was: y[i] = table[ids[i]], zeros for -1; dtable[ids[i]] += dy[i], in order.
-   Tangent: rows of table'. */
-static df_result dfi_embedding_back(df_ctx *ctx, df_tensor *y) {
+/* forward was: y[i] = table[ids[i]], zeros for -1
+             dtable[ids[i]] = dy[i], one after the other, as rows may repeat
+             y'[i] = table'[ids[i]] */
+static void dfi_lookup_back(df_ctx *ctx, df_tensor *y) {
     const int *ids = (const int *)y->extra;
     size_t C = (size_t)y->shape[1];
     for (size_t i = 0; i < (size_t)y->shape[0]; i++)
         if (ids[i] >= 0)
             ctx->k->axpy(C, 1, y->grad + i * C, y->in[0]->grad + (size_t)ids[i] * C);
-    return DF_OK;
 }
-static df_tensor *dfi_embedding_tangent(df_ctx *ctx, df_tensor *y) {
+static df_tensor *dfi_lookup_tangent(df_ctx *ctx, df_tensor *y) {
     return df_embedding(ctx, y->in[0]->tangent, (const int *)y->extra, y->shape[0]);
 }
-static const dfi_op dfi_op_embedding = {
-    "df_embedding", dfi_embedding_back, dfi_embedding_tangent
-};
-
+static const dfi_op dfi_op_lookup = {"df_embedding", dfi_lookup_back, dfi_lookup_tangent};
 /* A copy in step memory of n indices, each -1 or below `limit`; NULL with an error. */
-static const int *dfi_indices(df_ctx *ctx, const char *name, const int *ids, int n,
-                              int limit) {
+static int *dfi_indices(df_ctx *ctx, const char *name, const int *ids, int n, int limit) {
     int *copy;
-    if (ids == NULL || n < 1) {
-        dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %s", name,
-                        ids == NULL ? "indices are NULL" : "no indices");
-        return NULL;
-    }
+    if (dfi_blocked(ctx, name, ids, ids)) return NULL;
+    if (n < 1) dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: no indices", name);
     for (int i = 0; i < n; i++)
-        if (ids[i] < -1 || ids[i] >= limit) {
+        if (ids[i] < -1 || ids[i] >= limit)
             dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: index %d is %d, wanted -1 to %d",
                             name, i, ids[i], limit - 1);
-            return NULL;
-        }
+    if (ctx->stuck != DF_OK) return NULL;
     copy = (int *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *copy));
     if (copy == NULL) dfi_stick(ctx);
     else memcpy(copy, ids, (size_t)n * sizeof *copy);
@@ -6848,20 +6183,18 @@ DF_API df_tensor *df_embedding(df_ctx *ctx, df_tensor *table, const int *ids, in
     ids = dfi_indices(ctx, "df_embedding", ids, n, table->shape[0]);
     if (ids == NULL) return NULL;
     shape[0] = n, shape[1] = table->shape[1];
-    y = dfi_tensor_make(ctx, "df_embedding", 2, shape);
+    y = df_tensor_new(ctx, 2, shape);
     if (y == NULL) return NULL;
     y->extra = ids;
     C = (size_t)table->shape[1];
-    for (int i = 0; i < n; i++) {
-        df_real *row = y->data + (size_t)i * C;
-        if (ids[i] < 0) memset(row, 0, C * sizeof *row);
-        else memcpy(row, table->data + (size_t)ids[i] * C, C * sizeof *row);
-    }
-    return dfi_finish(ctx, y, &dfi_op_embedding, table, NULL, NULL);
+    for (size_t i = 0; i < (size_t)n; i++)
+        if (ids[i] >= 0)
+            memcpy(y->data + i * C, table->data + (size_t)ids[i] * C, C * sizeof *y->data);
+    return dfi_finish(ctx, y, &dfi_op_lookup, table, NULL, NULL);
 }
 
-/* t f_k, its sine and cosine, side by side: composed, so that it has a derivative in t.
-   In float the last bit of f_k moves the angle by 1e-4 at t = 1000. */
+/* Composed, so that it has a derivative in t: sine and cosine of t f_k, side by side. In
+   float the last bit of f_k moves the angle by 1e-4 at t = 1000. */
 DF_API df_tensor *df_sinusoidal(df_ctx *ctx, df_tensor *t, int dim, double period,
                                 int cos_first, double shift) {
     int half = dim / 2, shape[2];
@@ -6883,10 +6216,12 @@ DF_API df_tensor *df_sinusoidal(df_ctx *ctx, df_tensor *t, int dim, double perio
     return dim % 2 ? df_concat(ctx, y, df_tensor_new(ctx, 2, shape), 1) : y;
 }
 
-/* Composed: a constant mask of zeros and 1/(1-p) (Srivastava et al. 2014). */
+/* Composed: y = x mask, dx = dy mask, with a constant mask of zeros and 1/(1-p), whose
+   mean is 1 (Srivastava et al. 2014). */
 DF_API df_tensor *df_dropout(df_ctx *ctx, df_tensor *x, double p, uint64_t seed,
                              uint64_t sample, uint32_t draw) {
     df_tensor *mask;
+    df_scope mark;
     double *u;
     if (dfi_blocked(ctx, "df_dropout", x, x)) return NULL;
     if (!(p >= 0 && p < 1))
@@ -6895,7 +6230,7 @@ DF_API df_tensor *df_dropout(df_ctx *ctx, df_tensor *x, double p, uint64_t seed,
     if (p == 0) return x;
     mask = dfi_tensor_like(ctx, "df_dropout", x);
     if (mask == NULL) return NULL;
-    df_scope mark = dfi_scratch_mark(ctx);
+    mark = dfi_scratch_mark(ctx);
     u = (double *)dfi_scratch(ctx, dfi_mul(x->size, sizeof *u));
     if (u == NULL) return dfi_stick(ctx);
     df_random_uniform(seed, sample, draw, x->size, u);
@@ -6905,43 +6240,27 @@ DF_API df_tensor *df_dropout(df_ctx *ctx, df_tensor *x, double p, uint64_t seed,
     return df_mul(ctx, x, mask);
 }
 
-/* ---- losses ---- */
+/* ---- losses: composed ---- */
 
-/* forward was: y[i] = -x[i, target[i]], 0 for -1; dx there = -dy.
-   Tangent: the same of x'. */
-static df_result dfi_pick_back(df_ctx *ctx, df_tensor *y) {
-    const int *targets = (const int *)y->extra;
-    df_tensor *x = y->in[0];
-    (void)ctx;
-    for (size_t i = 0; i < y->size; i++)
-        if (targets[i] >= 0)
-            x->grad[i * (size_t)x->shape[1] + (size_t)targets[i]] -= y->grad[i];
-    return DF_OK;
-}
-static df_tensor *dfi_pick(df_ctx *ctx, df_tensor *x, const int *targets);
-static df_tensor *dfi_pick_tangent(df_ctx *ctx, df_tensor *y) {
-    return dfi_pick(ctx, y->in[0]->tangent, (const int *)y->extra);
-}
-static const dfi_op dfi_op_pick = {"df_cross_entropy", dfi_pick_back, dfi_pick_tangent};
-
-static df_tensor *dfi_pick(df_ctx *ctx, df_tensor *x, const int *targets) {
-    df_tensor *y = x != NULL ? df_tensor_new(ctx, 1, x->shape) : NULL;
-    if (y == NULL) return NULL;
-    y->extra = targets;
-    for (size_t i = 0; i < y->size; i++)
-        if (targets[i] >= 0)
-            y->data[i] = -x->data[i * (size_t)x->shape[1] + (size_t)targets[i]];
-    return dfi_finish(ctx, y, &dfi_op_pick, x, NULL, NULL);
-}
+/* y_i = -log softmax(x)[i, target_i], 0 for -1; dx[i, v] = (softmax(x)[i, v] - [v =
+   target_i]) dy_i. Composed: row i V + target_i of the logarithms seen as a table with
+   rows of one number. */
 DF_API df_tensor *df_cross_entropy(df_ctx *ctx, df_tensor *logits, const int *targets) {
+    int n, V, column[2] = {-1, 1}, *ids;
+    df_tensor *y;
     if (dfi_blocked(ctx, "df_cross_entropy", logits, logits)) return NULL;
     if (logits->ndim != 2)
         return dfi_bad_shape(ctx, "df_cross_entropy", "logits", logits, "is not [n,V]");
-    targets = dfi_indices(ctx, "df_cross_entropy", targets, logits->shape[0],
-                          logits->shape[1]);
-    return targets != NULL ? dfi_pick(ctx, df_log_softmax(ctx, logits), targets) : NULL;
+    n = logits->shape[0], V = logits->shape[1];
+    ids = dfi_indices(ctx, "df_cross_entropy", targets, n, V);
+    y = ids != NULL ? df_reshape(ctx, df_log_softmax(ctx, logits), 2, column) : NULL;
+    for (int i = 0; y != NULL && i < n; i++)
+        if (ids[i] >= 0) ids[i] += i * V;
+    y = y != NULL ? df_embedding(ctx, y, ids, n) : NULL;
+    return y != NULL ? df_scale(ctx, df_reshape(ctx, y, 1, &n), -1) : NULL;
 }
 
+/* y = <(a - b)^2>, the mean over all n elements: da = 2 (a - b) dy/n, db = -da. */
 DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
     if (dfi_blocked(ctx, "df_mse", a, b)) return NULL;
     if (!dfi_same_shape(a, b))
@@ -8291,7 +7610,7 @@ static void dfi_flat_run(df_ctx *ctx, dfi_flat_job *j, size_t size,
 
 static size_t dfi_flat_range(const dfi_flat_job *j, int index, size_t *at) {
     *at = (size_t)index * DFI_TRAIN_CHUNK;
-    return j->size - *at < DFI_TRAIN_CHUNK ? j->size - *at : DFI_TRAIN_CHUNK;
+    return j->size - *at < DFI_TRAIN_CHUNK ? j->size - *at : (size_t)DFI_TRAIN_CHUNK;
 }
 
 static void dfi_adamw_task(void *arg, int index) {
@@ -10526,969 +9845,405 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
     return dfi_writer_close(&w);
 }
 /* =====================================================================================
-   // >>closed_forms: Gaussian mixtures at every t, distances between samples
+   // >>closed forms: Gaussian mixtures at every t, distances between samples
 
-   Mixtures are the data whose diffusion is known exactly in any dimension. Let x_0 come
-   from p_0 = sum_k w_k N(mu_k, S_k). Then x_t = alpha x_0 + sigma eps has the density
-
+   A mixture is data whose diffusion is known exactly, in any dimension. Let x_0 come from
+   sum_k w_k N(mu_k, S_k). Then x = alpha x_0 + sigma eps has the density
        p_t = sum_k w_k N(M_k, C_k),   M_k = alpha mu_k,   C_k = alpha^2 S_k + sigma^2 I,
-
-   and with r_k(x) the probability that x came from component k and u_k = C_k^-1 (x - M_k)
-
-       grad log p_t(x) = -sum_k r_k u_k
-       E[x_0|x] = sum_k r_k (mu_k + alpha S_k u_k),   E[eps|x] = sum_k r_k sigma u_k
-
-   (a Gaussian conditioned, once for each component: Bishop 2006, eqs. 2.113-2.117). The
-   second line divides neither by alpha nor by sigma: both ends of the path are ordinary
-   points. S_k = Q L Q^T is taken apart once, when the mixture is made; from then on
-   C_k = Q (alpha^2 L + sigma^2) Q^T at every point, and a row costs K dim^2.
+   and with r_k(x) the probability that x came from component k, u_k = C_k^-1 (x - M_k),
+       grad log p_t = -sum_k r_k u_k,   E[x_0|x] = sum_k r_k (mu_k + alpha S_k u_k)
+   (Bishop 2006, eqs. 2.113-2.117). With S_k = Q L Q^T every answer is sum_k r_k y_k,
+       y_k = a mu_k + Q diag((a alpha L + b)/(alpha^2 L + sigma^2)) Q^T (x - M_k):
+   a = 1, b = 0 gives E[x_0|x]; a = 0, b = -1 the score; a prediction A x_0 + B eps has
+   a = A, b = B sigma. Neither alpha nor sigma divides: both ends are ordinary points.
    ===================================================================================== */
-
-/* Streams of random numbers far from those that samplers count up from 0, so that a
-   mixture and a sampler with the same seed are independent. */
-#define DFI_DRAW_COMPONENT 0xc105ed00u /* one uniform: which component */
-#define DFI_DRAW_WITHIN 0xc105ed01u    /* dim normals: where in it */
-#define DFI_DRAW_DIRECTION 0xc105ed02u /* dim normals: a direction to project on */
-
+enum { DFI_DRAW_COMPONENT = 0x4105ed00, DFI_DRAW_WITHIN, DFI_DRAW_DIRECTION };
 struct df_mixture {
-    df_ctx *ctx;               /* whose memory this is; never computed with */
-    size_t size;               /* of the allocation, arrays included */
-    int K, dim;
-    int narrow;                /* component with the least eigenvalue, and that value: */
-    double least;              /* where a C_k becomes singular first */
-    double *log_weight;        /* [K] */
-    double *cumulative;        /* [K] w_1 + .. + w_k */
-    double *mean;              /* [K, dim] */
-    double *value;             /* [K, dim] L */
-    double *axis;              /* [K, dim, dim] Q^T: one eigenvector a row */
-    int *diagonal;             /* [K] 1: S_k is diagonal, Q = I is not multiplied by */
+    df_ctx *ctx;                       /* whose memory this is */
+    size_t size, K, dim;               /* size: of the allocation, arrays included */
+    double *log_weight, *mean;         /* [K], [K, dim] */
+    double *value, *axis, *spare;      /* L [K, dim], Q^T [K, dim, dim], [dim, dim] */
 };
 
-/* (x, y) <- (c x - s y, s x + c y) for n pairs, `step` elements apart. */
-static void dfi_rotate(size_t n, size_t step, double *x, double *y, double c, double s) {
-    for (; n > 0; n--, x += step, y += step) {
-        double old = *x;
-        *x = c * old - s * *y;
-        *y = s * old + c * *y;
-    }
-}
-
-/* Cyclic Jacobi (Golub & Van Loan 2013, sec. 8.5): each rotation makes one a_ij zero, and
-   the sum of squares off the diagonal falls, in the end quadratically. a [n, n],
-   symmetric with largest element 1, ends with L on its diagonal; q [n, n] gets Q^T.
-   Returns the number of rotations: none where a was diagonal, and then L is exact. */
-static long dfi_jacobi(size_t n, double *a, double *q) {
-    long rotations = 0, before = -1;
-    size_t i, j;
-    int sweep;
-    for (i = 0; i < n * n; i++) q[i] = i % (n + 1) == 0 ? 1.0 : 0.0;
-    for (sweep = 0; sweep < 64 && rotations != before; sweep++) {
-        before = rotations;
-        for (i = 0; i < n; i++)
-            for (j = i + 1; j < n; j++) {
-                double theta, t, c;
-                if (fabs(a[i * n + j]) <= 1e-20) continue;
-                /* tangent of the angle: the smaller root of t^2 + 2 theta t - 1 = 0 */
-                theta = (a[j * n + j] - a[i * n + i]) / (2.0 * a[i * n + j]);
-                t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
-                c = 1.0 / sqrt(t * t + 1.0);
-                dfi_rotate(n, n, a + i, a + j, c, t * c);
-                dfi_rotate(n, 1, a + i * n, a + j * n, c, t * c);
-                dfi_rotate(n, 1, q + i * n, q + j * n, c, t * c);
-                a[i * n + j] = a[j * n + i] = 0.0;
-                rotations++;
-            }
-    }
-    return rotations;
-}
-
-/* Checks S_k and fills value, axis and diagonal of component k. work [dim, dim]. */
-static df_result dfi_mixture_diagonalise(df_ctx *ctx, df_mixture *m, int k,
-                                         const double *S, double *work) {
-    static const char who[] = "df_mixture_create";
-    size_t d = (size_t)m->dim, i, j;
-    double *value = m->value + (size_t)k * d, top = 0.0, noise;
+/* Checks and stores component k. What rounding leaves of a zero eigenvalue must be zero,
+   or a singular covariance would pass for one with an inverse. */
+static df_result dfi_mixture_take(df_ctx *ctx, df_mixture *m, size_t k, double weight,
+                                  const double *mean, const double *S) {
+    static const char said[] = "df_mixture_create: component %d: %s %.6g";
+    size_t d = m->dim, i;
+    double *a = m->spare, sum = weight, norm = 0.0, skew = 0.0, noise = 0.0;
+    for (i = 0; i < d; i++) sum += m->mean[k * d + i] = mean[i];
     for (i = 0; i < d * d; i++) {
-        if (dfi_nonfinite(S[i]))
-            return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: covariance %d [%d,%d] is %s", who,
-                            k, (int)(i / d), (int)(i % d), dfi_nonfinite_name(S[i]));
-        if (fabs(S[i]) > top) top = fabs(S[i]);
+        a[i] = 0.5 * S[i] + 0.5 * S[i % d * d + i / d];
+        norm += fabs(S[i]);
+        skew += fabs(S[i] - a[i]);
     }
-    for (i = 0; i < d; i++)
-        for (j = 0; j < d; j++) {
-            double x = S[i * d + j], y = S[j * d + i];
-            if (fabs(x - y) > 1e-12 * top)
-                return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: covariance %d is not symmetric:"
-                                " [%d,%d] is %.17g, [%d,%d] is %.17g", who, k, (int)i,
-                                (int)j, x, (int)j, (int)i, y);
-            work[i * d + j] = top > 0.0 ? 0.5 * (x / top) + 0.5 * (y / top) : 0.0;
-        }
-    m->diagonal[k] = dfi_jacobi(d, work, m->axis + (size_t)k * d * d) == 0;
-    /* What rounding leaves of a zero eigenvalue must be zero, or a singular covariance
-       would pass for a regular one with an enormous inverse. A diagonal S_k met none. */
-    noise = m->diagonal[k] ? 0.0 : 8.0 * DBL_EPSILON * (double)d;
+    if (dfi_nonfinite(sum + norm))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, said, (int)k, "sum of numbers", sum + norm);
+    if (weight <= 0.0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, said, (int)k, "weight not above 0:", weight);
+    if (skew > 1e-12 * norm)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, said, (int)k, "S not symmetric, by", skew);
+    if (dfi_jacobi(d, 1e-20 * norm, a, m->axis + k * d * d))
+        noise = 8.0 * DBL_EPSILON * norm;
     for (i = 0; i < d; i++) {
-        double l = work[i * d + i];
-        if (l < -1e-12)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: covariance %d is not positive "
-                            "semi-definite: it has the eigenvalue %.6g", who, k, l * top);
-        value[i] = l > noise ? l * top : 0.0;
-        if (m->narrow < 0 || value[i] < m->least) {
-            m->least = value[i];
-            m->narrow = k;
-        }
-    }
-    return DF_OK;
-}
-
-/* Checks weights and means and copies them; weights are divided by their sum. */
-static df_result dfi_mixture_fill(df_ctx *ctx, df_mixture *m, const double *weights,
-                                  const double *means) {
-    static const char who[] = "df_mixture_create";
-    size_t i, K = (size_t)m->K, d = (size_t)m->dim;
-    double top = 0.0, sum = 0.0, so_far = 0.0;
-    for (i = 0; i < K; i++) {
-        if (dfi_nonfinite(weights[i]) || !(weights[i] > 0.0))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: weight %d is %g, must be positive",
-                            who, (int)i, weights[i]);
-        if (weights[i] > top) top = weights[i];
-    }
-    for (i = 0; i < K; i++) sum += weights[i] / top;
-    for (i = 0; i < K; i++) {
-        m->cumulative[i] = so_far += weights[i] / top / sum;
-        m->log_weight[i] = log(weights[i]) - log(top) - log(sum);
-    }
-    for (i = 0; i < K * d; i++) {
-        if (dfi_nonfinite(means[i]))
-            return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: mean %d [%d] is %s", who,
-                            (int)(i / d), (int)(i % d), dfi_nonfinite_name(means[i]));
-        m->mean[i] = means[i];
+        double l = a[i * d + i];
+        if (l < -1e-12 * norm)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, said, (int)k, "S has eigenvalue", l);
+        m->value[k * d + i] = l > noise ? l : 0.0;
     }
     return DF_OK;
 }
 
 DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *weights,
                                      const double *means, const double *covariances) {
-    size_t head = (sizeof(df_mixture) + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN;
-    size_t d = (size_t)dim, count = (size_t)K, k, each, size;
+    size_t n = (size_t)K, d = (size_t)dim, dd = dfi_mul(d, d), size, k;
+    double sum = 0.0, *w;
     df_mixture *m;
-    df_scope mark = dfi_scratch_mark(ctx);
-    df_result result = DF_ERR_MEMORY;
-    double *work;
     if (K < 1 || dim < 1 || weights == NULL || means == NULL || covariances == NULL) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_create: K = %d and dim = %d must be at "
-                 "least 1, weights, means and covariances not NULL", K, dim);
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_create: K = %d and dim = %d must be "
+                 "at least 1, no array NULL", K, dim);
         return NULL;
     }
-    each = dfi_plus(2, dfi_mul(d, dfi_plus(d, 2)));    /* doubles a component */
-    size = dfi_plus(dfi_mul(each, sizeof(double)), sizeof(int));
-    size = dfi_plus(head, dfi_mul(count, size));
+    size = dfi_plus(dfi_mul(n, 1 + 2 * d), dfi_mul(n + 1, dd));
+    size = dfi_plus(sizeof *m, dfi_mul(size, sizeof(double)));
     m = (df_mixture *)dfi_new(ctx, size);
     if (m == NULL) return NULL;
-    m->ctx = ctx;
-    m->size = size;
-    m->K = K;
-    m->dim = dim;
-    m->narrow = -1;
-    m->log_weight = (double *)(void *)((unsigned char *)m + head);
-    m->cumulative = m->log_weight + count;
-    m->mean = m->cumulative + count;
-    m->value = m->mean + count * d;
-    m->axis = m->value + count * d;
-    m->diagonal = (int *)(void *)(m->axis + count * d * d);
-    work = (double *)dfi_scratch(ctx, d * d * sizeof(double));
-    if (work != NULL) result = dfi_mixture_fill(ctx, m, weights, means);
-    for (k = 0; result == DF_OK && k < count; k++)
-        result = dfi_mixture_diagonalise(ctx, m, (int)k, covariances + k * d * d, work);
-    dfi_scratch_release(ctx, mark);
-    if (result == DF_OK) return m;
-    df_mixture_free(m);
-    return NULL;
+    w = (double *)(void *)(m + 1);
+    df_mixture made = { ctx, size, n, d, w, w + n, w + n + n * d, w + n + 2 * n * d,
+                        w + n + 2 * n * d + n * dd };
+    *m = made;
+    for (k = 0; k < n; k++) {
+        sum += weights[k] / K;                 /* the mean: no sum to overflow */
+        if (dfi_mixture_take(ctx, m, k, weights[k], means + k * d, covariances + k * dd)) {
+            df_mixture_free(m);
+            return NULL;
+        }
+    }
+    for (k = 0; k < n; k++) w[k] = log(weights[k]) - log(sum) - log(K);
+    return m;
 }
-
 DF_API void df_mixture_free(df_mixture *mixture) {
     if (mixture != NULL) dfi_delete(mixture->ctx, mixture, mixture->size);
 }
-
 DF_API df_mixture *df_mixture_ring(df_ctx *ctx, int K, double radius, double deviation) {
-    df_mixture *m = NULL;
     df_scope mark = dfi_scratch_mark(ctx);
-    double *weights, variance = deviation * deviation;
-    int k;
-    if (K < 1 || dfi_nonfinite(radius) || dfi_nonfinite(variance) || deviation < 0.0) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_ring: K = %d must be at least 1, "
-                 "radius = %g finite, deviation = %g finite and at least 0", K, radius,
-                 deviation);
-        return NULL;
+    size_t n = K > 0 ? (size_t)K : 0;
+    double *w = (double *)dfi_scratch(ctx, dfi_mul(n, 7 * sizeof(double)));
+    df_mixture *m = NULL;
+    for (size_t k = 0; k < n && w != NULL; k++) {
+        double angle = 2.0 * DFI_PI * (double)k / K, *mean = w + n + 2 * k;
+        double S[4] = { deviation * deviation, 0.0, 0.0, deviation * deviation };
+        w[k] = 1.0;
+        mean[0] = radius * cos(angle);
+        mean[1] = radius * sin(angle);
+        memcpy(w + 3 * n + 4 * k, S, sizeof S);
     }
-    weights = (double *)dfi_scratch(ctx, dfi_mul((size_t)K, 7 * sizeof(double)));
-    if (weights != NULL) {
-        double *means = weights + K, *S = means + 2 * (size_t)K;
-        for (k = 0; k < K; k++, S += 4) {
-            weights[k] = 1.0;
-            means[2 * (size_t)k] = radius * cos(2.0 * DFI_PI * k / K);
-            means[2 * (size_t)k + 1] = radius * sin(2.0 * DFI_PI * k / K);
-            S[0] = S[3] = variance;
-            S[1] = S[2] = 0.0;
-        }
-        m = df_mixture_create(ctx, K, 2, weights, means, means + 2 * (size_t)K);
-    }
+    if (w != NULL) m = df_mixture_create(ctx, K, 2, w, w + n, w + 3 * n);
     dfi_scratch_release(ctx, mark);
     return m;
 }
 
-/* ---- one row of x ---- */
-
-/* Where a row stands and what is asked of it. Every answer is one formula,
-
-       y(x) = sum_k r_k y_k,
-       y_k  = a mu_k + Q diag((a alpha L + b) / (alpha^2 L + sigma^2)) Q^T (x - M_k):
-
-   a = 1, b = 0 gives E[x_0|x]; a = 0, b = -1 the score; a prediction a x_0 + b' eps has
-   b = b' sigma. */
-typedef struct dfi_place { double alpha, sigma, a, b; } dfi_place;
-
-/* What one task works in; its rows pass through one after the other. */
-typedef struct dfi_mixture_work {
-    double alpha, sigma;       /* the point that variance and log_det belong to ... */
-    int ready;                 /* ... once they belong to one */
-    double *variance;          /* [K, dim] alpha^2 L + sigma^2 */
-    double *log_det;           /* [K] log det C_k */
-    double *r;                 /* [K] responsibilities */
-    double *uv;                /* [K] u_k . v */
-    double *y;                 /* [K, dim] Q^T (x - M_k), later y_k */
-    double *x, *v, *t, *sum, *dot; /* [dim] row, its v, temporary, y(x), (dy/dx) v */
-} dfi_mixture_work;
-
-/* In doubles. */
-static size_t dfi_mixture_work_size(const df_mixture *m) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim;
-    return dfi_plus(dfi_mul(2 * K, d), 3 * K + 5 * d);
-}
-
-static dfi_mixture_work dfi_mixture_work_at(const df_mixture *m, double *memory) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim;
-    dfi_mixture_work w;
-    w.alpha = w.sigma = 0.0;
-    w.ready = 0;
-    w.variance = memory;
-    w.y = w.variance + K * d;
-    w.log_det = w.y + K * d;
-    w.r = w.log_det + K;
-    w.uv = w.r + K;
-    w.x = w.uv + K;
-    w.v = w.x + d;
-    w.t = w.v + d;
-    w.sum = w.t + d;
-    w.dot = w.sum + d;
-    return w;
-}
-
-/* y = Q^T x of component k. */
-static void dfi_mixture_project(const df_mixture *m, size_t k, const double *x,
-                                double *y) {
-    size_t d = (size_t)m->dim, i, j;
-    const double *q = m->axis + k * d * d;
-    if (m->diagonal[k]) {
-        memcpy(y, x, d * sizeof *y);
-        return;
-    }
-    for (j = 0; j < d; j++, q += d) {
-        double sum = 0.0;
-        for (i = 0; i < d; i++) sum += q[i] * x[i];
-        y[j] = sum;
-    }
-}
-
-/* out += c Q y of component k. */
-static void dfi_mixture_unproject(const df_mixture *m, size_t k, double c, const double *y,
-                                  double *out) {
-    size_t d = (size_t)m->dim, i, j;
-    const double *q = m->axis + k * d * d;
-    if (m->diagonal[k]) {
-        for (i = 0; i < d; i++) out[i] += c * y[i];
-        return;
-    }
-    for (j = 0; j < d; j++, q += d)
-        for (i = 0; i < d; i++) out[i] += c * y[j] * q[i];
-}
-
-/* alpha^2 L + sigma^2 and log det C_k of all components, anew when the point changes. */
-static void dfi_mixture_move(const df_mixture *m, const dfi_place *at,
-                             dfi_mixture_work *w) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k;
-    if (w->ready && w->alpha == at->alpha && w->sigma == at->sigma) return;
-    for (k = 0; k < K; k++) {
-        w->log_det[k] = 0.0;
-        for (i = k * d; i < (k + 1) * d; i++) {
-            w->variance[i] = at->alpha * at->alpha * m->value[i] + at->sigma * at->sigma;
-            w->log_det[k] += log(w->variance[i]);
-        }
-    }
-    w->alpha = at->alpha;
-    w->sigma = at->sigma;
-    w->ready = 1;
-}
-
-/* Fills y and r for the row w->x and returns log p_t(x). By log-sum-exp: far from all
-   components every density underflows, their ratios do not. */
-static double dfi_mixture_density(const df_mixture *m, const dfi_place *at,
-                                  dfi_mixture_work *w) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k;
-    double top = 0.0, sum = 0.0;
-    dfi_mixture_move(m, at, w);
-    for (k = 0; k < K; k++) {
-        double *y = w->y + k * d, square = 0.0;
-        for (i = 0; i < d; i++) w->t[i] = w->x[i] - at->alpha * m->mean[k * d + i];
-        dfi_mixture_project(m, k, w->t, y);
-        for (i = 0; i < d; i++) square += y[i] * y[i] / w->variance[k * d + i];
-        w->r[k] = m->log_weight[k] - 0.5 * (w->log_det[k] + square);
-        if (k == 0 || w->r[k] > top) top = w->r[k];
-    }
-    for (k = 0; k < K; k++) sum += w->r[k] = exp(w->r[k] - top);
-    for (k = 0; k < K; k++) w->r[k] /= sum;
-    return top + log(sum) - 0.5 * (double)m->dim * log(2.0 * DFI_PI);
-}
-
-/* After the density: w->sum = y(x), and y_k in place of each w->y. A component whose r_k
-   underflowed says nothing and is passed over. */
-static void dfi_mixture_answer(const df_mixture *m, const dfi_place *at,
-                               dfi_mixture_work *w) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k, e;
-    for (i = 0; i < d; i++) w->sum[i] = 0.0;
-    for (k = 0; k < K; k++) {
-        if (w->r[k] == 0.0) continue;
-        for (i = 0, e = k * d; i < d; i++, e++) {
-            w->t[i] = (at->a * at->alpha * m->value[e] + at->b) / w->variance[e] * w->y[e];
-            w->y[e] = at->a * m->mean[e];
-        }
-        dfi_mixture_unproject(m, k, 1.0, w->t, w->y + k * d);
-        for (i = 0; i < d; i++) w->sum[i] += w->r[k] * w->y[k * d + i];
-    }
-}
-
-/* After the density: w->sum = y(x) and w->dot = (dy/dx) v. With A_k = dy_k/dx and
-   d log r_k/dx = -(u_k - sum_l r_l u_l),
-
-       (dy/dx) v = sum_k r_k A_k v - sum_k r_k (u_k . v - mean of u . v) (y_k - y).
-
-   A symmetric matrix: A_k is, and y_k is affine in u_k with the same factors for all k. So
-   this is the VJP as well. For x_0 it equals alpha/sigma^2 Cov[x_0|x] v, but divides by
-   nothing. */
-static void dfi_mixture_jacobian(const df_mixture *m, const dfi_place *at,
-                                 dfi_mixture_work *w) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim, i, k, e;
-    double mean = 0.0;
-    for (i = 0; i < d; i++) w->dot[i] = 0.0;
-    for (k = 0; k < K; k++) {
-        if (w->r[k] == 0.0) continue;
-        dfi_mixture_project(m, k, w->v, w->t);
-        w->uv[k] = 0.0;
-        for (i = 0, e = k * d; i < d; i++, e++) {
-            w->uv[k] += w->y[e] * w->t[i] / w->variance[e];
-            w->t[i] *= (at->a * at->alpha * m->value[e] + at->b) / w->variance[e];
-        }
-        dfi_mixture_unproject(m, k, w->r[k], w->t, w->dot);
-        mean += w->r[k] * w->uv[k];
-    }
-    dfi_mixture_answer(m, at, w);
-    for (k = 0; k < K; k++) {
-        if (w->r[k] == 0.0) continue;
-        for (i = 0; i < d; i++)
-            w->dot[i] -= w->r[k] * (w->uv[k] - mean) * (w->y[k * d + i] - w->sum[i]);
-    }
-}
-
-/* Within component k: S_k - alpha^2 S_k C_k^-1 S_k = Q diag(L sigma^2/(alpha^2 L +
-   sigma^2)) Q^T, for every x the same. out [K, dim, dim]. */
-static void dfi_mixture_within(const df_mixture *m, const dfi_place *at, double *out) {
-    size_t d = (size_t)m->dim, i, j, l;
-    double s2 = at->sigma * at->sigma;
-    memset(out, 0, (size_t)m->K * d * d * sizeof *out);
-    for (l = 0; l < (size_t)m->K * d; l++) {
-        const double *q = m->axis + l * d;
-        double c = m->value[l] * s2 / (at->alpha * at->alpha * m->value[l] + s2);
-        for (i = 0; i < d; i++)
-            for (j = 0; j < d && q[i] != 0.0; j++)
-                out[(l / d * d + i) * d + j] += c * q[i] * q[j];
-    }
-}
-
-/* After the answer E[x_0|x]: out [dim, dim] = Cov[x_0|x], what is within the components
-   plus the spread of their means: sums of non-negative parts, nothing cancels. */
-static void dfi_mixture_covariance(const df_mixture *m, const double *within,
-                                   const dfi_mixture_work *w, df_real *out) {
-    size_t K = (size_t)m->K, d = (size_t)m->dim, i, j, k;
-    for (i = 0; i < d; i++)
-        for (j = 0; j <= i; j++) {
-            double sum = 0.0;
-            for (k = 0; k < K; k++) {
-                const double *y = w->y + k * d;
-                if (w->r[k] == 0.0) continue;
-                sum += w->r[k] * (within[(k * d + i) * d + j]
-                                  + (y[i] - w->sum[i]) * (y[j] - w->sum[j]));
-            }
-            out[i * d + j] = out[j * d + i] = (df_real)sum;
-        }
-}
-
-/* ---- many rows ---- */
-
-enum { DFI_ASK_SAMPLE = 0 };   /* beside DF_ASK_...: not a question, new rows */
-
+/* ---- questions to a mixture ---- */
 typedef struct dfi_mixture_job {
     const df_mixture *m;
-    int n, tasks;
-    int ask;
-    dfi_place here;            /* of all rows, or ... */
-    const dfi_place *places;   /* [n] ... of each, if not NULL */
-    const df_real *x, *v;      /* [n, dim] */
-    df_real *out;              /* [n, dim] */
-    double *log_density;       /* [n] */
-    df_real *covariance;       /* [n, dim, dim] or NULL, and then ... */
-    double *within;            /* ... [K, dim, dim] */
-    uint64_t seed, first;      /* of a sample */
-    double *memory;            /* [tasks, work_size] */
-    size_t work_size;
-    size_t *lost;              /* [tasks] first row whose density overflows, or n */
+    const df_point *at;
+    double a, b;                       /* of the answer, see above */
+    int ask, n;                        /* DF_ASK_..., or 0: draw samples */
+    const df_real *x, *v;              /* [n, dim]; v for Jacobians, else NULL */
+    df_real *out, *covariance;         /* [n, dim], [n, dim, dim] or NULL */
+    uint64_t seed, first;              /* of samples */
 } dfi_mixture_job;
-
-/* A sample at a point: x = M_k + Q sqrt(alpha^2 L + sigma^2) z rather than alpha x_0 +
-   sigma eps. Half the numbers, and a sample keeps its k and z at every point of the
-   path. */
-static void dfi_mixture_draw(const dfi_mixture_job *job, uint64_t sample,
-                             dfi_mixture_work *w, df_real *x) {
-    const df_mixture *m = job->m;
-    size_t d = (size_t)m->dim, i, k = 0;
-    double u;
-    df_random_uniform(job->seed, sample, DFI_DRAW_COMPONENT, 1, &u);
-    df_random_normal(job->seed, sample, DFI_DRAW_WITHIN, d, x);
-    while (k + 1 < (size_t)m->K && u >= m->cumulative[k]) k++;
-    for (i = 0; i < d; i++) {
-        w->t[i] = sqrt(w->variance[k * d + i]) * (double)x[i];
-        w->sum[i] = job->here.alpha * m->mean[k * d + i];
-    }
-    dfi_mixture_unproject(m, k, 1.0, w->t, w->sum);
-    for (i = 0; i < d; i++) x[i] = (df_real)w->sum[i];
+static double dfi_mixture_variance(const dfi_mixture_job *job, size_t e) {
+    const df_point *p = job->at;
+    return p->alpha * p->alpha * job->m->value[e] + p->sigma * p->sigma;
 }
 
-/* Rows depend on nothing but themselves: how they are shared out changes no bit. */
-static void dfi_mixture_task(void *arg, int index) {
+/* Of component k at x: log w_k N(x; M_k, C_k), returned; y = y_k; for Jacobians g =
+   (dy_k/dx) v and uv = u_k . v, all [dim] but uv. s [3, dim] is scratch. */
+static double dfi_mixture_component(const dfi_mixture_job *job, size_t k,
+        const df_real *x, const df_real *v, double *y, double *g, double *uv, double *s) {
+    size_t d = job->m->dim, i;
+    const double *mean = job->m->mean + k * d, *axis = job->m->axis + k * d * d;
+    double alpha = job->at->alpha, log_p = job->m->log_weight[k], *z = s + d, *t = z + d;
+    for (i = 0; i < d; i++) s[i] = (double)x[i] - alpha * mean[i];
+    dfi_turn(d, axis, 1, s, z);
+    for (i = 0; i < d; i++) s[i] = (double)v[i];
+    dfi_turn(d, axis, 1, s, t);
+    for (i = 0, *uv = 0.0; i < d; i++) {
+        double c = dfi_mixture_variance(job, k * d + i);
+        double gain = (job->a * alpha * job->m->value[k * d + i] + job->b) / c;
+        log_p -= 0.5 * (log(2.0 * DFI_PI * c) + z[i] * z[i] / c);
+        *uv += z[i] * t[i] / c;
+        z[i] *= gain;
+        t[i] *= gain;
+    }
+    dfi_turn(d, axis, 0, z, y);
+    dfi_turn(d, axis, 0, t, g);
+    for (i = 0; i < d; i++) y[i] += job->a * mean[i];
+    return log_p;
+}
+
+/* Cov[x_0|x]: sigma^2 S_k C_k^-1 within the components, and the spread of their means. */
+static void dfi_mixture_covariance(const dfi_mixture_job *job, const double *r,
+                                   const double *y, const double *mean, df_real *out) {
+    size_t d = job->m->dim;
+    double s2 = job->at->sigma * job->at->sigma;
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j < d; j++) {
+            double sum = 0.0;
+            for (size_t e = 0; e < job->m->K * d; e++) {
+                const double *q = job->m->axis + e * d, *yk = y + e / d * d;
+                double c = job->m->value[e] * s2 / dfi_mixture_variance(job, e);
+                double spread = e % d == 0 ? (yk[i] - mean[i]) * (yk[j] - mean[j]) : 0.0;
+                sum += r[e / d] * (c * q[i] * q[j] + spread);
+            }
+            out[i * d + j] = (df_real)sum;
+        }
+}
+
+/* Sample `row`: M_k + Q sqrt(alpha^2 L + sigma^2) z, the same k and z at every point. */
+static double dfi_mixture_draw(const void *arg, size_t row, double *z) {
     const dfi_mixture_job *job = (const dfi_mixture_job *)arg;
     const df_mixture *m = job->m;
-    double *memory = job->memory + (size_t)index * job->work_size;
-    dfi_mixture_work w = dfi_mixture_work_at(m, memory);
-    size_t d = (size_t)m->dim, i, n = (size_t)job->n, tasks = (size_t)job->tasks;
-    size_t row = n * (size_t)index / tasks, end = n * ((size_t)index + 1) / tasks;
-    job->lost[index] = n;
-    for (; row < end; row++) {
-        const dfi_place *at = job->places != NULL ? job->places + row : &job->here;
-        const double *answer = job->v != NULL ? w.dot : w.sum;
-        double log_p;
-        if (job->ask == DFI_ASK_SAMPLE) {
-            dfi_mixture_move(m, at, &w);
-            dfi_mixture_draw(job, job->first + (uint64_t)row, &w, job->out + row * d);
-            continue;
-        }
-        for (i = 0; i < d; i++) w.x[i] = (double)job->x[row * d + i];
-        for (i = 0; i < d && job->v != NULL; i++) w.v[i] = (double)job->v[row * d + i];
-        log_p = dfi_mixture_density(m, at, &w);
-        if (dfi_nonfinite(log_p)) {
-            job->lost[index] = row;
-            break;
-        }
-        if (job->ask == DF_ASK_LOG_DENSITY) {
-            job->log_density[row] = log_p;
-            continue;
-        }
-        if (job->v != NULL) dfi_mixture_jacobian(m, at, &w);
-        else dfi_mixture_answer(m, at, &w);
-        for (i = 0; i < d; i++) job->out[row * d + i] = (df_real)answer[i];
-        if (job->covariance != NULL)
-            dfi_mixture_covariance(m, job->within, &w, job->covariance + row * d * d);
+    size_t d = m->dim, i, k = 0;
+    double u, *y = z + d;
+    df_real *x = job->out + row * d;
+    df_random_uniform(job->seed, job->first + row, DFI_DRAW_COMPONENT, 1, &u);
+    df_random_normal(job->seed, job->first + row, DFI_DRAW_WITHIN, d, x);
+    while (k + 1 < m->K && (u -= exp(m->log_weight[k])) >= 0.0) k++;
+    for (i = 0; i < d; i++)
+        z[i] = sqrt(dfi_mixture_variance(job, k * d + i)) * (double)x[i];
+    dfi_turn(d, m->axis + k * d * d, 0, z, y);
+    for (i = 0; i < d; i++)
+        x[i] = (df_real)(y[i] + job->at->alpha * m->mean[k * d + i]);
+    return 0.0;
+}
+
+/* One question. With d log r_k/dx = mean of u - u_k the Jacobian is
+       (dy/dx) v = sum_k r_k ((dy_k/dx) v - (u_k . v) (y_k - y)),
+   symmetric, since y_k is affine in u_k with the same factors for all k: JVP and VJP. */
+static double dfi_mixture_row(const void *arg, size_t row, double *r) {
+    const dfi_mixture_job *job = (const dfi_mixture_job *)arg;
+    size_t K = job->m->K, d = job->m->dim, i, k;
+    double *uv = r + K, *y = uv + K, *g = y + K * d, *mean = g + K * d, *s = mean + d;
+    double top = -DBL_MAX, sum = 0.0;
+    const df_real *x = job->x + row * d, *v = job->v != NULL ? job->v + row * d : x;
+    for (k = 0; k < K; k++)
+        r[k] = dfi_mixture_component(job, k, x, v, y + k * d, g + k * d, uv + k, s);
+    for (k = 0; k < K; k++) top = fmax(top, r[k]);
+    /* far out every density underflows, their ratios do not */
+    for (k = 0; k < K; k++) sum += exp(r[k] - top);
+    for (k = 0; k < K; k++) r[k] = exp(r[k] - top) / sum;
+    for (i = 0; i < d && job->ask != DF_ASK_LOG_DENSITY; i++) {
+        double jv = mean[i] = 0.0;
+        for (k = 0; k < K; k++) mean[i] += r[k] * y[k * d + i];
+        for (k = 0; k < K; k++)
+            jv += r[k] * (g[k * d + i] - uv[k] * (y[k * d + i] - mean[i]));
+        job->out[row * d + i] = (df_real)(job->v != NULL ? jv : mean[i]);
     }
+    if (job->covariance != NULL)
+        dfi_mixture_covariance(job, r, y, mean, job->covariance + row * d * d);
+    if (job->ask == DF_ASK_LOG_DENSITY && job->out != NULL)
+        job->out[row] = (df_real)(top + log(sum));
+    return top + log(sum);
 }
 
-/* A question can be answered where every C_k has an inverse that double can hold. */
-static df_result dfi_mixture_check_place(df_ctx *ctx, const char *who, const df_mixture *m,
-                                         const dfi_place *at, int ask) {
-    if (dfi_nonfinite(at->alpha) || dfi_nonfinite(at->sigma) || at->sigma < 0.0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: no such point: alpha = %g, sigma = %g",
-                        who, at->alpha, at->sigma);
-    if (ask != DFI_ASK_SAMPLE
-        && at->alpha * at->alpha * m->least + at->sigma * at->sigma < DBL_MIN)
-        return dfi_fail(ctx, DF_ERR_SINGULAR, "%s: at alpha = %g, sigma = %g the "
-                        "covariance of component %d is singular (least eigenvalue of S: "
-                        "%g); ask at sigma > 0", who, at->alpha, at->sigma, m->narrow,
-                        m->least);
-    return DF_OK;
-}
-
-/* Refuses NaN and Inf in an array [n, width]. */
-static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
-                                 size_t width, const df_real *x) {
-    size_t at = ctx->k->nonfinite(n * width, x);
-    if (at == n * width) return DF_OK;
-    return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: %s [%d,%d] is %s in row %d, element %d",
-                    who, what, (int)n, (int)width, dfi_nonfinite_name((double)x[at]),
-                    (int)(at / width), (int)(at % width));
-}
-
-static df_result dfi_mixture_check(df_ctx *ctx, const char *who,
-                                   const dfi_mixture_job *job) {
-    const void *out = job->ask == DF_ASK_LOG_DENSITY ? (void *)job->log_density : job->out;
-    size_t n = (size_t)job->n, d, i;
-    df_result result = DF_OK;
-    if (job->m == NULL || job->n < 0
-        || (job->n > 0 && ((job->x == NULL && job->ask != DFI_ASK_SAMPLE) || out == NULL)))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d must be at least 0, mixture, "
-                        "point and arrays not NULL", who, job->n);
-    d = (size_t)job->m->dim;
-    for (i = 0; i < (job->places != NULL ? n : 1) && result == DF_OK; i++)
-        result = dfi_mixture_check_place(ctx, who, job->m, job->places != NULL
-                                         ? job->places + i : &job->here, job->ask);
-    if (result == DF_OK && n > 0 && job->x != NULL)
-        result = dfi_rows_finite(ctx, who, "x", n, d, job->x);
-    if (result == DF_OK && n > 0 && job->v != NULL)
-        result = dfi_rows_finite(ctx, who, "v", n, d, job->v);
-    return result;
-}
-
-/* Checks, shares out the rows, checks what came out: a row may lie so far out that its
-   squared distance overflows, an answer may be too large for df_real. */
-static df_result dfi_mixture_run(df_ctx *ctx, const char *who, dfi_mixture_job *job) {
-    df_scope mark = dfi_scratch_mark(ctx);
-    size_t n = (size_t)job->n, d, dd, i;
-    int most = 2 * ctx->threads, chunks = job->n / 16 + 1;
-    df_result result = dfi_mixture_check(ctx, who, job);
-    if (result != DF_OK || job->n == 0) return result;
-    d = (size_t)job->m->dim;
-    dd = job->covariance != NULL ? (size_t)job->m->K * d * d : 0;
-    job->tasks = chunks < most ? chunks : most;
-    job->work_size = dfi_mixture_work_size(job->m);
-    i = dfi_plus(dd, dfi_mul((size_t)job->tasks, job->work_size));
-    job->within = (double *)dfi_scratch(ctx, dfi_mul(i, sizeof(double)));
-    job->lost = (size_t *)dfi_scratch(ctx, (size_t)job->tasks * sizeof(size_t));
-    if (job->within == NULL || job->lost == NULL) {
-        dfi_scratch_release(ctx, mark);
-        return DF_ERR_MEMORY;
-    }
-    job->memory = job->within + dd;
-    if (dd > 0) dfi_mixture_within(job->m, &job->here, job->within);
-    dfi_parallel(ctx, job->tasks, dfi_mixture_task, job);
-    for (i = 0; i < (size_t)job->tasks && result == DF_OK; i++)
-        if (job->lost[i] < n)  /* tasks hold rising rows: this is the first of all */
-            result = dfi_fail(ctx, DF_ERR_NONFINITE, "%s: row %d of x lies so far out "
-                              "that its log density overflows", who, (int)job->lost[i]);
-    dfi_scratch_release(ctx, mark);
-    if (result != DF_OK) return result;
-    if (job->out != NULL) result = dfi_rows_finite(ctx, who, "answer", n, d, job->out);
-    if (result == DF_OK && dd > 0)
-        result = dfi_rows_finite(ctx, who, "covariance", n, d * d, job->covariance);
-    return result;
-}
-
-/* A job for rows at one point; a NULL among the arguments is found by the check. */
-static dfi_mixture_job dfi_mixture_job_at(const df_mixture *m, const df_point *at, int ask,
-                                          int n, const df_real *x) {
-    dfi_mixture_job job;
-    memset(&job, 0, sizeof job);
-    job.m = at != NULL ? m : NULL;
-    job.n = n;
-    job.ask = ask;
-    job.x = x;
-    if (at == NULL) return job;
-    job.here.alpha = at->alpha;
-    job.here.sigma = at->sigma;
-    return job;
+/* Checks and does a job; log_p [n] takes the densities, if not NULL. */
+static df_result dfi_mixture_run(df_ctx *ctx, const char *who, const dfi_mixture_job *job,
+                                 double *log_p) {
+    const df_mixture *m = job->m;
+    int draw = job->ask == 0;
+    dfi_rows rows = { draw ? dfi_mixture_draw : dfi_mixture_row, job, (size_t)job->n, 0, 0,
+                      log_p, NULL };
+    double sum;
+    if (m == NULL || job->at == NULL || job->n < 0 || dfi_nonfinite(job->at->alpha)
+        || dfi_nonfinite(job->at->sigma) || job->at->sigma < 0.0
+        || (job->n > 0 && ((job->x == NULL && !draw) || (job->out == NULL && !log_p))))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d or sigma < 0, or a NULL", who,
+                        job->n);
+    for (size_t e = 0; e < m->K * m->dim && !draw; e++)
+        if (dfi_mixture_variance(job, e) < DBL_MIN)
+            return dfi_fail(ctx, DF_ERR_SINGULAR, "%s: at sigma = %g the covariance of "
+                            "component %d is singular: ask at a larger sigma", who,
+                            job->at->sigma, (int)(e / m->dim));
+    rows.room = 2 * (m->K + 2) * (m->dim + 1);
+    if (dfi_rows_finite(ctx, who, "x", rows.n, m->dim, job->x)) return ctx->code;
+    return dfi_rows_run(ctx, who, rows, &sum);
 }
 
 DF_API df_result df_mixture_log_density(df_ctx *ctx, const df_mixture *m,
-                                        const df_point *at, int n, const df_real *x,
-                                        double *out) {
-    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_LOG_DENSITY, n, x);
-    job.log_density = out;
-    return dfi_mixture_run(ctx, "df_mixture_log_density", &job);
+        const df_point *at, int n, const df_real *x, double *out) {
+    dfi_mixture_job job = { m, at, 0, 0, DF_ASK_LOG_DENSITY, n, x, 0, 0, 0, 0, 0 };
+    return dfi_mixture_run(ctx, "df_mixture_log_density", &job, out);
 }
-
 DF_API df_result df_mixture_score(df_ctx *ctx, const df_mixture *m, const df_point *at,
                                   int n, const df_real *x, df_real *out) {
-    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_PREDICT, n, x);
-    job.here.b = -1.0;
-    job.out = out;
-    return dfi_mixture_run(ctx, "df_mixture_score", &job);
+    dfi_mixture_job job = { m, at, 0, -1, DF_ASK_PREDICT, n, x, NULL, out, NULL, 0, 0 };
+    return dfi_mixture_run(ctx, "df_mixture_score", &job, NULL);
 }
-
-DF_API df_result df_mixture_posterior(df_ctx *ctx, const df_mixture *m, const df_point *at,
-                                      int n, const df_real *x, df_real *mean,
-                                      df_real *covariance) {
-    dfi_mixture_job job = dfi_mixture_job_at(m, at, DF_ASK_PREDICT, n, x);
-    job.here.a = 1.0;
-    job.out = mean;
-    job.covariance = covariance;
-    return dfi_mixture_run(ctx, "df_mixture_posterior", &job);
+DF_API df_result df_mixture_posterior(df_ctx *ctx, const df_mixture *m,
+        const df_point *at, int n, const df_real *x, df_real *mean, df_real *cov) {
+    dfi_mixture_job job = { m, at, 1, 0, DF_ASK_PREDICT, n, x, NULL, mean, cov, 0, 0 };
+    return dfi_mixture_run(ctx, "df_mixture_posterior", &job, NULL);
 }
-
 DF_API df_result df_mixture_sample(df_ctx *ctx, const df_mixture *m, const df_point *at,
                                    uint64_t seed, uint64_t first, int n, df_real *x) {
-    dfi_mixture_job job = dfi_mixture_job_at(m, at, DFI_ASK_SAMPLE, n, NULL);
-    job.out = x;
-    job.seed = seed;
-    job.first = first;
-    return dfi_mixture_run(ctx, "df_mixture_sample", &job);
+    dfi_mixture_job job = { m, at, 0, 0, 0, n, NULL, NULL, x, NULL, seed, first };
+    return dfi_mixture_run(ctx, "df_mixture_sample", &job, NULL);
 }
 
-/* ---- the mixture as a model ---- */
-
-/* A row of the plane as a place. The score, -sum_k r_k u_k, needs no row: it is finite
-   even at sigma = 0, where its row -1/sigma is not. */
-static df_result dfi_mixture_place(df_ctx *ctx, const df_mixture_view *view,
-                                   const df_query *q, int i, dfi_place *out) {
-    double row[2] = { 0.0, -1.0 };
-    df_result result = DF_OK;
-    df_point at;
-    int score = view->prediction == DF_SCORE || q->ask == DF_ASK_LOG_DENSITY;
-    at.t = q->t[i];
-    at.alpha = q->alpha[i];
-    at.sigma = q->sigma[i];
-    at.lambda = at.sigma > 0.0 ? (at.alpha > 0.0 ? log(at.alpha / at.sigma) : -HUGE_VAL)
-                               : HUGE_VAL;
-    if (!score) result = df_plane_row(ctx, &view->process, view->prediction, &at, row);
-    out->alpha = at.alpha;
-    out->sigma = at.sigma;
-    out->a = row[0];
-    out->b = score ? row[1] : row[1] * at.sigma;
-    return result;
-}
-
+/* Rows at one time are one question, else each is its own. The score needs no row of the
+   plane: it is finite even at sigma = 0, where its row -1/sigma is not. */
 static int dfi_mixture_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
-    static const char who[] = "df_mixture_model";
     const df_mixture_view *view = (const df_mixture_view *)self;
-    int i, n = q->n, jacobian = q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP;
-    df_scope mark = dfi_scratch_mark(ctx);
-    dfi_mixture_job job;
-    dfi_place *places;
-    double *log_p;
-    df_result result = DF_OK;
-    if (view->mixture == NULL || q->dim != view->mixture->dim)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: x [%d,%d] for a mixture of dim %d",
-                        who, n, q->dim, view->mixture != NULL ? view->mixture->dim : 0);
-    if (jacobian && q->v == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: JVP and VJP need v", who);
-    places = (dfi_place *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *places));
-    log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
-    if (places == NULL || log_p == NULL) result = DF_ERR_MEMORY;
-    for (i = 0; i < n && result == DF_OK; i++) {
-        if (i > 0 && q->same_time) places[i] = places[0];
-        else result = dfi_mixture_place(ctx, view, q, i, places + i);
+    int density = q->ask == DF_ASK_LOG_DENSITY, n = q->same_time ? q->n : 1;
+    int jacobian = q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP;
+    size_t dim = (size_t)q->dim;
+    if (view->mixture == NULL || dim != view->mixture->dim || (jacobian && q->v == NULL))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_model: x [%d,%d] must have the "
+                        "mixture's dim, a Jacobian needs v", q->n, q->dim);
+    for (int i = 0; i < q->n; i += n) {
+        df_point at = df_process_at(&view->process, q->t[i]);
+        size_t skip = (size_t)i * dim;
+        double row[2] = { 0.0, -1.0 };
+        at.alpha = q->alpha[i];
+        at.sigma = q->sigma[i];
+        if (view->prediction != DF_SCORE && !density) {
+            if (df_plane_row(ctx, &view->process, view->prediction, &at, row))
+                return ctx->code;
+            row[1] *= at.sigma;
+        }
+        dfi_mixture_job job = { view->mixture, &at, row[0], row[1], (int)q->ask, n,
+                                q->x + skip, jacobian ? q->v + skip : NULL,
+                                out + (density ? (size_t)i : skip), NULL, 0, 0 };
+        if (dfi_mixture_run(ctx, "df_mixture_model", &job, NULL)) return ctx->code;
     }
-    job = dfi_mixture_job_at(view->mixture, NULL, (int)q->ask, n, q->x);
-    job.m = view->mixture;
-    job.places = places;
-    if (jacobian) job.v = q->v;
-    if (q->ask == DF_ASK_LOG_DENSITY) job.log_density = log_p;
-    else job.out = out;
-    if (result == DF_OK) result = dfi_mixture_run(ctx, who, &job);
-    for (i = 0; i < n && job.log_density != NULL && result == DF_OK; i++)
-        out[i] = (df_real)log_p[i];
-    dfi_scratch_release(ctx, mark);
-    return result;
+    return DF_OK;
 }
-
 DF_API df_model df_mixture_model(df_mixture_view *view) {
     df_model model = df_model_defaults();
-    if (view == NULL || view->mixture == NULL) return model;  /* without predict */
+    if (view == NULL || view->mixture == NULL) return model;           /* cannot predict */
     model.predict = dfi_mixture_predict;
     model.self = view;
-    model.dim = view->mixture->dim;
+    model.dim = (int)view->mixture->dim;
     model.answers = DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP | DF_ASK_LOG_DENSITY;
     model.process = view->process;
     model.prediction = view->prediction;
     return model;
 }
 
-/* ---- distances between samples ----
-   They need the samples alone. Sliced Wasserstein (Bonneel et al. 2015) compares shapes on
-   lines for n log n; energy distance (Szekely & Rizzo 2013) and MMD (Gretton et al. 2012)
-   compare all pairs, are unbiased, and so may come out below zero. */
-
-/* Sorts n numbers by radix 256, from the low digit up: each pass keeps the order of those
-   before it (Knuth, vol. 3, sec. 5.2.5); four times as fast as merging. Doubles sort like
-   the integers of the same bits once the sign bit of positive numbers and all bits of
-   negative ones are turned. Eight passes: the result ends where it began. keys [2 n]. */
-static void dfi_radix_sort(size_t n, double *x, uint64_t *keys) {
-    const uint64_t sign = (uint64_t)1 << 63;
-    uint64_t *from = keys, *to = keys + n;
-    size_t start[256], i, sum, count;
-    int shift;
-    for (i = 0; i < n; i++) {
-        memcpy(&from[i], &x[i], sizeof *from);
-        from[i] ^= (from[i] & sign) != 0 ? UINT64_MAX : sign;
-    }
-    for (shift = 0; shift < 64; shift += 8) {
-        uint64_t *swap = from;
-        memset(start, 0, sizeof start);
-        for (i = 0; i < n; i++) start[(from[i] >> shift) & 255]++;
-        for (i = 0, sum = 0; i < 256; i++) {
-            count = start[i];
-            start[i] = sum;
-            sum += count;
-        }
-        for (i = 0; i < n; i++) to[start[(from[i] >> shift) & 255]++] = from[i];
-        from = to;
-        to = swap;
-    }
-    for (i = 0; i < n; i++) {
-        from[i] ^= (from[i] & sign) != 0 ? sign : UINT64_MAX;
-        memcpy(&x[i], &from[i], sizeof *x);
-    }
-}
-
-typedef struct dfi_sliced_job {
-    const df_real *a, *b;      /* [na, dim], [nb, dim] */
+/* ---- distances between samples ---- */
+typedef struct dfi_samples {
+    const dfi_kernels *k;
+    const df_real *a, *b;              /* [na, dim], [nb, dim] */
     size_t na, nb, dim;
-    int projections, tasks;
-    uint64_t seed;
-    double *result;            /* [projections] squared W_2 along each direction */
-    double *memory;            /* [tasks, na + nb] projections */
-    uint64_t *keys;            /* [tasks, 2 max(na, nb)] */
-    df_real *direction;        /* [tasks, dim] */
-} dfi_sliced_job;
+    uint64_t seed;                     /* of directions */
+    double scale;                      /* f = exp(-scale d^2), or 0: the distance d */
+} dfi_samples;
 
-/* x . theta of all rows, sorted. Four partial sums, so that additions overlap. */
-static void dfi_sliced_project(size_t n, size_t dim, const df_real *x,
-                               const df_real *theta, double scale, double *out,
-                               uint64_t *keys) {
-    size_t row, i;
-    for (row = 0; row < n; row++, x += dim) {
-        double s[4] = { 0.0, 0.0, 0.0, 0.0 };
-        for (i = 0; i + 4 <= dim; i += 4) {
-            s[0] += (double)x[i] * (double)theta[i];
-            s[1] += (double)x[i + 1] * (double)theta[i + 1];
-            s[2] += (double)x[i + 2] * (double)theta[i + 2];
-            s[3] += (double)x[i + 3] * (double)theta[i + 3];
-        }
-        for (; i < dim; i++) s[0] += (double)x[i] * (double)theta[i];
-        out[row] = ((s[0] + s[1]) + (s[2] + s[3])) * scale;
-    }
-    dfi_radix_sort(n, out, keys);
+/* A negative count, made a size_t, is huge. */
+static df_result dfi_samples_check(df_ctx *ctx, const char *who, const dfi_samples *s,
+                                   size_t least, const double *out) {
+    if (s->na - least > INT_MAX || s->nb - least > INT_MAX || s->dim - 1 > INT_MAX
+        || s->a == NULL || s->b == NULL || out == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: na = %d and nb = %d below %d, dim = %d "
+                        "below 1, or a NULL", who, (int)s->na, (int)s->nb, (int)least,
+                        (int)s->dim);
+    if (dfi_rows_finite(ctx, who, "a", s->na, s->dim, s->a)) return ctx->code;
+    return dfi_rows_finite(ctx, who, "b", s->nb, s->dim, s->b);
 }
 
-/* On a line W_2^2 = int_0^1 (F_a^-1(u) - F_b^-1(u))^2 du. Quantile functions of samples
-   are stairs with steps of width 1/na and 1/nb: both are walked at once, in units of
-   1/(na nb). */
-static double dfi_quantile_distance(size_t na, const double *a, size_t nb,
-                                    const double *b) {
-    uint64_t at = 0, to_a = (uint64_t)nb, to_b = (uint64_t)na;
-    size_t i = 0, j = 0;
-    double sum = 0.0;
-    while (i < na && j < nb) {
-        double gap = a[i] - b[j];
+
+/* Squared W_2 along direction p, int (F_a^-1 - F_b^-1)^2 du (Bonneel et al. 2015).
+   The quantile functions are stairs of steps 1/na, 1/nb, walked in units of 1/(na nb). */
+static double dfi_sliced_row(const void *arg, size_t p, double *a) {
+    const dfi_samples *s = (const dfi_samples *)arg;
+    size_t na = s->na, nb = s->nb, dim = s->dim, i, j;
+    double *b = a + na, *spare = b + nb, sum = 0.0;
+    df_real *theta = (df_real *)(void *)(spare + na + nb);
+    uint64_t at = 0;
+    df_random_normal(s->seed, p, DFI_DRAW_DIRECTION, dim, theta);
+    for (i = 0; i < na; i++) a[i] = s->k->dot(dim, s->a + i * dim, theta);
+    for (j = 0; j < nb; j++) b[j] = s->k->dot(dim, s->b + j * dim, theta);
+    dfi_merge_sort(na, a, spare);
+    dfi_merge_sort(nb, b, spare);
+    for (i = j = 0; i < na && j < nb;) {
+        uint64_t to_a = (uint64_t)(i + 1) * nb, to_b = (uint64_t)(j + 1) * na;
         uint64_t to = to_a < to_b ? to_a : to_b;
-        sum += (double)(to - at) * (gap * gap);
+        sum += (double)(to - at) * (a[i] - b[j]) * (a[i] - b[j]);
         at = to;
-        if (to_a == at) to_a += (uint64_t)nb, i++;
-        if (to_b == at) to_b += (uint64_t)na, j++;
+        i += to_a == to;
+        j += to_b == to;
     }
-    return sum / ((double)na * (double)nb);
+    return sum / ((double)na * (double)nb) / s->k->dot(dim, theta, theta);
 }
-
-static void dfi_sliced_task(void *arg, int index) {
-    const dfi_sliced_job *job = (const dfi_sliced_job *)arg;
-    size_t most = job->na > job->nb ? job->na : job->nb;
-    double *a = job->memory + (size_t)index * (job->na + job->nb), *b = a + job->na;
-    uint64_t *keys = job->keys + (size_t)index * 2 * most;
-    df_real *theta = job->direction + (size_t)index * job->dim;
-    size_t i;
-    int p;
-    for (p = index; p < job->projections; p += job->tasks) {
-        double norm = 0.0;
-        df_random_normal(job->seed, (uint64_t)p, DFI_DRAW_DIRECTION, job->dim, theta);
-        for (i = 0; i < job->dim; i++) norm += (double)theta[i] * (double)theta[i];
-        norm = 1.0 / sqrt(norm);
-        dfi_sliced_project(job->na, job->dim, job->a, theta, norm, a, keys);
-        dfi_sliced_project(job->nb, job->dim, job->b, theta, norm, b, keys);
-        job->result[p] = dfi_quantile_distance(job->na, a, job->nb, b);
-    }
-}
-
-/* Argument checks of the three distances; least: the smallest sample they accept. */
-static df_result dfi_distance_check(df_ctx *ctx, const char *who, const df_real *a, int na,
-                                    const df_real *b, int nb, int dim, int least,
-                                    const double *out) {
-    df_result result;
-    if (na < least || nb < least || dim < 1 || a == NULL || b == NULL || out == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: na = %d, nb = %d must be at least %d, "
-                        "dim = %d at least 1, arrays not NULL", who, na, nb, least, dim);
-    result = dfi_rows_finite(ctx, who, "a", (size_t)na, (size_t)dim, a);
-    if (result != DF_OK) return result;
-    return dfi_rows_finite(ctx, who, "b", (size_t)nb, (size_t)dim, b);
-}
-
-static df_result dfi_distance_done(df_ctx *ctx, const char *who, double distance,
-                                   double *out) {
-    if (dfi_nonfinite(distance))
-        return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: squared distances overflow", who);
-    *out = distance;
-    return DF_OK;
-}
-
 DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
-                                       const df_real *b, int nb, int dim, int projections,
-                                       uint64_t seed, double *out) {
+        const df_real *b, int nb, int dim, int projections, uint64_t seed, double *out) {
     static const char who[] = "df_sliced_wasserstein";
-    df_result result = dfi_distance_check(ctx, who, a, na, b, nb, dim, 1, out);
-    df_scope mark = dfi_scratch_mark(ctx);
-    dfi_sliced_job job;
-    size_t tasks, most = (size_t)(na > nb ? na : nb);
+    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, seed, 0.0 };
+    dfi_rows rows = { dfi_sliced_row, &s, (size_t)projections,
+                      2 * (s.na + s.nb) + s.dim, 0, NULL, NULL };
     double sum = 0.0;
-    int p;
-    if (result != DF_OK) return result;
     if (projections < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: projections = %d must be at least 1",
-                        who, projections);
-    job.a = a;
-    job.b = b;
-    job.na = (size_t)na;
-    job.nb = (size_t)nb;
-    job.dim = (size_t)dim;
-    job.projections = projections;
-    job.seed = seed;
-    job.tasks = projections < ctx->threads ? projections : ctx->threads;
-    tasks = (size_t)job.tasks;
-    job.result = (double *)dfi_scratch(ctx, dfi_mul((size_t)projections, sizeof(double)));
-    job.memory = (double *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(double),
-                                                    job.na + job.nb));
-    job.keys = (uint64_t *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(uint64_t), 2 * most));
-    job.direction = (df_real *)dfi_scratch(ctx, dfi_mul(tasks * sizeof(df_real), job.dim));
-    if (job.result == NULL || job.memory == NULL || job.keys == NULL
-        || job.direction == NULL) {
-        dfi_scratch_release(ctx, mark);
-        return DF_ERR_MEMORY;
-    }
-    dfi_parallel(ctx, job.tasks, dfi_sliced_task, &job);
-    for (p = 0; p < projections; p++) sum += job.result[p]; /* always in order */
-    dfi_scratch_release(ctx, mark);
-    return dfi_distance_done(ctx, who, sqrt(sum / projections), out);
-}
-
-#define DFI_PAIR_ROWS 64
-#define DFI_PAIR_LANES 32
-
-/* Sum of f(|a_i - b_j|) over all pairs, or over pairs j < i of one sample, in blocks of
-   rows of a whose sums are kept apart and added in order. */
-typedef struct dfi_pair_job {
-    const df_real *a, *b;      /* [na, dim], [nb, dim] */
-    size_t na, nb, dim, blocks;
-    int within;                /* b is a: pairs of one sample */
-    int tasks;
-    double scale;              /* f = exp(-scale |.|^2), or where 0 the distance itself */
-    double *tile;              /* [tasks, dim, LANES] rows of b, turned on their side */
-    double *sum;               /* [blocks] */
-} dfi_pair_job;
-
-/* f for one row of a and the first `count` lanes of a tile. */
-static double dfi_pair_row(const dfi_pair_job *job, const df_real *a, const double *tile,
-                           size_t count) {
-    double square[DFI_PAIR_LANES] = { 0.0 }, sum = 0.0;
-    size_t i, j;
-    for (i = 0; i < job->dim; i++, tile += DFI_PAIR_LANES)
-        for (j = 0; j < DFI_PAIR_LANES; j++) {
-            double gap = (double)a[i] - tile[j];
-            square[j] += gap * gap;
-        }
-    for (j = 0; j < count; j++)
-        sum += job->scale > 0.0 ? exp(-job->scale * square[j]) : sqrt(square[j]);
-    return sum;
-}
-
-static double dfi_pair_block(const dfi_pair_job *job, size_t from, size_t to,
-                             double *tile) {
-    size_t end = job->within ? to : job->nb, start, i, j, row;
-    double sum = 0.0;
-    for (start = 0; start < end; start += DFI_PAIR_LANES) {
-        size_t count = end - start < DFI_PAIR_LANES ? end - start : DFI_PAIR_LANES;
-        for (i = 0; i < job->dim; i++)
-            for (j = 0; j < DFI_PAIR_LANES; j++)
-                tile[i * DFI_PAIR_LANES + j] =
-                    j < count ? (double)job->b[(start + j) * job->dim + i] : 0.0;
-        for (row = from; row < to; row++) {
-            size_t lanes = count;
-            if (job->within && row < start + count) lanes = row > start ? row - start : 0;
-            if (lanes > 0) sum += dfi_pair_row(job, job->a + row * job->dim, tile, lanes);
-        }
-    }
-    return sum;
-}
-
-static void dfi_pair_task(void *arg, int index) {
-    const dfi_pair_job *job = (const dfi_pair_job *)arg;
-    double *tile = job->tile + (size_t)index * job->dim * DFI_PAIR_LANES;
-    size_t block;
-    for (block = (size_t)index; block < job->blocks; block += (size_t)job->tasks) {
-        size_t from = block * DFI_PAIR_ROWS, to = from + DFI_PAIR_ROWS;
-        job->sum[block] = dfi_pair_block(job, from, to < job->na ? to : job->na, tile);
-    }
-}
-
-/* Mean of f over all pairs of a and b or, where b is NULL, over the pairs i != j of a. */
-static df_result dfi_pair_mean(df_ctx *ctx, const df_real *a, int na, const df_real *b,
-                               int nb, int dim, double scale, double *mean) {
-    dfi_pair_job job;
-    df_scope mark = dfi_scratch_mark(ctx);
-    size_t block, most = (size_t)ctx->threads * 4, tile;
-    double sum = 0.0;
-    job.a = a;
-    job.b = b != NULL ? b : a;
-    job.within = b == NULL;
-    job.na = (size_t)na;
-    job.nb = (size_t)nb;
-    job.dim = (size_t)dim;
-    job.scale = scale;
-    job.blocks = (job.na + DFI_PAIR_ROWS - 1) / DFI_PAIR_ROWS;
-    job.tasks = (int)(job.blocks < most ? job.blocks : most);
-    tile = dfi_mul(job.dim, (size_t)job.tasks * DFI_PAIR_LANES * sizeof(double));
-    job.sum = (double *)dfi_scratch(ctx, dfi_mul(job.blocks, sizeof(double)));
-    job.tile = (double *)dfi_scratch(ctx, tile);
-    if (job.sum == NULL || job.tile == NULL) {
-        dfi_scratch_release(ctx, mark);
-        return DF_ERR_MEMORY;
-    }
-    dfi_parallel(ctx, job.tasks, dfi_pair_task, &job);
-    for (block = 0; block < job.blocks; block++) sum += job.sum[block];
-    dfi_scratch_release(ctx, mark);
-    *mean = b == NULL ? 2.0 * sum / ((double)na * (na - 1.0)) : sum / ((double)na * nb);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: %d projections", who, projections);
+    if (dfi_samples_check(ctx, who, &s, 1, out) || dfi_rows_run(ctx, who, rows, &sum))
+        return ctx->code;
+    *out = sqrt(sum / projections);
     return DF_OK;
 }
 
-/* sign (2 E f(a,b) - E f(a,a') - E f(b,b')), the form of both distances. */
-static df_result dfi_pair_distance(df_ctx *ctx, const char *who, const df_real *a, int na,
-                                   const df_real *b, int nb, int dim, double scale,
-                                   double sign, double *out) {
-    double ab = 0.0, aa = 0.0, bb = 0.0;
-    df_result result = dfi_distance_check(ctx, who, a, na, b, nb, dim, 2, out);
-    if (result == DF_OK) result = dfi_pair_mean(ctx, a, na, b, nb, dim, scale, &ab);
-    if (result == DF_OK) result = dfi_pair_mean(ctx, a, na, NULL, na, dim, scale, &aa);
-    if (result == DF_OK) result = dfi_pair_mean(ctx, b, nb, NULL, nb, dim, scale, &bb);
-    if (result != DF_OK) return result;
-    return dfi_distance_done(ctx, who, sign * (2.0 * ab - aa - bb), out);
+/* Sum over j of f(|a_i - b_j|); nb = 0 says that b is a: then each pair once, j < i. */
+static double dfi_pair_row(const void *arg, size_t i, double *memory) {
+    const dfi_samples *s = (const dfi_samples *)arg;
+    double sum = 0.0;
+    (void)memory;
+    for (size_t j = 0; j < (s->nb > 0 ? s->nb : i); j++) {
+        double square = 0.0;
+        for (size_t l = 0; l < s->dim; l++) {
+            double gap = (double)s->a[i * s->dim + l] - (double)s->b[j * s->dim + l];
+            square += gap * gap;
+        }
+        sum += s->scale > 0.0 ? exp(-s->scale * square) : sqrt(square);
+    }
+    return sum;
 }
 
+/* sign (2 E f(a,b) - E f(a,a') - E f(b,b')). Unbiased, so it may come out below 0. */
+static df_result dfi_pair_distance(df_ctx *ctx, const char *who, dfi_samples s,
+                                   double sign, double *out) {
+    df_result result = dfi_samples_check(ctx, who, &s, 2, out);
+    double na = (double)s.na, nb = (double)s.nb, sum[3];
+    dfi_samples pairs[3] = { s, s, s };        /* a with b, a with a, b with b */
+    pairs[1].b = s.a;
+    pairs[2].a = s.b;
+    pairs[2].na = s.nb;
+    pairs[1].nb = pairs[2].nb = 0;
+    for (int i = 0; i < 3 && result == DF_OK; i++) {
+        dfi_rows rows = { dfi_pair_row, &pairs[i], pairs[i].na, 0, 0, NULL, NULL };
+        result = dfi_rows_run(ctx, who, rows, &sum[i]);
+    }
+    if (result != DF_OK) return result;
+    *out = sign * 2.0 * (sum[0] / (na * nb) - sum[1] / (na * (na - 1.0))
+                         - sum[2] / (nb * (nb - 1.0)));
+    return DF_OK;
+}
+/* f = |a - b| (Szekely & Rizzo 2013). */
 DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out) {
-    return dfi_pair_distance(ctx, "df_energy_distance", a, na, b, nb, dim, 0.0, 1.0, out);
+    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0, 0.0 };
+    return dfi_pair_distance(ctx, "df_energy_distance", s, 1.0, out);
 }
-
+/* Gretton et al. 2012, f = exp(-|a - b|^2/(2 bandwidth^2)). */
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
                         int dim, double bandwidth, double *out) {
-    double scale = 0.5 / (bandwidth * bandwidth);
-    if (dfi_nonfinite(bandwidth) || dfi_nonfinite(scale) || bandwidth < 0.0
-        || scale < DBL_MIN)
+    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0,
+                      0.5 / (bandwidth * bandwidth) };
+    if (!(bandwidth > 0.0) || dfi_nonfinite(s.scale) || s.scale < DBL_MIN)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: bandwidth = %g must be positive, "
                         "its square neither 0 nor infinite", bandwidth);
-    return dfi_pair_distance(ctx, "df_mmd", a, na, b, nb, dim, scale, -1.0, out);
+    return dfi_pair_distance(ctx, "df_mmd", s, -1.0, out);
 }
-
 /* =====================================================================================
    // >>kernels: the engine room
 
@@ -11929,6 +10684,44 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
         dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
+
+static void dfi_rotate(double *x, double *y, double c, double s) {
+    double old = *x;
+    *x = c * old - s * *y;
+    *y = s * old + c * *y;
+}
+
+/* Cyclic Jacobi (Golub & Van Loan 2013, sec. 8.5): each rotation makes one a_ij zero, and
+   the rest off the diagonal shrinks, in the end quadratically. Symmetric a ends with L on
+   its diagonal, q with Q^T. Returns 0 where a was diagonal: then L is exact. */
+static int dfi_jacobi(size_t n, double tiny, double *a, double *q) {
+    int rotated = 0, again = 1;
+    for (size_t e = 0; e < n * n; e++) q[e] = e % (n + 1) == 0 ? 1.0 : 0.0;
+    for (int sweep = 0; again && sweep < 64; sweep++) {
+        again = 0;
+        for (size_t e = 0; e < n * n; e++) {
+            size_t i = e / n, j = e % n, r;
+            if (j <= i || fabs(a[e]) <= tiny) continue;
+            /* tangent of the angle: the smaller root of t^2 + 2 theta t - 1 = 0 */
+            double theta = (a[j * n + j] - a[i * n + i]) / (2.0 * a[e]);
+            double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + hypot(theta, 1.0));
+            double c = 1.0 / hypot(t, 1.0);
+            for (r = 0; r < n; r++) dfi_rotate(a + r * n + i, a + r * n + j, c, t * c);
+            for (r = 0; r < n; r++) dfi_rotate(a + i * n + r, a + j * n + r, c, t * c);
+            for (r = 0; r < n; r++) dfi_rotate(q + i * n + r, q + j * n + r, c, t * c);
+            a[i * n + j] = a[j * n + i] = 0.0;
+            again = rotated = 1;
+        }
+    }
+    return rotated;
+}
+
+static void dfi_turn(size_t d, const double *axis, int back, const double *x, double *y) {
+    memset(y, 0, d * sizeof *y);
+    for (size_t i = 0; i < d; i++)
+        for (size_t j = 0; j < d; j++)
+            y[back ? i : j] += axis[i * d + j] * x[back ? j : i];
+}
 
 /* The tuned kernels: the header reads its own last region once for each instruction
    set. */

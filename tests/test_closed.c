@@ -407,7 +407,7 @@ TEST(far_away_nothing_underflows) {
         x[0] = (df_real)1e100 * (df_real)1e100;
         expect(df_mixture_score(ctx, m, &at, 1, x, s) == DF_ERR_NONFINITE);
         expect(df_mixture_log_density(ctx, m, &at, 1, x, &l) == DF_ERR_NONFINITE);
-        expect(strstr(df_ctx_message(ctx), "row 0 of x lies so far out") != NULL);
+        expect(strstr(df_ctx_message(ctx), "row (or direction) 0 lies so far out") != NULL);
     }
     df_mixture_free(m), df_ctx_free(ctx);
 }
@@ -477,8 +477,7 @@ TEST(ring_of_eight) {
     df_mixture_log_density(ctx, m, &data, 1, centre, &log_p);
     near(log_p, -log(8 * 2 * 3.14159265358979323846 * .125), 1e-6);
     expect(df_mixture_ring(ctx, 0, 1, 1) == NULL);
-    expect(df_mixture_ring(ctx, 3, 1, -1) == NULL);
-    expect(strstr(df_ctx_message(ctx), "deviation = -1") != NULL);
+    expect(df_mixture_ring(ctx, 3, 1, (double)NAN) == NULL);
     free(x), df_mixture_free(m), df_ctx_free(ctx);
 }
 
@@ -861,19 +860,19 @@ TEST(refused_mixtures) {
     refused(ctx, df_mixture_create(ctx, 3, 2, NULL, g.mean, g.S), DF_ERR_ARGUMENT, "NULL");
     b = g, b.w[1] = 0;
     refused(ctx, df_mixture_create(ctx, 3, 2, b.w, b.mean, b.S), DF_ERR_ARGUMENT,
-            "weight 1 is 0");
+            "component 1: weight not above 0: 0");
     b = g, b.mean[3] = NAN;
     refused(ctx, df_mixture_create(ctx, 3, 2, b.w, b.mean, b.S), DF_ERR_NONFINITE,
-            "mean 1 [1] is nan");
+            "component 1: sum of numbers nan");
     b = g, b.S[10] = INFINITY;
     refused(ctx, df_mixture_create(ctx, 3, 2, b.w, b.mean, b.S), DF_ERR_NONFINITE,
-            "covariance 2 [1,0] is inf");
+            "component 2: sum of numbers inf");
     b = g, b.S[5] = .05;
     refused(ctx, df_mixture_create(ctx, 3, 2, b.w, b.mean, b.S), DF_ERR_ARGUMENT,
-            "covariance 1 is not symmetric");
+            "component 1: S not symmetric");
     b = g, b.S[5] = b.S[6] = .4;  // eigenvalues .3 +- sqrt(.01 + .16)
     refused(ctx, df_mixture_create(ctx, 3, 2, b.w, b.mean, b.S), DF_ERR_ARGUMENT,
-            "eigenvalue -0.112311");
+            "component 1: S has eigenvalue -0.112311");
     refused(ctx, df_mixture_create(ctx, 2147483647, 2147483647, g.w, g.mean, g.S),
             DF_ERR_MEMORY, "no memory");
     after = df_ctx_bytes(ctx);
@@ -983,7 +982,7 @@ TEST(allocations_fail_in_turn) {
             df_mixture_free(made), df_ctx_free(ctx);
             check(counter.live == 0, "call %d: %ld allocations left", call, counter.live);
         }
-        check(result == DF_OK && refusals >= (call < 2 || call == 6 ? 2 : 1),
+        check(result == DF_OK && refusals >= (call == 1 ? 2 : 1),
               "call %d: %d refusals", call, refusals);
     }
     df_mixture_free((df_mixture *)view.mixture), df_ctx_free(other);

@@ -356,11 +356,12 @@ TEST(ask) {
     d.max_batch = 2;                           // 2 + 2 + 1
     clear(&m);
     expect(df_model_ask(ctx, &d, DF_ASK_PREDICT, t, 5, x, NULL, labels, v) == DF_OK);
-    expect(m.calls == 3 && m.last.n == 1 && m.last.first_sample == 4 &&
-           m.last.same_time == 1);
+    expect(m.calls == 3 && m.last.n == 1 && m.last.first_sample == 4);
     expect(m.last.labels == labels + 4 && m.last.t == t + 4 && m.last.x == x + 12);
     same_bits(out, v, sizeof out);
     expect(m.rows == 5 && m.t_model[3] == m.t_model[4] && m.t_model[2] != m.t_model[3]);
+    expect(df_model_ask(ctx, &d, DF_ASK_PREDICT, t + 3, 2, x, NULL, labels, v) == DF_OK);
+    expect(m.last.same_time == 1 && m.last.n == 2);
 }
 
 TEST(ask_scaled) {
