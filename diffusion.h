@@ -1497,7 +1497,9 @@ static df_result dfi_rows_run(df_ctx *ctx, const char *who, dfi_rows r, double *
 /* Refuses NaN and Inf in an array [n, width]; x may be NULL. */
 static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
                                  size_t width, const df_real *x);
-/* Ascending; spare [n]. */
+/* As qsort, in place and n log n always; and numbers, ascending, spare [n]. */
+static void dfi_sort(void *base, size_t count, size_t size,
+                     int (*order)(const void *a, const void *b));
 static void dfi_merge_sort(size_t n, double *x, double *spare);
 
 /* NaN or Inf, by the bits: comparisons vanish under -Ofast. */
@@ -2107,6 +2109,38 @@ static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what,
     return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: %s [%d,%d] is %s in row %d, element %d",
                     who, what, (int)n, (int)width, dfi_nonfinite_name((double)x[at]),
                     (int)(at / width), (int)(at % width));
+}
+
+/* qsort's job by heap sort (Williams 1964): qsort may take memory behind the host's back,
+   and may be quadratic on hostile input. */
+static void dfi_swap(unsigned char *a, unsigned char *b, size_t size) {
+    while (size-- > 0) {
+        unsigned char keep = a[size];
+        a[size] = b[size];
+        b[size] = keep;
+    }
+}
+
+static void dfi_sift(unsigned char *base, size_t root, size_t count, size_t size,
+                     int (*order)(const void *a, const void *b)) {
+    size_t child;
+    while ((child = 2 * root + 1) < count) {
+        if (child + 1 < count && order(base + child * size, base + (child + 1) * size) < 0)
+            child++;
+        if (order(base + root * size, base + child * size) >= 0) return;
+        dfi_swap(base + root * size, base + child * size, size);
+        root = child;
+    }
+}
+
+static void dfi_sort(void *base, size_t count, size_t size,
+                     int (*order)(const void *a, const void *b)) {
+    unsigned char *b = (unsigned char *)base;
+    for (size_t i = count / 2; i-- > 0;) dfi_sift(b, i, count, size, order);
+    for (size_t end = count; end-- > 1;) {
+        dfi_swap(b, b + end * size, size);
+        dfi_sift(b, 0, end, size, order);
+    }
 }
 
 /* Merges runs of 1, 2, 4, ... numbers (Knuth, vol. 3, sec. 5.2.4). */
@@ -8434,7 +8468,7 @@ DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
     return result;
 }
 
-/* =====================================================================================
+/* -------------------------------------------------------------------------------------
    // >>files: where bytes come from and go to, JSON, safetensors
 
    Weights travel in safetensors files (github.com/huggingface/safetensors): a 64-bit
@@ -8444,115 +8478,67 @@ DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
         "w": {"dtype": "F32", "shape": [8, 3, 3, 3], "data_offsets": [0, 864]}, ...}
 
    Offsets count from the end of the JSON. There is nothing to execute in such a file, but
-   everything to doubt: each size, offset, type and name is checked before it is used; a
-   wrong one is an error that names the file and the tensor. Numbers are put together from
-   bytes, so neither the host's byte order nor the alignment of the data matters.
-
-   A file is written beside its destination, flushed and renamed. Whoever looks there, at
-   any moment, after any crash, finds the old file or the new one and never a part.
-   ===================================================================================== */
+   everything to doubt: each size, offset, type and name is checked before it is used.
+   Numbers are put together from bytes, so neither the host's byte order nor the alignment
+   of the data matters. A file is written beside its destination, flushed and renamed:
+   whoever looks there, at any moment, after any crash, finds the old file or the new one.
+   ------------------------------------------------------------------------------------- */
 #include <errno.h>
-#ifdef DIFFUSION_NO_STDIO
-#define DFI_FILES 0                         /* no paths at all */
-#elif defined(__unix__) || defined(__APPLE__)
-#define DFI_FILES 2                         /* POSIX calls: fsync, exclusive creation */
+#if defined(__unix__) || defined(__APPLE__)
+#define DFI_POSIX 1
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#else
-#define DFI_FILES 1                         /* <stdio.h> alone */
 #endif
 
-#define DFI_CHUNK 16384                     /* bytes gathered before a sink is called */
-#define DFI_JSON_DEPTH 64                   /* containers in containers */
-#define DFI_HEADER_LIMIT 100000000          /* bytes of JSON, as the reference reader */
-#define DFI_FILE_AXES 8
-
-/* ---- what this chapter offers to others --------------------------------------------- */
-
-/* All bytes of a source. `who` is the public function that error messages name. */
-static df_result dfi_source_load(df_ctx *ctx, const char *who, const df_source *source,
-                                 df_buffer *out);
-static const char *dfi_source_name(const df_source *source);
-
-/* A sink at work. Failures stick: later writes do nothing, and close returns the first,
-   having taken back what was written (a path keeps its old file, a buffer its size). */
-typedef struct dfi_writer {
+/* What messages begin with, and what bad content counts as: DF_ERR_FORMAT if it was read,
+   DF_ERR_ARGUMENT if the caller wants it written. */
+typedef struct dfi_where {
     df_ctx *ctx;
-    const char *who, *name;                 /* for messages: function, destination */
-    df_sink sink;
-    df_result result;
-    char *temp;                             /* the file beside; NULL: in place */
-    size_t temp_size;
-    int fd;                                 /* -1: none (POSIX) */
-    FILE *stream;                           /* (stdio) */
-    size_t start;                           /* a buffer's size before */
-    uint64_t total;                         /* bytes written */
-    size_t used;                            /* of chunk */
-    unsigned char chunk[DFI_CHUNK];
-} dfi_writer;
-static void dfi_writer_open(dfi_writer *w, df_ctx *ctx, const char *who, df_sink sink);
-static void dfi_writer_bytes(dfi_writer *w, const void *data, size_t size);
-static void dfi_writer_text(dfi_writer *w, const char *text);
-static void dfi_writer_string(dfi_writer *w, const char *text);   /* as a JSON string */
-static df_result dfi_writer_close(dfi_writer *w);
+    const char *who, *file;    /* the public function; the source or sink */
+    df_result fault;
+} dfi_where;
 
-/* A JSON value. `as` is what `kind` says. */
-enum {
-    DFI_JSON_NULL, DFI_JSON_BOOL, DFI_JSON_INTEGER, DFI_JSON_NUMBER, DFI_JSON_STRING,
-    DFI_JSON_ARRAY, DFI_JSON_OBJECT
-};
-typedef struct dfi_json {
-    int kind;
-    const char *key;                        /* in an object, else NULL */
-    size_t count;                           /* values in an array or object */
-    union {
-        uint64_t integer;                   /* INTEGER: 0 to 2^64-1, exact; BOOL: 0, 1 */
-        double number;                      /* NUMBER: every other number */
-        const char *text;                   /* STRING */
-        const void **items;                 /* ARRAY: in order; OBJECT: sorted by key */
-    } as;
-    struct dfi_json *next;                  /* the next value of its container */
-} dfi_json;
-typedef struct dfi_json_tree {
-    const dfi_json *root;
-    void *memory;
-    size_t size;
-} dfi_json_tree;
+/* "df_safetensors_open: f: tensor "a.b": ..."; tensor may be NULL; code 0: at->fault. */
+DFI_PRINTF(4, 5)
+static df_result dfi_error(const dfi_where *at, int code, const char *tensor,
+                           const char *format, ...) {
+    char text[DFI_MESSAGE];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return dfi_fail(at->ctx, code ? (df_result)code : at->fault, tensor ? "%s: %.200s: "
+                    "tensor \"%.120s\": %s" : "%s: %.200s: %s%s", at->who, at->file,
+                    tensor ? tensor : "", text);
+}
 
-/* Parses `size` bytes, which it changes: strings are decoded in place and stay there, so
-   the text must outlive the tree. `name` is the file's, for messages. */
-static df_result dfi_json_parse(df_ctx *ctx, const char *who, const char *name, char *text,
-                                size_t size, dfi_json_tree *tree);
-static void dfi_json_free(df_ctx *ctx, dfi_json_tree *tree);
-/* The value of a key, or NULL: `object` may be anything, NULL included. */
-static const dfi_json *dfi_json_get(const dfi_json *object, const char *key);
-static const dfi_json *dfi_json_item(const dfi_json *container, size_t index);
-static const char *dfi_json_text(const dfi_json *value);      /* NULL if it is no string */
-
-/* Heap sort: n log n whatever the input, in place, no memory. order < 0: a before b. */
-static void dfi_sort(const void **a, size_t n, int (*order)(const void *a, const void *b));
-
-/* ---- sources ------------------------------------------------------------------------ */
+/* ---- sources and sinks ---- */
 
 DF_API df_source df_source_path(const char *path) {
-    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
-    s.path = path;
+    df_source s = {path, NULL, 0, NULL, NULL, NULL};
     return s;
 }
-
 DF_API df_source df_source_memory(const void *memory, size_t size) {
-    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
-    s.memory = memory;
-    s.size = size;
+    df_source s = {NULL, memory, size, NULL, NULL, NULL};
     return s;
 }
-
 DF_API df_source df_source_hooks(size_t (*read)(void *user, void *buffer, size_t size),
                                  void *user) {
-    df_source s = {NULL, NULL, 0, NULL, NULL, NULL};
-    s.read = read;
-    s.user = user;
+    df_source s = {NULL, NULL, 0, read, user, NULL};
+    return s;
+}
+DF_API df_sink df_sink_path(const char *path) {
+    df_sink s = {path, NULL, NULL, NULL};
+    return s;
+}
+DF_API df_sink df_sink_buffer(df_buffer *buffer) {
+    df_sink s = {NULL, buffer, NULL, NULL};
+    return s;
+}
+DF_API df_sink df_sink_hooks(int (*write)(void *user, const void *data, size_t size),
+                             void *user) {
+    df_sink s = {NULL, NULL, write, user};
     return s;
 }
 
@@ -8560,7 +8546,6 @@ static const char *dfi_source_name(const df_source *source) {
     return source->name != NULL ? source->name : source->path != NULL ? source->path
          : source->memory != NULL ? "(memory)" : "(hook)";
 }
-
 DF_API void df_buffer_free(df_ctx *ctx, df_buffer *buffer) {
     if (buffer == NULL) return;
     dfi_delete(ctx, buffer->data, buffer->capacity);
@@ -8568,933 +8553,368 @@ DF_API void df_buffer_free(df_ctx *ctx, df_buffer *buffer) {
     buffer->size = buffer->capacity = 0;
 }
 
-/* Room for `more` bytes: exactly that at first, later by doubling, so that all copies
-   together cost less than twice the last one. */
-static int dfi_buffer_reserve(df_ctx *ctx, df_buffer *b, size_t more) {
-    size_t need = dfi_plus(b->size, more);
-    size_t capacity = b->capacity > 0 ? b->capacity : need;
+/* Room for `more` bytes. Doubling, all copies together cost less than twice the last. */
+static df_result dfi_buffer_reserve(df_ctx *ctx, df_buffer *b, size_t more) {
+    size_t need = dfi_plus(b->size, more), capacity = b->capacity > 0 ? b->capacity : need;
     unsigned char *data;
-    if (need <= b->capacity) return 1;
+    if (need <= b->capacity) return DF_OK;
     while (capacity < need) capacity = dfi_mul(capacity, 2);     /* ends at SIZE_MAX */
     data = (unsigned char *)dfi_new(ctx, capacity);
-    if (data == NULL) return 0;
+    if (data == NULL) return DF_ERR_MEMORY;
     if (b->size > 0) memcpy(data, b->data, b->size);
     dfi_delete(ctx, b->data, b->capacity);
     b->data = data;
     b->capacity = capacity;
-    return 1;
+    return DF_OK;
+}
+static df_result dfi_buffer_add(df_ctx *ctx, df_buffer *b, const void *data, size_t size) {
+    if (dfi_buffer_reserve(ctx, b, size) != DF_OK) return DF_ERR_MEMORY;
+    if (size > 0) memcpy(b->data + b->size, data, size);
+    b->size += size;
+    return DF_OK;
 }
 
-#if DFI_FILES
-/* Why the last system call failed; functions of ISO C may leave errno alone. */
-static const char *dfi_why(int error) {
-    return error != 0 ? strerror(error) : "unknown reason";
-}
-
-/* A file open for reading, used as a read hook. */
-typedef struct dfi_reader {
-    int fd;
-    FILE *stream;
-    int error;                              /* errno of a failed read */
-    size_t hint;                            /* its size, as far as known */
-} dfi_reader;
-#endif
-
-#if DFI_FILES == 2
-static int dfi_reader_open(dfi_reader *r, const char *path) {
-    struct stat st;
-    do r->fd = open(path, O_RDONLY); while (r->fd < 0 && errno == EINTR);
-    if (r->fd < 0) return 0;
-    if (fstat(r->fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0
-        && (uintmax_t)st.st_size < SIZE_MAX / 2)
-        r->hint = (size_t)st.st_size;
-    return 1;
-}
-
-static size_t dfi_reader_read(void *user, void *buffer, size_t size) {
-    dfi_reader *r = (dfi_reader *)user;
-    ssize_t got;
-    if (size > (size_t)1 << 30) size = (size_t)1 << 30;    /* Linux stops at 2^31 - 4096 */
-    do got = read(r->fd, buffer, size); while (got < 0 && errno == EINTR);
-    if (got < 0) r->error = errno;
-    return got < 0 ? 0 : (size_t)got;
-}
-
-static void dfi_reader_close(dfi_reader *r) { close(r->fd); }
-#elif DFI_FILES == 1
-static int dfi_reader_open(dfi_reader *r, const char *path) {
-    r->stream = fopen(path, "rb");
-    return r->stream != NULL;
-}
-
-static size_t dfi_reader_read(void *user, void *buffer, size_t size) {
-    dfi_reader *r = (dfi_reader *)user;
-    size_t got = fread(buffer, 1, size, r->stream);
-    if (got == 0 && ferror(r->stream)) r->error = errno != 0 ? errno : -1;
-    return got;
-}
-
-static void dfi_reader_close(dfi_reader *r) { fclose(r->stream); }
-#endif
-
-/* Reads until the hook gives no more. The size a file claimed is only a first guess. */
-static df_result dfi_read_all(df_ctx *ctx, const char *who, const df_source *source,
-                              size_t hint, df_buffer *out) {
-    if (!dfi_buffer_reserve(ctx, out, hint + 1)) return DF_ERR_MEMORY;  /* 1: the end */
-    for (;;) {
-        size_t room, got;
-        if (!dfi_buffer_reserve(ctx, out, 1)) return DF_ERR_MEMORY;
-        room = out->capacity - out->size;
-        got = source->read(source->user, out->data + out->size, room);
+/* Reads until the hook gives no more. */
+static df_result dfi_read_all(const dfi_where *at, df_source hook, df_buffer *out) {
+    while (dfi_buffer_reserve(at->ctx, out, 1) == DF_OK) {
+        size_t room = out->capacity - out->size;
+        size_t got = hook.read(hook.user, out->data + out->size, room);
         if (got == 0) return DF_OK;
         if (got > room)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: %s: the read hook gave %zu bytes "
-                            "where %zu were asked for", who, dfi_source_name(source), got,
-                            room);
+            return dfi_error(at, DF_ERR_ARGUMENT, NULL, "%zu bytes for %zu", got, room);
         out->size += got;
     }
+    return DF_ERR_MEMORY;
 }
 
-static df_result dfi_path_load(df_ctx *ctx, const char *who, const df_source *source,
-                               df_buffer *out) {
-#if DFI_FILES
-    dfi_reader r = {-1, NULL, 0, DFI_CHUNK};
-    df_source file;
-    df_result result;
-    errno = 0;
-    if (!dfi_reader_open(&r, source->path))
-        return dfi_fail(ctx, DF_ERR_IO, "%s: %s: cannot open: %s", who,
-                        dfi_source_name(source), dfi_why(errno));
-    file = df_source_hooks(dfi_reader_read, &r);
-    result = dfi_read_all(ctx, who, &file, r.hint, out);
-    dfi_reader_close(&r);
-    if (r.error != 0)
-        return dfi_fail(ctx, DF_ERR_IO, "%s: %s: cannot read: %s", who,
-                        dfi_source_name(source), dfi_why(r.error));
-    return result;
+#ifdef DIFFUSION_NO_STDIO
+#define dfi_file_load(at, path, out) dfi_error(at, DF_ERR_UNSUPPORTED, NULL, "no stdio")
+#define dfi_file_save(at, path, b) dfi_error(at, DF_ERR_UNSUPPORTED, NULL, "no stdio")
 #else
-    (void)out;
-    return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "%s: %s: this build has no files "
-                    "(DIFFUSION_NO_STDIO); use df_source_memory", who,
-                    dfi_source_name(source));
-#endif
+static df_result dfi_file_fail(const dfi_where *at, const char *what) {
+    return dfi_error(at, DF_ERR_IO, NULL, "cannot %s: %s", what, strerror(errno));
+}
+static size_t dfi_file_read(void *user, void *buffer, size_t size) {
+    return fread(buffer, 1, size, (FILE *)user);
 }
 
-static df_result dfi_source_load(df_ctx *ctx, const char *who, const df_source *source,
-                                 df_buffer *out) {
-    df_result result = DF_OK;
-    out->data = NULL;
-    out->size = out->capacity = 0;
-    if (source->path != NULL) {
-        result = dfi_path_load(ctx, who, source, out);
-    } else if (source->memory != NULL) {
-        if (!dfi_buffer_reserve(ctx, out, source->size + (source->size == 0)))
-            return DF_ERR_MEMORY;
-        if (source->size > 0) memcpy(out->data, source->memory, source->size);
-        out->size = source->size;
-    } else if (source->read != NULL) {
-        result = dfi_read_all(ctx, who, source, DFI_CHUNK, out);
-    } else {
-        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the source has no path, no memory "
-                          "and no read hook", who);
-    }
-    if (result != DF_OK) df_buffer_free(ctx, out);
+/* The size is a first guess (a pipe has none); with one byte more, the end is seen. */
+static df_result dfi_file_load(const dfi_where *at, const char *path, df_buffer *out) {
+    FILE *file = fopen(path, "rb");
+    df_source hook = df_source_hooks(dfi_file_read, file);
+    if (file == NULL) return dfi_file_fail(at, "open");
+    long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : 0;
+    rewind(file);
+    if (size < 0 || size == LONG_MAX) size = 0;
+    df_result result = dfi_buffer_reserve(at->ctx, out, (size_t)size + 1);
+    if (result == DF_OK) result = dfi_read_all(at, hook, out);
+    if (result == DF_OK && ferror(file)) result = dfi_file_fail(at, "read");
+    fclose(file);
     return result;
 }
 
-/* ---- sinks -------------------------------------------------------------------------- */
-
-DF_API df_sink df_sink_path(const char *path) {
-    df_sink s = {NULL, NULL, NULL, NULL};
-    s.path = path;
-    return s;
-}
-
-DF_API df_sink df_sink_buffer(df_buffer *buffer) {
-    df_sink s = {NULL, NULL, NULL, NULL};
-    s.buffer = buffer;
-    return s;
-}
-
-DF_API df_sink df_sink_hooks(int (*write)(void *user, const void *data, size_t size),
-                             void *user) {
-    df_sink s = {NULL, NULL, NULL, NULL};
-    s.write = write;
-    s.user = user;
-    return s;
-}
-
-static void dfi_writer_fail(dfi_writer *w, const char *what, int error) {
-#if DFI_FILES
-    w->result = dfi_fail(w->ctx, DF_ERR_IO, "%s: %s: cannot %s: %s", w->who, w->name, what,
-                         dfi_why(error));
-#else
-    (void)error;
-    w->result = dfi_fail(w->ctx, DF_ERR_UNSUPPORTED, "%s: %s: cannot %s: this build has "
-                         "no files (DIFFUSION_NO_STDIO); use df_sink_buffer", w->who,
-                         w->name, what);
+/* Writes "path.k.tmp", k the first number that is free ("x": exclusively, C11 7.21.5.3),
+   because another thread, or a process that died here, may hold other k; then renames it,
+   which is atomic for everyone who looks, but may reach the disk before the data does:
+   hence fsync. A device or a folder is refused, for it would be replaced. ISO C knows none
+   of this, and its rename need not replace: there a kill in between leaves the ".tmp". */
+static df_result dfi_file_save(const dfi_where *at, const char *path, const df_buffer *b) {
+#ifdef DFI_POSIX
+    struct stat old;
+    int known = stat(path, &old) == 0, fd;
+    if (known && !S_ISREG(old.st_mode))
+        return dfi_error(at, DF_ERR_IO, NULL, "is not a regular file");
 #endif
-}
-
-#if DFI_FILES == 2
-/* Creates "path.PID-k.tmp", k the first number that is free: whoever holds the same
-   process id (another thread, or a process that died here) has another k. What exists and
-   is no regular file (/dev/stdout, a pipe) is not replaced but written to. */
-static void dfi_path_open(dfi_writer *w) {
-    const char *path = w->sink.path;
-    struct stat st;
-    int known = stat(path, &st) == 0, k;
-    if (known && !S_ISREG(st.st_mode)) {
-        w->fd = open(path, O_WRONLY);
-        if (w->fd < 0) dfi_writer_fail(w, "open", errno);
-        return;
+    size_t size = strlen(path) + 16;
+    char *temp = (char *)dfi_new(at->ctx, size);
+    FILE *file = NULL;
+    int ok = 0;
+    if (temp == NULL) return DF_ERR_MEMORY;
+    for (int k = 0; k < 1000 && file == NULL && (k == 0 || errno == EEXIST); k++) {
+        snprintf(temp, size, "%s.%d.tmp", path, k);
+        file = fopen(temp, "wbx");
     }
-    w->temp_size = strlen(path) + 48;
-    w->temp = (char *)dfi_new(w->ctx, w->temp_size);
-    if (w->temp == NULL) {
-        w->result = DF_ERR_MEMORY;
-        return;
-    }
-    for (k = 0; k < 1000; k++) {
-        snprintf(w->temp, w->temp_size, "%s.%ld-%d.tmp", path, (long)getpid(), k);
-        w->fd = open(w->temp, O_WRONLY | O_CREAT | O_EXCL, 0666);
-        if (w->fd >= 0 || (errno != EEXIST && errno != EINTR)) break;
-    }
-    if (w->fd < 0) dfi_writer_fail(w, "create a file beside it", errno);
-    /* The new file inherits the old one's permissions, where the file system has any. */
-    else if (known) (void)chmod(w->temp, st.st_mode & 07777);
-}
-
-static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
-    while (size > 0) {
-        ssize_t put = write(w->fd, data, size);
-        if (put < 0 && errno == EINTR) continue;
-        if (put <= 0) {
-            dfi_writer_fail(w, "write", put < 0 ? errno : ENOSPC);
-            return;
-        }
-        data += put;
-        size -= (size_t)put;
-    }
-}
-
-/* Renaming is atomic for everyone who looks, but may reach the disk before the data does;
-   hence the first fsync. The second, of the folder, makes the new name itself last through
-   a power cut; by then the file is whole either way, so its failure is none of ours. */
-static void dfi_path_sync_folder(dfi_writer *w) {
-    char *slash;
-    int fd;
-    strcpy(w->temp, w->sink.path);
-    slash = strrchr(w->temp, '/');
-    if (slash == NULL) strcpy(w->temp, ".");
-    else slash[slash == w->temp] = 0;                            /* "/x" lies in "/" */
-    fd = open(w->temp, O_RDONLY);
-    if (fd < 0) return;
-    (void)fsync(fd);
-    close(fd);
-}
-
-static void dfi_path_close(dfi_writer *w) {
-    int status = 0;
-    if (w->fd >= 0) {
-        if (w->temp != NULL && w->result == DF_OK) {
-            do status = fsync(w->fd); while (status != 0 && errno == EINTR);
-            if (status != 0) dfi_writer_fail(w, "flush", errno);
-        }
-        /* Network file systems report a full disk here. Linux frees fd even on EINTR. */
-        if (close(w->fd) != 0 && errno != EINTR && w->result == DF_OK)
-            dfi_writer_fail(w, "close", errno);
-        if (w->temp != NULL && w->result == DF_OK) {
-            if (rename(w->temp, w->sink.path) != 0) dfi_writer_fail(w, "replace", errno);
-            else dfi_path_sync_folder(w);
-        }
-        if (w->temp != NULL && w->result != DF_OK) unlink(w->temp);
-    }
-    dfi_delete(w->ctx, w->temp, w->temp_size);
-}
-#elif DFI_FILES == 1
-/* ISO C knows neither fsync nor exclusive creation, and its rename may refuse to replace:
-   then the old file is removed first, and a kill between the two leaves only the ".tmp".
-   */
-static void dfi_path_open(dfi_writer *w) {
-    w->temp_size = strlen(w->sink.path) + 5;
-    w->temp = (char *)dfi_new(w->ctx, w->temp_size);
-    if (w->temp == NULL) {
-        w->result = DF_ERR_MEMORY;
-        return;
-    }
-    snprintf(w->temp, w->temp_size, "%s.tmp", w->sink.path);
-    w->stream = fopen(w->temp, "wb");
-    if (w->stream == NULL) dfi_writer_fail(w, "create a file beside it", errno);
-}
-
-static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
-    if (fwrite(data, 1, size, w->stream) != size) dfi_writer_fail(w, "write", errno);
-}
-
-static void dfi_path_close(dfi_writer *w) {
-    if (w->stream != NULL) {
-        if (fclose(w->stream) != 0 && w->result == DF_OK)
-            dfi_writer_fail(w, "close", errno);
-        if (w->result == DF_OK && rename(w->temp, w->sink.path) != 0) {
-            remove(w->sink.path);
-            if (rename(w->temp, w->sink.path) != 0) dfi_writer_fail(w, "replace", errno);
-        }
-        if (w->result != DF_OK) remove(w->temp);
-    }
-    dfi_delete(w->ctx, w->temp, w->temp_size);
-}
+    if (file != NULL) {
+        ok = fwrite(b->data, 1, b->size, file) == b->size;
+        ok = fclose(file) == 0 && ok;    /* here network file systems report a full disk */
+#ifdef DFI_POSIX
+        fd = open(temp, O_RDONLY);
+        ok = ok && fd >= 0 && fsync(fd) == 0;
+        if (fd >= 0) close(fd);
+        if (known) (void)chmod(temp, old.st_mode & 0777);
 #else
-static void dfi_path_open(dfi_writer *w) { dfi_writer_fail(w, "open", 0); }
-static void dfi_path_write(dfi_writer *w, const unsigned char *data, size_t size) {
-    (void)w; (void)data; (void)size;
+        if (ok) remove(path);
+#endif
+        ok = ok && rename(temp, path) == 0;
+    }
+    if (!ok) dfi_file_fail(at, "write");
+    if (!ok && file != NULL) remove(temp);
+    dfi_delete(at->ctx, temp, size);
+    return ok ? DF_OK : DF_ERR_IO;
 }
-static void dfi_path_close(dfi_writer *w) { (void)w; }
 #endif
 
-static void dfi_writer_open(dfi_writer *w, df_ctx *ctx, const char *who, df_sink sink) {
-    w->ctx = ctx;
-    w->who = who;
-    w->name = sink.path != NULL ? sink.path : sink.buffer != NULL ? "(buffer)" : "(hook)";
-    w->sink = sink;
-    w->result = DF_OK;
-    w->temp = NULL;
-    w->temp_size = 0;
-    w->fd = -1;
-    w->stream = NULL;
-    w->start = sink.buffer != NULL ? sink.buffer->size : 0;
-    w->total = 0;
-    w->used = 0;
-    if (sink.path != NULL) {
-        errno = 0;
-        dfi_path_open(w);
-    } else if (sink.buffer == NULL && sink.write == NULL) {
-        w->result = dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the sink has no path, no buffer "
-                             "and no write hook", who);
-    }
+/* All bytes of a source. The caller frees `out`, on failure too. */
+static df_result dfi_source_load(const dfi_where *at, df_source s, df_buffer *out) {
+    if (s.path != NULL) return dfi_file_load(at, s.path, out);
+    if (s.memory != NULL) return dfi_buffer_add(at->ctx, out, s.memory, s.size);
+    if (s.read != NULL) return dfi_read_all(at, s, out);
+    return dfi_error(at, DF_ERR_ARGUMENT, NULL, "no path, no memory, no read hook");
 }
 
-static void dfi_writer_flush(dfi_writer *w) {
-    size_t n = w->used;
-    w->used = 0;
-    if (w->result != DF_OK || n == 0) return;
-    if (w->sink.path != NULL) {
-        dfi_path_write(w, w->chunk, n);
-    } else if (w->sink.buffer != NULL) {
-        df_buffer *b = w->sink.buffer;
-        if (!dfi_buffer_reserve(w->ctx, b, n)) {
-            w->result = DF_ERR_MEMORY;
-            return;
-        }
-        memcpy(b->data + b->size, w->chunk, n);
-        b->size += n;
-    } else {
-        int code = w->sink.write(w->sink.user, w->chunk, n);
-        if (code != 0)
-            w->result = dfi_fail(w->ctx, code, "%s: %s: the write hook returned %d after "
-                                 "%llu bytes", w->who, w->name, code,
-                                 (unsigned long long)(w->total - n));
-    }
+/* Files are made whole in memory: what can fail has failed before a sink is touched. */
+static df_result dfi_sink_save(const dfi_where *at, df_sink sink, const df_buffer *b) {
+    if (sink.path != NULL) return dfi_file_save(at, sink.path, b);
+    if (sink.buffer != NULL) return dfi_buffer_add(at->ctx, sink.buffer, b->data, b->size);
+    if (sink.write == NULL)
+        return dfi_error(at, DF_ERR_ARGUMENT, NULL, "no path, no buffer, no write hook");
+    int code = sink.write(sink.user, b->data, b->size);
+    return code == 0 ? DF_OK : dfi_error(at, code, NULL, "the write hook gave %d", code);
 }
 
-static void dfi_writer_bytes(dfi_writer *w, const void *data, size_t size) {
-    const unsigned char *from = (const unsigned char *)data;
-    while (size > 0 && w->result == DF_OK) {
-        size_t n = DFI_CHUNK - w->used;
-        if (n > size) n = size;
-        memcpy(w->chunk + w->used, from, n);
-        w->used += n;
-        w->total += n;
-        from += n;
-        size -= n;
-        if (w->used == DFI_CHUNK) dfi_writer_flush(w);
-    }
-}
+/* ---- JSON (RFC 8259) ---- */
 
-static void dfi_writer_text(dfi_writer *w, const char *text) {
-    dfi_writer_bytes(w, text, strlen(text));
-}
-
-/* RFC 8259, section 7: quote, backslash and the controls below 32 must be escaped. */
-static void dfi_writer_string(dfi_writer *w, const char *text) {
-    dfi_writer_text(w, "\"");
-    for (; *text != 0; text++) {
-        unsigned c = (unsigned char)*text;
-        char escape[8];
-        const char *format = c < 32 ? "\\u%04x" : c == '"' || c == '\\' ? "\\%c" : "%c";
-        snprintf(escape, sizeof escape, format, c);
-        dfi_writer_text(w, escape);
-    }
-    dfi_writer_text(w, "\"");
-}
-
-static df_result dfi_writer_close(dfi_writer *w) {
-    dfi_writer_flush(w);
-    if (w->sink.path != NULL) dfi_path_close(w);
-    else if (w->sink.buffer != NULL && w->result != DF_OK) w->sink.buffer->size = w->start;
-    return w->result;
-}
-
-/* ---- JSON (RFC 8259) ---------------------------------------------------------------- */
-
-/* The whole tree is one allocation whose size is known before parsing: a value stands
-   first in the text or behind one of '[', ',' and ':', so counting those bounds the number
-   of values. A decoded string is never longer than its text, so it is decoded where it
-   stands. */
+/* A cursor walks over the text once, and whoever reads says what must come next: no tree,
+   so no memory, and no depth of calls, that a hostile text could make large. Failures
+   stick: then all loops over the items of a container end. Strings are decoded in place,
+   for they never get longer, and live as long as the text. */
 typedef struct dfi_parser {
-    df_ctx *ctx;
-    const char *who, *name;
+    const dfi_where *where;
+    const char *tensor;        /* for messages: what is being read, or NULL */
     char *begin, *at, *end;
-    dfi_json *node;                         /* next free value */
-    const void **item;                      /* next free pointer to a value */
+    df_result result;
 } dfi_parser;
 
-static dfi_json *dfi_json_value(dfi_parser *p, int depth);
-
-static dfi_json *dfi_json_fail(const dfi_parser *p, const char *what) {
-    dfi_fail(p->ctx, DF_ERR_FORMAT, "%s: %s: JSON, byte %zu: %s", p->who, p->name,
-             (size_t)(p->at - p->begin), what);
-    return NULL;
-}
-static char *dfi_text_fail(const dfi_parser *p, const char *what) {
-    dfi_json_fail(p, what);
+static char *dfi_json_fail(dfi_parser *p, const char *what) {
+    if (p->result == DF_OK)
+        p->result = dfi_error(p->where, 0, p->tensor, "JSON, byte %d: %s",
+                              (int)(p->at - p->begin), what);
     return NULL;
 }
 
-/* The next byte after blanks; 0 at the end. */
-static char dfi_json_peek(dfi_parser *p) {
-    while (p->at < p->end && *p->at != 0 && strchr(" \n\r\t", *p->at) != NULL) p->at++;
-    return p->at < p->end ? *p->at : (char)0;
+/* Passes over blanks; then over the byte `wanted`, if it is there (' ' never is). */
+static int dfi_json_take(dfi_parser *p, char wanted) {
+    while (p->at < p->end && memchr(" \n\r\t", *p->at, 4) != NULL) p->at++;
+    if (p->at == p->end || *p->at != wanted) return 0;
+    p->at++;
+    return 1;
 }
 
-/* Bytes of the UTF-8 sequence that starts here, or 0 if it is not well formed: too long
-   for its code, a surrogate (d800 .. dfff), or beyond 10ffff (Unicode, table 3-7). */
-static size_t dfi_utf8(const char *text, size_t left) {
-    static const uint32_t least[5] = {0, 0, 0x80, 0x800, 0x10000};
-    const unsigned char *s = (const unsigned char *)text;
-    size_t n = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3
-             : s[0] >> 3 == 30 ? 4 : 0;
-    uint32_t code;
-    if (n < 2) return n;
-    if (n > left) return 0;
-    code = (uint32_t)s[0] & (0x7fu >> n);
-    for (size_t i = 1; i < n; i++) {
-        if (s[i] >> 6 != 2) return 0;
-        code = code << 6 | (uint32_t)(s[i] & 0x3f);
-    }
-    return code >= least[n] && code <= 0x10ffff && code >> 11 != 0x1b ? n : 0;
+/* Moves to the next value, the n-th, of "[]" or "{}": 1, or 0 at the end or on failure. */
+static int dfi_json_item(dfi_parser *p, const char *brackets, int *n) {
+    int first = *n == 0, found = dfi_json_take(p, first ? brackets[0] : ',');
+    if (p->result != DF_OK || (found == first && dfi_json_take(p, brackets[1]))) return 0;
+    if (!found) dfi_json_fail(p, first ? "'[' or '{' is wanted" : "',' or bracket wanted");
+    *n += found;
+    return found;
 }
 
-/* The four hexadecimal digits at `s`, or -1. */
-static long dfi_json_hex(const char *s, const char *end) {
-    long code = 0;
-    if (end - s < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        char c = s[i];
-        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                  : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-        if (digit < 0) return -1;
-        code = code * 16 + digit;
+/* Four hexadecimal digits behind "\\u", or -1. */
+static long dfi_json_hex(dfi_parser *p) {
+    static const char digits[] = "0123456789abcdef0123456789ABCDEF";
+    long code = p->end - p->at < 6 || p->at[0] != '\\' || p->at[1] != 'u' ? -1 : 0;
+    for (int i = 2; i < 6 && code >= 0; i++) {
+        const void *found = memchr(digits, p->at[i], 32);
+        code = found ? code * 16 + (long)((const char *)found - digits) % 16 : -1;
     }
+    p->at += code >= 0 ? 6 : 0;
     return code;
 }
 
-/* \uXXXX as UTF-8. Codes above ffff come as a pair: 10000 + (high - d800) 400 + low -
-   dc00. \u0000 would end a C string early, and two names could look the same: refused. */
-static char *dfi_json_unicode(dfi_parser *p, char *out) {
-    long code = dfi_json_hex(p->at + 2, p->end), low;
-    if (code < 0) return dfi_text_fail(p, "\\u without four hexadecimal digits");
-    if (code == 0) return dfi_text_fail(p, "\\u0000 in a string");
-    if (code >= 0xd800 && code < 0xe000) {
-        low = p->end - p->at >= 12 && p->at[6] == '\\' && p->at[7] == 'u'
-            ? dfi_json_hex(p->at + 8, p->end) : -1;
-        if (code >= 0xdc00 || low < 0xdc00 || low >= 0xe000)
-            return dfi_text_fail(p, "half a surrogate pair");
-        code = 0x10000 + (code - 0xd800) * 0x400 + (low - 0xdc00);
-        p->at += 6;
+/* The escape that begins here, as UTF-8, where the first byte tells how many more there
+   are, of six bits each; returns where the next byte goes. Codes above ffff come in pairs:
+   10000 + (high - d800) 400 + low - dc00. \u0000 would end a C string: refused. */
+static char *dfi_json_escape(dfi_parser *p, char *out) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    static const long lead[4] = {0, 0xc0, 0xe0, 0xf0};
+    const void *found = p->end - p->at > 1 ? memchr(from, p->at[1], 8) : NULL;
+    long code = found != NULL ? to[(const char *)found - from] : dfi_json_hex(p);
+    if (found != NULL) p->at += 2;
+    if (code >> 10 == 0x36) {
+        long low = dfi_json_hex(p) - 0xdc00;
+        code = low >= 0 && low < 0x400 ? 0x10000 + (code - 0xd800) * 0x400 + low : -1;
     }
-    p->at += 6;
-    if (code < 0x80) {
-        *out++ = (char)code;
-        return out;
-    }
-    if (code < 0x800) {
-        *out++ = (char)(0xc0 | code >> 6);
-    } else {
-        if (code < 0x10000) {
-            *out++ = (char)(0xe0 | code >> 12);
-        } else {
-            *out++ = (char)(0xf0 | code >> 18);
-            *out++ = (char)(0x80 | (code >> 12 & 0x3f));
-        }
-        *out++ = (char)(0x80 | (code >> 6 & 0x3f));
-    }
-    *out++ = (char)(0x80 | (code & 0x3f));
+    if (code <= 0 || code >> 11 == 0x1b) return dfi_json_fail(p, "bad escape");
+    int more = code < 0x80 ? 0 : code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+    *out++ = (char)(lead[more] | code >> 6 * more);
+    while (more-- > 0) *out++ = (char)(0x80 | (code >> 6 * more & 0x3f));
     return out;
 }
 
-/* The escape at p->at, decoded to `out`; returns where the next byte goes. */
-static char *dfi_json_escape(dfi_parser *p, char *out) {
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    const void *found;
-    if (p->end - p->at < 2) return dfi_text_fail(p, "the text ends inside a string");
-    if (p->at[1] == 'u') return dfi_json_unicode(p, out);
-    found = memchr(from, p->at[1], sizeof from - 1);
-    if (found == NULL) return dfi_text_fail(p, "unknown escape in a string");
-    *out = to[(const char *)found - from];
-    p->at += 2;
-    return out + 1;
-}
-
-/* The string whose opening quote is at p->at, decoded in place and ended by 0. */
-static char *dfi_json_string(dfi_parser *p) {
-    char *text = ++p->at, *out = text;
-    while (p->at < p->end) {
-        unsigned char c = (unsigned char)*p->at;
-        if (c == '"') {
-            p->at++;
-            *out = 0;                       /* at the closing quote or before it */
-            return text;
-        }
-        if (c < 32) return dfi_text_fail(p, "control character in a string");
-        if (c == '\\') {
-            out = dfi_json_escape(p, out);
-            if (out == NULL) return NULL;
-        } else {
-            size_t n = dfi_utf8(p->at, (size_t)(p->end - p->at));
-            if (n == 0) return dfi_text_fail(p, "a string is not UTF-8");
-            memmove(out, p->at, n);
-            out += n;
-            p->at += n;
-        }
+static const char *dfi_json_string(dfi_parser *p) {
+    char *text, *out;
+    if (!dfi_json_take(p, '"')) return dfi_json_fail(p, "a string is missing");
+    for (text = out = p->at; p->at < p->end && *p->at != '"';) {
+        if ((unsigned char)*p->at < 32) return dfi_json_fail(p, "control character");
+        if (*p->at != '\\') *out++ = *p->at++;
+        else if ((out = dfi_json_escape(p, out)) == NULL) return NULL;
     }
-    return dfi_text_fail(p, "the text ends inside a string");
-}
-
-static const char *dfi_json_digits(const char *s, const char *end) {
-    while (s < end && *s >= '0' && *s <= '9') s++;
-    return s;
-}
-
-/* The end of the number -?(0|[1-9][0-9]*)(.[0-9]+)?([eE][+-]?[0-9]+)? at `s`, or NULL. */
-static const char *dfi_json_number_end(const char *s, const char *end) {
-    const char *digits;
-    if (s < end && *s == '-') s++;
-    digits = s;
-    s = dfi_json_digits(s, end);
-    if (s == digits || (*digits == '0' && s > digits + 1)) return NULL;
-    if (s < end && *s == '.') {
-        digits = ++s;
-        s = dfi_json_digits(s, end);
-        if (s == digits) return NULL;
-    }
-    if (s < end && (*s == 'e' || *s == 'E')) {
-        s++;
-        if (s < end && (*s == '+' || *s == '-')) s++;
-        digits = s;
-        s = dfi_json_digits(s, end);
-        if (s == digits) return NULL;
-    }
-    return s;
-}
-
-/* Correctly rounded by strtod, which reads the decimal point of the host's locale: we ask
-   snprintf what that looks like and put it in. `size` < 64. */
-static double dfi_decimal(const char *text, size_t size) {
-    char probe[16], copy[96];
-    size_t n = 0, point;
-    snprintf(probe, sizeof probe, "%.1f", 0.5);                  /* "0.5", "0,5", ... */
-    point = strlen(probe) - 2;
-    for (size_t i = 0; i < size; i++) {
-        if (text[i] == '.') {
-            memcpy(copy + n, probe + 1, point);
-            n += point;
-        } else {
-            copy[n++] = text[i];
-        }
-    }
-    copy[n] = 0;
-    return strtod(copy, NULL);
-}
-
-static dfi_json *dfi_json_number(dfi_parser *p, dfi_json *v) {
-    const char *end = dfi_json_number_end(p->at, p->end), *s = p->at;
-    if (end == NULL) return dfi_json_fail(p, "not a JSON value");
-    if (end - s > 63) return dfi_json_fail(p, "a number of more than 63 characters");
-    v->kind = DFI_JSON_INTEGER;
-    v->as.integer = 0;
-    while (s < end && v->kind == DFI_JSON_INTEGER) {
-        unsigned digit = (unsigned)(unsigned char)*s++ - '0';  /* '-', '.', 'e': above 9 */
-        if (digit > 9 || v->as.integer > (UINT64_MAX - digit) / 10)
-            v->kind = DFI_JSON_NUMBER;
-        else
-            v->as.integer = v->as.integer * 10 + digit;
-    }
-    if (v->kind == DFI_JSON_NUMBER) {
-        v->as.number = dfi_decimal(p->at, (size_t)(end - p->at));
-        if (dfi_nonfinite(v->as.number))
-            return dfi_json_fail(p, "a number beyond the range of double");
-    }
-    p->at += end - p->at;
-    return v;
-}
-
-static int dfi_json_by_key(const void *a, const void *b) {
-    return strcmp(((const dfi_json *)a)->key, ((const dfi_json *)b)->key);
-}
-
-/* Lists the values of a container that is complete: an object's sorted, so that a key is
-   found in log n steps and a duplicate stands beside its double. */
-static dfi_json *dfi_json_list(dfi_parser *p, dfi_json *v, const dfi_json *first) {
-    v->as.items = p->item;
-    for (; first != NULL; first = first->next) *p->item++ = first;
-    if (v->kind != DFI_JSON_OBJECT) return v;
-    dfi_sort(v->as.items, v->count, dfi_json_by_key);
-    for (size_t i = 1; i < v->count; i++) {
-        if (dfi_json_by_key(v->as.items[i - 1], v->as.items[i]) == 0) {
-            dfi_fail(p->ctx, DF_ERR_FORMAT, "%s: %s: JSON: the key \"%.160s\" stands "
-                     "twice in one object", p->who, p->name, dfi_json_item(v, i)->key);
-            return NULL;
-        }
-    }
-    return v;
-}
-
-/* The array or object whose bracket is at p->at. */
-static dfi_json *dfi_json_container(dfi_parser *p, dfi_json *v, int depth) {
-    const int object = *p->at == '{';
-    const char close = object ? '}' : ']';
-    dfi_json *first = NULL, **link = &first;
-    v->kind = object ? DFI_JSON_OBJECT : DFI_JSON_ARRAY;
-    if (depth >= DFI_JSON_DEPTH) return dfi_json_fail(p, "nested more than 64 deep");
+    if (p->at == p->end) return dfi_json_fail(p, "ends inside a string");
     p->at++;
-    if (dfi_json_peek(p) == close) {
-        p->at++;
-        return dfi_json_list(p, v, NULL);
-    }
-    for (;;) {
-        const char *key = NULL;
-        dfi_json *child;
-        if (object) {
-            if (dfi_json_peek(p) != '"') return dfi_json_fail(p, "a key is missing");
-            key = dfi_json_string(p);
-            if (key == NULL) return NULL;
-            if (dfi_json_peek(p) != ':') return dfi_json_fail(p, "':' is missing");
-            p->at++;
-        }
-        child = dfi_json_value(p, depth + 1);
-        if (child == NULL) return NULL;
-        child->key = key;
-        *link = child;
-        link = &child->next;
-        v->count++;
-        if (dfi_json_peek(p) == close) break;
-        if (p->at == p->end || *p->at != ',')
-            return dfi_json_fail(p, object ? "',' or '}' is missing"
-                                           : "',' or ']' is missing");
-        p->at++;
-    }
-    p->at++;
-    return dfi_json_list(p, v, first);
-}
-
-static dfi_json *dfi_json_value(dfi_parser *p, int depth) {
-    static const struct { const char *text; int kind, value; } words[3] = {
-        {"null", DFI_JSON_NULL, 0}, {"false", DFI_JSON_BOOL, 0}, {"true", DFI_JSON_BOOL, 1}
-    };
-    char c = dfi_json_peek(p);
-    dfi_json *v = p->node;
-    if (p->at == p->end) return dfi_json_fail(p, "the text ends before a value");
-    p->node++;
-    if (c == '{' || c == '[') return dfi_json_container(p, v, depth);
-    if (c == '"') {
-        v->kind = DFI_JSON_STRING;
-        v->as.text = dfi_json_string(p);
-        return v->as.text != NULL ? v : NULL;
-    }
-    for (int i = 0; i < 3; i++) {
-        size_t n = strlen(words[i].text);
-        if ((size_t)(p->end - p->at) >= n && memcmp(p->at, words[i].text, n) == 0) {
-            v->kind = words[i].kind;
-            v->as.integer = (uint64_t)words[i].value;
-            p->at += n;
-            return v;
-        }
-    }
-    return dfi_json_number(p, v);
-}
-
-static df_result dfi_json_parse(df_ctx *ctx, const char *who, const char *name, char *text,
-                                size_t size, dfi_json_tree *tree) {
-    dfi_parser p;
-    size_t values = 1;
-    for (size_t i = 0; i < size; i++)
-        values += text[i] == '[' || text[i] == ',' || text[i] == ':';
-    tree->root = NULL;
-    tree->size = dfi_mul(values, sizeof(dfi_json) + sizeof(void *));
-    tree->memory = dfi_new(ctx, tree->size);
-    if (tree->memory == NULL) return DF_ERR_MEMORY;
-    p.ctx = ctx;
-    p.who = who;
-    p.name = name;
-    p.begin = p.at = text;
-    p.end = text + size;
-    p.node = (dfi_json *)tree->memory;
-    p.item = (const void **)(void *)(p.node + values);
-    tree->root = dfi_json_value(&p, 0);
-    if (tree->root != NULL) {
-        dfi_json_peek(&p);
-        if (p.at < p.end)
-            tree->root = dfi_json_fail(&p, "something follows the end of the value");
-    }
-    if (tree->root != NULL) return DF_OK;
-    dfi_json_free(ctx, tree);
-    return DF_ERR_FORMAT;
-}
-
-static void dfi_json_free(df_ctx *ctx, dfi_json_tree *tree) {
-    dfi_delete(ctx, tree->memory, tree->size);
-    tree->root = NULL;
-    tree->memory = NULL;
-}
-
-static const dfi_json *dfi_json_item(const dfi_json *container, size_t index) {
-    return (const dfi_json *)container->as.items[index];
-}
-
-static const dfi_json *dfi_json_get(const dfi_json *object, const char *key) {
-    size_t low = 0, high;
-    if (object == NULL || object->kind != DFI_JSON_OBJECT) return NULL;
-    for (high = object->count; low < high;) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(dfi_json_item(object, middle)->key, key);
-        if (order == 0) return dfi_json_item(object, middle);
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return NULL;
-}
-
-static const char *dfi_json_text(const dfi_json *value) {
-    return value != NULL && value->kind == DFI_JSON_STRING ? value->as.text : NULL;
-}
-
-/* Williams 1964: a heap holds at 2i+1 and 2i+2 nothing greater than at i; its top is the
-   last element of the sorted array. `sift` lets the element at `i` sink to where it
-   belongs. */
-static void dfi_sift(const void **a, size_t i, size_t n,
-                     int (*order)(const void *a, const void *b)) {
-    const void *x = a[i];
-    for (size_t child = 2 * i + 1; child < n; child = 2 * i + 1) {
-        if (child + 1 < n && order(a[child], a[child + 1]) < 0) child++;
-        if (order(x, a[child]) >= 0) break;
-        a[i] = a[child];
-        i = child;
-    }
-    a[i] = x;
-}
-
-static void dfi_sort(const void **a, size_t n,
-                     int (*order)(const void *a, const void *b)) {
-    for (size_t i = n / 2; i-- > 0;) dfi_sift(a, i, n, order);
-    for (size_t last = n; last-- > 1;) {
-        const void *top = a[0];
-        a[0] = a[last];
-        a[last] = top;
-        dfi_sift(a, 0, last, order);
-    }
-}
-
-/* ---- safetensors: opening ----------------------------------------------------------- */
-
-/* Every type of the format, with its size in bits. A file may hold types that we cannot
-   turn into a df_real (DF_DTYPE_COUNT): only reading such a tensor is an error. */
-static const struct { const char *name; unsigned bits; df_dtype dtype; } dfi_dtypes[] = {
-    {"F32", 32, DF_DTYPE_F32}, {"F64", 64, DF_DTYPE_F64}, {"F16", 16, DF_DTYPE_F16},
-    {"BF16", 16, DF_DTYPE_BF16}, {"I64", 64, DF_DTYPE_I64}, {"I32", 32, DF_DTYPE_I32},
-    {"U8", 8, DF_DTYPE_U8}, {"BOOL", 8, DF_DTYPE_COUNT}, {"I8", 8, DF_DTYPE_COUNT},
-    {"I16", 16, DF_DTYPE_COUNT}, {"U16", 16, DF_DTYPE_COUNT}, {"U32", 32, DF_DTYPE_COUNT},
-    {"U64", 64, DF_DTYPE_COUNT}, {"C64", 64, DF_DTYPE_COUNT}, {"F4", 4, DF_DTYPE_COUNT},
-    {"F6_E2M3", 6, DF_DTYPE_COUNT}, {"F6_E3M2", 6, DF_DTYPE_COUNT},
-    {"F8_E4M3", 8, DF_DTYPE_COUNT}, {"F8_E5M2", 8, DF_DTYPE_COUNT},
-    {"F8_E8M0", 8, DF_DTYPE_COUNT}
-};
-#define DFI_DTYPES (sizeof dfi_dtypes / sizeof dfi_dtypes[0])
-
-typedef struct dfi_entry {
-    df_file_tensor tensor;         /* first, so that a pointer to it leads back here */
-    size_t type;                   /* row of dfi_dtypes */
-    size_t size;                   /* bytes */
-} dfi_entry;
-
-struct df_safetensors {
-    df_ctx *ctx;
-    char *name;
-    df_buffer bytes;               /* the whole file; names lie in its header */
-    dfi_json_tree header;
-    const unsigned char *data;     /* behind the header */
-    size_t data_size;
-    dfi_entry *entries;            /* sorted by name */
-    size_t count;
-    const dfi_json *metadata;      /* or NULL */
-};
-
-#define DFI_OPEN "df_safetensors_open"
-
-/* One more than there are: hosts' allocators need not answer a request for 0 bytes. */
-static size_t dfi_entries_size(const df_safetensors *f) {
-    return dfi_mul(f->count + 1, sizeof(dfi_entry));
-}
-
-static df_result dfi_entry_fail(const df_safetensors *f, const char *tensor,
-                                const char *format, ...) DFI_PRINTF(3, 4);
-static df_result dfi_entry_fail(const df_safetensors *f, const char *tensor,
-                                const char *format, ...) {
-    char text[DFI_MESSAGE];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: tensor \"%.120s\": %s", f->name,
-                    tensor, text);
-}
-
-/* "[8,3,3,3]" */
-static const char *dfi_file_shape(char text[200], int ndim, const uint64_t *shape) {
-    size_t n = 0;
-    text[n++] = '[';
-    for (int i = 0; i < ndim; i++)
-        n += (size_t)snprintf(text + n, 200 - n, "%s%llu", i > 0 ? "," : "",
-                              (unsigned long long)shape[i]);
-    text[n++] = ']';
-    text[n] = 0;
+    *out = 0;                               /* at the closing quote or before it */
     return text;
 }
 
-/* dtype and shape of one entry. */
-static df_result dfi_entry_shape(const df_safetensors *f, const dfi_json *from,
-                                 dfi_entry *e) {
-    const char *dtype = dfi_json_text(dfi_json_get(from, "dtype"));
-    const dfi_json *shape = dfi_json_get(from, "shape");
+/* The next key of an object, its value coming next; NULL at the end or on failure. */
+static const char *dfi_json_key(dfi_parser *p, int *n) {
+    const char *key = dfi_json_item(p, "{}", n) ? dfi_json_string(p) : NULL;
+    if (key != NULL && !dfi_json_take(p, ':')) return dfi_json_fail(p, "':' is missing");
+    return key;
+}
+
+/* Behind what looks like a number at `s`, or NULL. */
+static const char *dfi_json_number_end(const char *s, const char *end) {
+    const char *first = s;
+    while (s < end && memchr("+-.0123456789eE", *s, 15) != NULL) s++;
+    return s > first ? s : NULL;
+}
+
+/* Correctly rounded by strtod, which reads the decimal point of the host's locale: we ask
+   snprintf what that looks like and put it in. `size` < 64. Infinite if no number. */
+static double dfi_decimal(const char *text, size_t size) {
+    char probe[16], copy[64] = "", *point;
+    snprintf(probe, sizeof probe, "%.1f", 0.5);                  /* "0.5", "0,5", ... */
+    memcpy(copy, text, size);
+    if ((point = strchr(copy, '.')) != NULL) *point = probe[1];
+    double x = strtod(copy, &point);
+    return *point == 0 ? x : HUGE_VAL;
+}
+
+/* At most `most` whole numbers, exactly (a double rounds offsets above 2^53); how many. */
+static int dfi_json_wholes(dfi_parser *p, int most, uint64_t *out) {
+    int n = 0;
+    while (dfi_json_item(p, "[]", &n)) {
+        int blanks = dfi_json_take(p, ' ');
+        const char *end = blanks ? NULL : dfi_json_number_end(p->at, p->end);
+        uint64_t x = 0;
+        for (; end != NULL && p->at < end; p->at++) {
+            unsigned digit = (unsigned)(unsigned char)*p->at - '0';  /* "-.e": above 9 */
+            if (digit > 9 || x > (UINT64_MAX - digit) / 10) end = NULL;
+            x = x * 10 + digit;
+        }
+        if (end == NULL || n > most) dfi_json_fail(p, "not whole numbers up to 2^64-1");
+        else out[n - 1] = x;
+    }
+    return n;
+}
+
+/* ---- safetensors ---- */
+
+/* Every type of the format: bits, and how many of them are an exponent. The first ones are
+   df_dtype's; of the others, which no type of C can hold, we know the size alone. */
+static const struct { const char *name; int bits, exponent; } dfi_dtypes[] = {
+    {"F32", 32, 8}, {"F64", 64, 11}, {"F16", 16, 5}, {"BF16", 16, 8}, {"I64", 64, 0},
+    {"I32", 32, 0}, {"U8", 8, 0}, {"BOOL", 8, 0}, {"I8", 8, 0}, {"I16", 16, 0},
+    {"U16", 16, 0}, {"U32", 32, 0}, {"U64", 64, 0}, {"C64", 64, 0}, {"F4", 4, 0},
+    {"F6_E2M3", 6, 0}, {"F6_E3M2", 6, 0}, {"F8_E4M3", 8, 0}, {"F8_E5M2", 8, 0},
+    {"F8_E8M0", 8, 0}, {NULL, 0, 0}
+};
+
+typedef struct dfi_entry {
+    df_file_tensor tensor;
+    uint64_t at[2];            /* data_offsets */
+} dfi_entry;
+struct df_safetensors {
+    dfi_where at;
+    char *name;
+    df_buffer bytes;           /* the whole file; all names lie in its header */
+    size_t data_at, data_size;
+    df_buffer entries, texts;  /* of dfi_entry and df_save_text, sorted by name */
+};
+
+/* Orders records that begin with a pointer to their name. */
+static int dfi_by_name(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+static int dfi_by_place(const void *a, const void *b) {
+    const dfi_entry *x = (const dfi_entry *)a, *y = (const dfi_entry *)b;
+    const int i = x->at[0] == y->at[0];
+    return x->at[i] < y->at[i] ? -1 : x->at[i] > y->at[i];
+}
+
+/* Sorted, a name stands beside its double. */
+static df_result dfi_names(const dfi_where *at, const df_buffer *list, size_t size) {
+    if (list->size > 0) dfi_sort(list->data, list->size / size, size, dfi_by_name);
+    for (size_t i = size; i < list->size; i += size)
+        if (dfi_by_name(list->data + i - size, list->data + i) == 0)
+            return dfi_error(at, 0, NULL, "the key \"%.120s\" stands twice",
+                             *(const char *const *)(const void *)(list->data + i));
+    return DF_OK;
+}
+static const void *dfi_find(const df_buffer *list, size_t size, const char *name) {
+    if (list->size == 0) return NULL;
+    return bsearch(&name, list->data, list->size / size, size, dfi_by_name);
+}
+
+/* What is wrong with an entry, or NULL. An element has 64 bits at most. */
+static const char *dfi_entry_check(dfi_entry *e, const char *dtype, size_t data_size) {
     df_file_tensor *t = &e->tensor;
     uint64_t count = 1;
-    if (dtype == NULL) return dfi_entry_fail(f, t->name, "dtype is missing or no string");
-    while (e->type < DFI_DTYPES && strcmp(dfi_dtypes[e->type].name, dtype) != 0) e->type++;
-    if (e->type == DFI_DTYPES)
-        return dfi_entry_fail(f, t->name, "unknown dtype \"%.40s\"", dtype);
-    t->dtype = dfi_dtypes[e->type].dtype;
-    if (shape == NULL || shape->kind != DFI_JSON_ARRAY || shape->count > DFI_FILE_AXES)
-        return dfi_entry_fail(f, t->name, "shape is not a list of at most %d numbers",
-                              DFI_FILE_AXES);
-    for (size_t i = 0; i < shape->count; i++) {
-        const dfi_json *axis = dfi_json_item(shape, i);
-        if (axis->kind != DFI_JSON_INTEGER)
-            return dfi_entry_fail(f, t->name, "shape[%zu] is not a whole number from 0 to "
-                                  "2^64-1", i);
-        t->shape[t->ndim++] = axis->as.integer;
-        /* Times 64, so that the number of bits fits too. */
-        if (axis->as.integer != 0 && count > UINT64_MAX / 64 / axis->as.integer)
-            return dfi_entry_fail(f, t->name, "the product of its shape overflows");
-        count *= axis->as.integer;
+    int row = 0;
+    while (dfi_dtypes[row].name != NULL && strcmp(dfi_dtypes[row].name, dtype) != 0) row++;
+    if (dfi_dtypes[row].name == NULL) return "unknown dtype";
+    t->dtype = row < DF_DTYPE_COUNT ? (df_dtype)row : DF_DTYPE_COUNT;
+    for (int i = 0; i < t->ndim; i++) {
+        if (t->shape[i] != 0 && count > SIZE_MAX / 64 / t->shape[i])
+            return "the product of the shape overflows";
+        count *= t->shape[i];
     }
-    if (count > SIZE_MAX / 8)
-        return dfi_entry_fail(f, t->name, "it is too large to address");
     t->count = (size_t)count;
-    return DF_OK;
+    count *= (uint64_t)dfi_dtypes[row].bits;
+    if (e->at[0] > e->at[1] || e->at[1] > data_size)
+        return "data_offsets do not lie in order within the data";
+    return count % 8 == 0 && e->at[1] - e->at[0] == count / 8 ? NULL
+         : "data_offsets do not span what dtype and shape take";
 }
 
-/* data_offsets of one entry, against the size that dtype and shape ask for. */
-static df_result dfi_entry_data(const df_safetensors *f, const dfi_json *from,
-                                dfi_entry *e) {
-    const dfi_json *offsets = dfi_json_get(from, "data_offsets");
-    df_file_tensor *t = &e->tensor;
-    unsigned long long at[2] = {0, 0};
-    unsigned long long bits = (unsigned long long)t->count * dfi_dtypes[e->type].bits;
-    char shape[200];
-    int pair = offsets != NULL && offsets->kind == DFI_JSON_ARRAY && offsets->count == 2;
-    for (size_t i = 0; pair && i < 2; i++) {
-        pair = dfi_json_item(offsets, i)->kind == DFI_JSON_INTEGER;
-        if (pair) at[i] = dfi_json_item(offsets, i)->as.integer;
+/* One tensor's object. */
+static void dfi_entry_read(df_safetensors *f, dfi_parser *p, const char *name) {
+    const char *key, *dtype = NULL, *wrong = "dtype, shape or data_offsets is missing";
+    int n = 0, offsets = -1;
+    dfi_entry e;
+    memset(&e, 0, sizeof e);
+    e.tensor.name = p->tensor = name;
+    e.tensor.ndim = -1;
+    while ((key = dfi_json_key(p, &n)) != NULL) {
+        if (strcmp(key, "dtype") == 0 && dtype == NULL) dtype = dfi_json_string(p);
+        else if (strcmp(key, "shape") == 0 && e.tensor.ndim < 0)
+            e.tensor.ndim = dfi_json_wholes(p, 8, e.tensor.shape);
+        else if (strcmp(key, "data_offsets") == 0 && offsets < 0)
+            offsets = dfi_json_wholes(p, 2, e.at);
+        else dfi_json_fail(p, "a key is unknown or stands twice");
     }
-    if (!pair)
-        return dfi_entry_fail(f, t->name, "data_offsets is not a pair of whole numbers "
-                              "from 0 to 2^64-1");
-    if (at[0] > at[1] || at[1] > f->data_size)
-        return dfi_entry_fail(f, t->name, "data_offsets [%llu,%llu] do not lie in order "
-                              "within the data's %zu bytes", at[0], at[1], f->data_size);
-    if (bits % 8 != 0 || at[1] - at[0] != bits / 8)
-        return dfi_entry_fail(f, t->name, "data_offsets [%llu,%llu] span %llu bytes, %s "
-                              "%s takes %llu%s", at[0], at[1], at[1] - at[0],
-                              dfi_dtypes[e->type].name, dfi_file_shape(shape, t->ndim,
-                              t->shape), bits / 8, bits % 8 != 0 ? " and a fraction" : "");
-    t->bytes = f->data + at[0];
-    e->size = (size_t)(at[1] - at[0]);
-    return DF_OK;
+    p->tensor = NULL;
+    if (p->result != DF_OK) return;
+    if (dtype != NULL && e.tensor.ndim >= 0 && offsets == 2)
+        wrong = dfi_entry_check(&e, dtype, f->data_size);
+    if (wrong == NULL) e.tensor.bytes = f->bytes.data + f->data_at + e.at[0];
+    p->result = wrong == NULL ? dfi_buffer_add(f->at.ctx, &f->entries, &e, sizeof e)
+              : dfi_error(&f->at, 0, name, "%s (%.20s at [%.0f,%.0f] of %zu bytes)", wrong,
+                          dtype ? dtype : "", (double)e.at[0], (double)e.at[1],
+                          f->data_size);
 }
 
-static df_result dfi_entry_read(const df_safetensors *f, const dfi_json *from,
-                                dfi_entry *e) {
-    df_result result;
-    e->tensor.name = from->key;
-    if (from->kind != DFI_JSON_OBJECT)
-        return dfi_entry_fail(f, from->key, "it is not described by a JSON object");
-    for (size_t i = 0; i < from->count; i++) {
-        const char *key = dfi_json_item(from, i)->key;
-        if (strcmp(key, "dtype") != 0 && strcmp(key, "shape") != 0
-            && strcmp(key, "data_offsets") != 0)
-            return dfi_entry_fail(f, from->key, "unknown key \"%.60s\"", key);
+/* __metadata__: an object of strings. */
+static void dfi_texts_read(df_safetensors *f, dfi_parser *p) {
+    df_save_text text;
+    int n = 0;
+    while ((text.key = dfi_json_key(p, &n)) != NULL) {
+        text.value = dfi_json_string(p);
+        if (p->result == DF_OK)
+            p->result = dfi_buffer_add(f->at.ctx, &f->texts, &text, sizeof text);
     }
-    result = dfi_entry_shape(f, from, e);
-    return result == DF_OK ? dfi_entry_data(f, from, e) : result;
-}
-
-static int dfi_entry_order(const void *a, const void *b) {
-    const dfi_entry *x = (const dfi_entry *)a, *y = (const dfi_entry *)b;
-    if (x->tensor.bytes != y->tensor.bytes)
-        return x->tensor.bytes < y->tensor.bytes ? -1 : 1;
-    return x->size < y->size ? -1 : x->size > y->size;
 }
 
 /* The tensors must cover the data without overlap and without a hole, as the reference
    reader demands: a file that hides something in between is not what it seems. */
 static df_result dfi_safetensors_cover(const df_safetensors *f) {
-    size_t bytes = dfi_mul(f->count + 1, sizeof(void *)), at = 0;
-    const void **order = (const void **)dfi_new(f->ctx, bytes);
-    df_result result = DF_OK;
-    if (order == NULL) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < f->count; i++) order[i] = &f->entries[i];
-    dfi_sort(order, f->count, dfi_entry_order);
-    for (size_t i = 0; i < f->count && result == DF_OK; i++) {
-        const dfi_entry *e = (const dfi_entry *)order[i];
-        size_t begin = (size_t)(e->tensor.bytes - f->data);
-        if (begin != at)
-            result = dfi_entry_fail(f, e->tensor.name, "its data begin at byte %zu, those "
-                                    "before end at %zu: %s", begin, at,
-                                    begin < at ? "they overlap" : "a hole");
-        at = begin + e->size;
-    }
-    if (result == DF_OK && at != f->data_size)
-        result = dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: the last tensor ends at "
-                          "byte %zu of the data, which have %zu", f->name, at,
-                          f->data_size);
-    dfi_delete(f->ctx, order, bytes);
-    return result;
-}
-
-/* __metadata__, if there is one: an object of strings. */
-static df_result dfi_safetensors_texts(df_safetensors *f) {
-    f->metadata = dfi_json_get(f->header.root, "__metadata__");
-    if (f->metadata == NULL) return DF_OK;
-    if (f->metadata->kind != DFI_JSON_OBJECT)
-        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: __metadata__ is not a JSON "
-                        "object", f->name);
-    for (size_t i = 0; i < f->metadata->count; i++) {
-        const dfi_json *text = dfi_json_item(f->metadata, i);
-        if (text->kind != DFI_JSON_STRING)
-            return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: __metadata__: "
-                            "\"%.120s\" is not a string", f->name, text->key);
-    }
-    return DF_OK;
+    dfi_entry *e = (dfi_entry *)(void *)f->entries.data;
+    size_t n = f->entries.size / sizeof *e, end = 0, i;
+    if (n > 0) dfi_sort(e, n, sizeof *e, dfi_by_place);
+    for (i = 0; i < n && e[i].at[0] == end; i++) end = (size_t)e[i].at[1];
+    if (i == n && end == f->data_size) return DF_OK;
+    return dfi_error(&f->at, 0, i < n ? e[i].tensor.name : NULL,
+                     "a hole or an overlap at byte %zu of %zu", end, f->data_size);
 }
 
 static uint64_t dfi_load(const unsigned char *p, int bytes) {
@@ -9503,93 +8923,68 @@ static uint64_t dfi_load(const unsigned char *p, int bytes) {
     return bits;
 }
 
-/* The length in front, and the JSON behind it. */
-static df_result dfi_safetensors_header(df_safetensors *f) {
-    unsigned char *bytes = f->bytes.data;
-    size_t size = f->bytes.size, n;
-    uint64_t length;
-    df_result result;
-    if (size < 8)
-        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s has %zu bytes, the length "
-                        "of a safetensors header alone takes 8", f->name, size);
-    length = dfi_load(bytes, 8);
-    if (length > size - 8 || length > DFI_HEADER_LIMIT)
-        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: a header of %llu bytes is "
-                        "announced, %zu bytes follow, %d are the limit", f->name,
-                        (unsigned long long)length, size - 8, DFI_HEADER_LIMIT);
-    n = (size_t)length;
-    if (n == 0 || bytes[8] != '{')
-        return dfi_fail(f->ctx, DF_ERR_FORMAT, DFI_OPEN ": %s: the header does not begin "
-                        "with '{'", f->name);
-    f->data = bytes + 8 + n;
-    f->data_size = size - 8 - n;
-    result = dfi_json_parse(f->ctx, DFI_OPEN, f->name, (char *)bytes + 8, n, &f->header);
-    return result == DF_OK ? dfi_safetensors_texts(f) : result;
-}
-
-static df_result dfi_safetensors_load(df_safetensors *f, const df_source *source) {
-    const dfi_json *root;
-    size_t next = 0;
-    df_result result;
-    f->name = dfi_strdup(f->ctx, dfi_source_name(source));
-    if (f->name == NULL) return DF_ERR_MEMORY;
-    result = dfi_source_load(f->ctx, DFI_OPEN, source, &f->bytes);
-    if (result == DF_OK) result = dfi_safetensors_header(f);
-    if (result != DF_OK) return result;
-    root = f->header.root;
-    f->count = root->count - (f->metadata != NULL);   /* at most 10^8: fits an int */
-    f->entries = (dfi_entry *)dfi_new(f->ctx, dfi_entries_size(f));
-    if (f->entries == NULL) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < root->count && result == DF_OK; i++)
-        if (dfi_json_item(root, i) != f->metadata)
-            result = dfi_entry_read(f, dfi_json_item(root, i), &f->entries[next++]);
-    return result == DF_OK ? dfi_safetensors_cover(f) : result;
-}
-
-DF_API df_safetensors *df_safetensors_open(df_ctx *ctx, df_source source) {
-    df_safetensors *f;
-    if (ctx == NULL) return NULL;
-    f = (df_safetensors *)dfi_new(ctx, sizeof *f);
-    if (f == NULL) return NULL;
-    f->ctx = ctx;
-    if (dfi_safetensors_load(f, &source) == DF_OK) return f;
-    df_safetensors_close(f);
-    return NULL;
+/* Everything that is not a tensor's content; the header becomes strings. */
+static df_result dfi_safetensors_parse(df_safetensors *f) {
+    const size_t size = f->bytes.size;
+    const uint64_t length = size > 8 ? dfi_load(f->bytes.data, 8) : 0;
+    const char *key;
+    int n = 0, texts = 0;
+    if (length == 0 || length > size - 8 || length > 100000000 || f->bytes.data[8] != '{')
+        return dfi_error(&f->at, 0, NULL, "is no safetensors file: a header of %.0f bytes "
+                         "that begins with '{' in %zu?", (double)length, size);
+    f->data_at = 8 + (size_t)length;
+    f->data_size = size - f->data_at;
+    char *text = (char *)f->bytes.data + 8;
+    dfi_parser p = {&f->at, NULL, text, text, text + length, DF_OK};
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        if (strcmp(key, "__metadata__") != 0) dfi_entry_read(f, &p, key);
+        else if (texts++ == 0) dfi_texts_read(f, &p);
+        else dfi_json_fail(&p, "the key \"__metadata__\" stands twice");
+    }
+    dfi_json_take(&p, ' ');
+    if (p.at < p.end) dfi_json_fail(&p, "something follows the end");
+    if (p.result == DF_OK) p.result = dfi_safetensors_cover(f);
+    if (p.result == DF_OK) p.result = dfi_names(&f->at, &f->entries, sizeof(dfi_entry));
+    if (p.result == DF_OK) p.result = dfi_names(&f->at, &f->texts, sizeof(df_save_text));
+    return p.result;
 }
 
 DF_API void df_safetensors_close(df_safetensors *file) {
     if (file == NULL) return;
-    if (file->name != NULL) dfi_delete(file->ctx, file->name, strlen(file->name) + 1);
-    dfi_delete(file->ctx, file->entries, dfi_entries_size(file));
-    dfi_json_free(file->ctx, &file->header);
-    df_buffer_free(file->ctx, &file->bytes);
-    dfi_delete(file->ctx, file, sizeof *file);
+    if (file->name != NULL) dfi_delete(file->at.ctx, file->name, strlen(file->name) + 1);
+    df_buffer_free(file->at.ctx, &file->bytes);
+    df_buffer_free(file->at.ctx, &file->entries);
+    df_buffer_free(file->at.ctx, &file->texts);
+    dfi_delete(file->at.ctx, file, sizeof *file);
 }
-
-DF_API int df_safetensors_count(const df_safetensors *file) { return (int)file->count; }
-
-DF_API const df_file_tensor *df_safetensors_at(const df_safetensors *file, int index) {
-    return index >= 0 && (size_t)index < file->count ? &file->entries[index].tensor : NULL;
-}
-
-DF_API const df_file_tensor *df_safetensors_find(const df_safetensors *file,
-                                                 const char *name) {
-    size_t low = 0, high = file->count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = strcmp(file->entries[middle].tensor.name, name);
-        if (order == 0) return &file->entries[middle].tensor;
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
+DF_API df_safetensors *df_safetensors_open(df_ctx *ctx, df_source source) {
+    dfi_where at = {ctx, "df_safetensors_open", dfi_source_name(&source), DF_ERR_FORMAT};
+    df_safetensors *f = ctx != NULL ? (df_safetensors *)dfi_new(ctx, sizeof *f) : NULL;
+    if (f == NULL) return NULL;
+    f->at = at;
+    f->at.file = f->name = dfi_strdup(ctx, at.file);
+    if (f->name != NULL && dfi_source_load(&f->at, source, &f->bytes) == DF_OK
+        && dfi_safetensors_parse(f) == DF_OK)
+        return f;
+    df_safetensors_close(f);
     return NULL;
 }
 
-DF_API const char *df_safetensors_metadata(const df_safetensors *file, const char *key) {
-    return dfi_json_text(dfi_json_get(file->metadata, key));
+DF_API int df_safetensors_count(const df_safetensors *file) {
+    return (int)(file->entries.size / sizeof(dfi_entry));
 }
-
-/* ---- safetensors: reading ----------------------------------------------------------- */
+DF_API const df_file_tensor *df_safetensors_at(const df_safetensors *file, int index) {
+    const dfi_entry *e = (const dfi_entry *)(const void *)file->entries.data;
+    return index >= 0 && index < df_safetensors_count(file) ? &e[index].tensor : NULL;
+}
+DF_API const df_file_tensor *df_safetensors_find(const df_safetensors *file,
+                                                 const char *name) {
+    return (const df_file_tensor *)dfi_find(&file->entries, sizeof(dfi_entry), name);
+}
+DF_API const char *df_safetensors_metadata(const df_safetensors *file, const char *key) {
+    const void *text = dfi_find(&file->texts, sizeof(df_save_text), key);
+    return text != NULL ? ((const df_save_text *)text)->value : NULL;
+}
 
 /* An IEEE 754 number with `ebits` bits of exponent e and `fbits` of fraction f, as double:
    (1 + f 2^-fbits) 2^(e-bias), or f 2^(1-bias-fbits) at e = 0; the greatest e means
@@ -9604,28 +8999,15 @@ static double dfi_widen(uint64_t bits, int ebits, int fbits) {
     return bits >> (ebits + fbits) != 0 ? -x : x;
 }
 
-/* Element i of a tensor. bfloat16 is the upper half of a float. */
+/* Element i of a tensor; integers are two's complement. */
 static double dfi_element(const df_file_tensor *t, size_t i) {
-    uint64_t bits;
+    const int bits = dfi_dtypes[t->dtype].bits, ebits = dfi_dtypes[t->dtype].exponent;
+    uint64_t word = dfi_load(t->bytes + i * (size_t)(bits / 8), bits / 8);
     int64_t integer;
-    double x;
-    switch (t->dtype) {
-    case DF_DTYPE_F32: return dfi_widen(dfi_load(t->bytes + 4 * i, 4), 8, 23);
-    case DF_DTYPE_BF16: return dfi_widen(dfi_load(t->bytes + 2 * i, 2), 8, 7);
-    case DF_DTYPE_F16: return dfi_widen(dfi_load(t->bytes + 2 * i, 2), 5, 10);
-    case DF_DTYPE_F64:
-        bits = dfi_load(t->bytes + 8 * i, 8);
-        memcpy(&x, &bits, sizeof x);
-        return x;
-    case DF_DTYPE_I64:
-        bits = dfi_load(t->bytes + 8 * i, 8);
-        memcpy(&integer, &bits, sizeof integer);
-        return (double)integer;
-    case DF_DTYPE_I32:
-        bits = dfi_load(t->bytes + 4 * i, 4);
-        return (double)bits - (bits >> 31 != 0 ? 4294967296.0 : 0.0);
-    default: return (double)t->bytes[i];
-    }
+    if (ebits > 0) return dfi_widen(word, ebits, bits - 1 - ebits);
+    if (bits > 8 && word >> (bits - 1) != 0) word |= UINT64_MAX << (bits - 1);
+    memcpy(&integer, &word, sizeof integer);
+    return (double)integer;
 }
 
 /* 1 if x, stored as float (or as double), is infinite or NaN. */
@@ -9637,69 +9019,21 @@ DF_API df_result df_safetensors_read(df_ctx *ctx, const df_safetensors *file,
                                      const char *name, int ndim, const int *shape,
                                      df_real *out) {
     const df_file_tensor *t = df_safetensors_find(file, name);
-    uint64_t wanted[DFI_FILE_AXES] = {0};
-    char have[200], want[200];
-    int same;
-    if (t == NULL)
-        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s has no tensor "
-                        "\"%.160s\"", file->name, name);
-    if (ndim < 0 || ndim > DFI_FILE_AXES)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_safetensors_read: %d axes for "
-                        "\"%.120s\", 0 to %d are possible", ndim, name, DFI_FILE_AXES);
-    same = ndim == t->ndim;
-    for (int i = 0; i < ndim; i++) {
-        if (shape[i] < 0)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_safetensors_read: shape[%d] of "
-                            "\"%.120s\" is %d", i, name, shape[i]);
-        wanted[i] = (uint64_t)shape[i];
-        if (wanted[i] != t->shape[i]) same = 0;
-    }
-    if (!same)
-        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s: tensor \"%.120s\" "
-                        "has shape %s, wanted is %s", file->name, name,
-                        dfi_file_shape(have, t->ndim, t->shape),
-                        dfi_file_shape(want, ndim, wanted));
-    if (t->dtype == DF_DTYPE_COUNT)
-        return dfi_fail(ctx, DF_ERR_FORMAT, "df_safetensors_read: %s: tensor \"%.120s\" "
-                        "is %s; F64, F32, F16, BF16, I64, I32 and U8 can be read",
-                        file->name, name, dfi_dtypes[((const dfi_entry *)t)->type].name);
+    dfi_where at = {ctx, "df_safetensors_read", file->name, DF_ERR_FORMAT};
+    if (t == NULL) return dfi_error(&at, 0, name, "is missing");
+    if (ndim != t->ndim) return dfi_error(&at, 0, name, "%d axes, not %d", t->ndim, ndim);
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] < 0 || t->shape[i] != (uint64_t)shape[i])
+            return dfi_error(&at, 0, name, "shape[%d] is %llu, wanted is %d", i,
+                             (unsigned long long)t->shape[i], shape[i]);
+    if (t->dtype == DF_DTYPE_COUNT) return dfi_error(&at, 0, name, "unreadable dtype");
     for (size_t i = 0; i < t->count; i++) {
         double x = dfi_element(t, i);
         if (dfi_overflows(x, sizeof(df_real) == sizeof(float)))
-            return dfi_fail(ctx, DF_ERR_NONFINITE, "df_safetensors_read: %s: tensor "
-                            "\"%.120s\": element %zu of %zu is not finite as "
-                            DF_REAL_NAME, file->name, name, i, t->count);
+            return dfi_error(&at, DF_ERR_NONFINITE, name, "element %zu of %zu is not a "
+                             "finite " DF_REAL_NAME, i, t->count);
         out[i] = (df_real)x;
     }
-    return DF_OK;
-}
-
-/* ---- safetensors: writing ----------------------------------------------------------- */
-
-#define DFI_WRITE "df_safetensors_write"
-
-static int dfi_text_order(const void *a, const void *b) {
-    return strcmp((const char *)a, (const char *)b);
-}
-
-/* Strings that are there and are UTF-8; with `unique`, no two of them equal. `what` says
-   in messages which ones. Sorts `texts`. */
-static df_result dfi_save_texts(df_ctx *ctx, const char *what, const void **texts,
-                                size_t n, int unique) {
-    for (size_t i = 0; i < n; i++) {
-        const char *s = (const char *)texts[i];
-        size_t step = 1, left = s != NULL ? strlen(s) : 0;
-        for (; left > 0 && step > 0; s += step, left -= step) step = dfi_utf8(s, left);
-        if (s == NULL || step == 0)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": %s %zu is %s", what, i,
-                            s == NULL ? "NULL" : "not UTF-8");
-    }
-    if (!unique) return DF_OK;
-    dfi_sort(texts, n, dfi_text_order);
-    for (size_t i = 1; i < n; i++)
-        if (dfi_text_order(texts[i - 1], texts[i]) == 0)
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": two times the %s "
-                            "\"%.160s\"", what, (const char *)texts[i]);
     return DF_OK;
 }
 
@@ -9708,141 +9042,130 @@ static size_t dfi_save_count(const df_save_tensor *t) {
     for (int i = 0; i < t->ndim; i++) count = dfi_mul(count, (size_t)t->shape[i]);
     return count;
 }
-
 static size_t dfi_save_bytes(const df_save_tensor *t) {
     return dfi_mul(dfi_save_count(t), t->dtype == DF_DTYPE_F64 ? 8 : 4);
 }
 
-static df_result dfi_save_tensor(df_ctx *ctx, const df_save_tensor *t) {
-    const char *wrong = NULL;
-    for (int i = 0; i < t->ndim && i < DF_AXES; i++)
-        if (t->shape[i] < 0) wrong = "a negative number in its shape";
-    if (t->dtype != DF_DTYPE_F32 && t->dtype != DF_DTYPE_F64)
-        wrong = "dtype is neither DF_DTYPE_F32 nor DF_DTYPE_F64";
-    else if (t->ndim < 0 || t->ndim > DF_AXES)
-        wrong = "ndim is not 0 to 5";
-    else if (strcmp(t->name, "__metadata__") == 0)
-        wrong = "no tensor can have this name";
-    else if (wrong == NULL && dfi_save_bytes(t) == SIZE_MAX)
-        wrong = "the product of its shape overflows";
-    else if (wrong == NULL && t->data == NULL && dfi_save_count(t) > 0)
-        wrong = "data is NULL";
-    if (wrong == NULL) return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": tensor \"%.160s\": %s", t->name,
-                    wrong);
+/* What is wrong with an argument that the finished header would not show, or NULL. */
+static const char *dfi_save_check(const df_save_tensor *t) {
+    if (t->name == NULL) return "no name";
+    if (t->dtype != DF_DTYPE_F32 && t->dtype != DF_DTYPE_F64) return "dtype: not F32, F64";
+    if (t->ndim < 0 || t->ndim > DF_AXES) return "ndim is not 0 to 5";
+    for (int i = 0; i < t->ndim; i++)
+        if (t->shape[i] < 0) return "a negative number in its shape";
+    if (dfi_save_bytes(t) == SIZE_MAX) return "the product of its shape overflows";
+    return t->data == NULL && dfi_save_count(t) > 0 ? "data is NULL" : NULL;
 }
 
-/* All that can be wrong with the arguments, before a byte is written. */
-static df_result dfi_save_check(df_ctx *ctx, const df_save_tensor *tensors, int count,
-                                const df_save_text *metadata, int metadata_count) {
-    size_t n = (size_t)count, m = (size_t)metadata_count, bytes;
-    const void **texts;
-    df_result result;
-    if (count < 0 || metadata_count < 0 || (count > 0 && tensors == NULL)
-        || (metadata_count > 0 && metadata == NULL))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, DFI_WRITE ": %d tensors at %p, %d texts at "
-                        "%p", count, (const void *)tensors, metadata_count, (const void
-                        *)metadata);
-    bytes = dfi_mul((n > m ? n : m) + 1, sizeof *texts);
-    texts = (const void **)dfi_new(ctx, bytes);
-    if (texts == NULL) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < n; i++) texts[i] = tensors[i].name;
-    result = dfi_save_texts(ctx, "tensor name", texts, n, 1);
-    for (size_t i = 0; i < m; i++) texts[i] = metadata[i].value;
-    if (result == DF_OK) result = dfi_save_texts(ctx, "metadata value", texts, m, 0);
-    for (size_t i = 0; i < m; i++) texts[i] = metadata[i].key;
-    if (result == DF_OK) result = dfi_save_texts(ctx, "metadata key", texts, m, 1);
-    for (size_t i = 0; i < n && result == DF_OK; i++)
-        result = dfi_save_tensor(ctx, &tensors[i]);
-    dfi_delete(ctx, texts, bytes);
-    return result;
+/* At the end of a buffer, into room that was made before. */
+DFI_PRINTF(2, 3)
+static void dfi_put(df_buffer *b, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    b->size += (size_t)vsnprintf((char *)b->data + b->size, b->capacity - b->size,
+                                 format, args);
+    va_end(args);
 }
 
-static void dfi_save_header(dfi_writer *w, const df_save_tensor *tensors, int count,
-                            const df_save_text *metadata, int metadata_count) {
-    unsigned long long at = 0, end;
-    uint64_t shape[DF_AXES];
-    char text[64], axes[200];
-    dfi_writer_text(w, "{");
+/* RFC 8259, section 7: quote, backslash and the controls below 32 must be escaped. */
+static void dfi_put_string(df_buffer *b, const char *text) {
+    dfi_put(b, "\"");
+    for (; *text != 0; text++) {
+        unsigned c = (unsigned char)*text;
+        dfi_put(b, c < 32 ? "\\u%04x" : c == '"' || c == '\\' ? "\\%c" : "%c", c);
+    }
+    dfi_put(b, "\"");
+}
+static void dfi_put_number(df_buffer *b, uint64_t bits, int bytes) {
+    for (; bytes > 0; bytes--, bits >>= 8) b->data[b->size++] = (unsigned char)bits;
+}
+
+/* The length and the JSON, with blanks behind it that align the data to 8 bytes. */
+static void dfi_put_header(df_buffer *b, const df_save_tensor *t, int count,
+                           const df_save_text *metadata, int metadata_count) {
+    unsigned long long at = 0;
+    b->size = 8;
+    dfi_put(b, metadata_count > 0 ? "{\"__metadata__\":{" : "{");
     for (int i = 0; i < metadata_count; i++) {
-        dfi_writer_text(w, i == 0 ? "\"__metadata__\":{" : ",");
-        dfi_writer_string(w, metadata[i].key);
-        dfi_writer_text(w, ":");
-        dfi_writer_string(w, metadata[i].value);
+        dfi_put_string(b, metadata[i].key);
+        dfi_put(b, ":");
+        dfi_put_string(b, metadata[i].value);
+        dfi_put(b, i + 1 < metadata_count ? "," : count > 0 ? "}," : "}");
     }
-    if (metadata_count > 0) dfi_writer_text(w, count > 0 ? "}," : "}");
-    for (int i = 0; i < count; i++, at = end) {
-        const df_save_tensor *t = &tensors[i];
-        for (int j = 0; j < t->ndim; j++) shape[j] = (uint64_t)t->shape[j];
-        dfi_writer_string(w, t->name);
-        dfi_writer_text(w, t->dtype == DF_DTYPE_F64 ? ":{\"dtype\":\"F64\",\"shape\":"
-                                                    : ":{\"dtype\":\"F32\",\"shape\":");
-        dfi_writer_text(w, dfi_file_shape(axes, t->ndim, shape));
-        end = at + dfi_save_bytes(t);
-        snprintf(text, sizeof text, ",\"data_offsets\":[%llu,%llu]}", at, end);
-        dfi_writer_text(w, text);
-        if (i + 1 < count) dfi_writer_text(w, ",");
+    for (int i = 0; i < count; i++, t++) {
+        unsigned long long bytes = dfi_save_bytes(t);
+        dfi_put_string(b, t->name);
+        dfi_put(b, ":{\"dtype\":\"%s\",\"shape\":[", dfi_dtypes[t->dtype].name);
+        for (int j = 0; j < t->ndim; j++) dfi_put(b, j > 0 ? ",%d" : "%d", t->shape[j]);
+        dfi_put(b, "],\"data_offsets\":[%llu,%llu]}%s", at, at + bytes,
+                i + 1 < count ? "," : "");
+        at += bytes;
     }
-    dfi_writer_text(w, "}");
+    dfi_put(b, "}%*s", 7 - (int)(b->size % 8), "");
+    at = b->size - 8;
+    for (int i = 0; i < 8; i++) b->data[i] = (unsigned char)(at >> 8 * i & 255);
 }
 
-static void dfi_writer_number(dfi_writer *w, uint64_t bits, int bytes) {
-    unsigned char le[8];
-    for (int i = 0; i < bytes; i++) le[i] = (unsigned char)(bits >> 8 * i & 255);
-    dfi_writer_bytes(w, le, (size_t)bytes);
-}
-
-/* NaN and infinity are refused here too: nothing is written that could not be read again.
-   */
-static void dfi_save_data(dfi_writer *w, const df_save_tensor *t) {
-    const size_t count = dfi_save_count(t);
+/* NaN and infinity are refused: nothing is written that could not be read again. */
+static df_result dfi_put_data(const dfi_where *at, df_buffer *b, const df_save_tensor *t) {
     const int as_float = t->dtype == DF_DTYPE_F32;
-    for (size_t i = 0; i < count && w->result == DF_OK; i++) {
+    const size_t count = dfi_save_count(t);
+    for (size_t i = 0; i < count; i++) {
         double x = t->data_is_double ? ((const double *)t->data)[i]
                                      : (double)((const df_real *)t->data)[i];
-        if (dfi_overflows(x, as_float)) {
-            w->result = dfi_fail(w->ctx, DF_ERR_NONFINITE, DFI_WRITE ": %s: tensor "
-                                 "\"%.120s\": element %zu of %zu is not finite as %s",
-                                 w->name, t->name, i, count,
-                                 as_float ? "float" : "double");
-        } else if (as_float) {
-            float f = (float)x;
-            uint32_t bits;
-            memcpy(&bits, &f, sizeof bits);
-            dfi_writer_number(w, bits, 4);
-        } else {
-            uint64_t bits;
-            memcpy(&bits, &x, sizeof bits);
-            dfi_writer_number(w, bits, 8);
-        }
+        uint32_t word;
+        uint64_t bits;
+        if (dfi_overflows(x, as_float))
+            return dfi_error(at, DF_ERR_NONFINITE, t->name, "element %zu of %zu is not a "
+                             "finite %s", i, count, as_float ? "float" : "double");
+        float narrow = (float)x;
+        memcpy(&word, &narrow, sizeof word);
+        memcpy(&bits, &x, sizeof bits);
+        dfi_put_number(b, as_float ? word : bits, as_float ? 4 : 8);
     }
+    return DF_OK;
 }
 
-static int dfi_discard(void *user, const void *data, size_t size) {
-    (void)user; (void)data; (void)size;
-    return 0;
-}
-
-/* The header is written twice: first to nowhere, to learn the length that stands before
-   it. */
+/* The whole file is made in memory; its header is first parsed as one that was read, which
+   finds what is wrong with names and spoils it, so it is then made again. */
 DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
                                       const df_save_tensor *tensors, int count,
                                       const df_save_text *metadata, int metadata_count) {
-    dfi_writer w;
-    uint64_t length;
-    df_result result;
-    if (ctx == NULL) return DF_ERR_ARGUMENT;
-    result = dfi_save_check(ctx, tensors, count, metadata, metadata_count);
-    if (result != DF_OK) return result;
-    dfi_writer_open(&w, ctx, DFI_WRITE, df_sink_hooks(dfi_discard, NULL));
-    dfi_save_header(&w, tensors, count, metadata, metadata_count);
-    length = (w.total + 7) / 8 * 8;        /* blanks behind it align the data to 8 bytes */
-    dfi_writer_open(&w, ctx, DFI_WRITE, sink);
-    dfi_writer_number(&w, length, 8);
-    dfi_save_header(&w, tensors, count, metadata, metadata_count);
-    while (w.total < 8 + length && w.result == DF_OK) dfi_writer_text(&w, " ");
-    for (int i = 0; i < count; i++) dfi_save_data(&w, &tensors[i]);
-    return dfi_writer_close(&w);
+    dfi_where at = {ctx, "df_safetensors_write", sink.path, DF_ERR_ARGUMENT};
+    df_buffer image = {NULL, 0, 0};
+    df_safetensors f;
+    size_t room = 64, data = 0;
+    if (sink.path == NULL) at.file = sink.buffer != NULL ? "(buffer)" : "(hook)";
+    if (ctx == NULL || count < 0 || metadata_count < 0 || (count > 0 && !tensors)
+        || (metadata_count > 0 && !metadata))
+        return dfi_error(&at, 0, NULL, "%d tensors, %d texts?", count, metadata_count);
+    for (int i = 0; i < count; i++) {
+        const char *name = tensors[i].name, *wrong = dfi_save_check(&tensors[i]);
+        if (wrong != NULL) return dfi_error(&at, 0, name ? name : "?", "%s", wrong);
+        data = dfi_plus(data, dfi_save_bytes(&tensors[i]));
+        room = dfi_plus(room, dfi_plus(256, dfi_mul(6, strlen(name))));
+    }
+    for (int i = 0; i < metadata_count; i++) {
+        const char *key = metadata[i].key, *value = metadata[i].value;
+        if (!key || !value) return dfi_error(&at, 0, NULL, "metadata %d is NULL", i);
+        room = dfi_plus(room, dfi_mul(6, dfi_plus(8, strlen(key) + strlen(value))));
+    }
+    df_result result = dfi_buffer_reserve(ctx, &image, dfi_plus(room, data));
+    for (int pass = 0; pass < 2 && result == DF_OK; pass++) {
+        memset(&f, 0, sizeof f);
+        f.at = at;
+        dfi_put_header(&image, tensors, count, metadata, metadata_count);
+        f.bytes = image;
+        f.bytes.size += data;
+        if (pass == 0) result = dfi_safetensors_parse(&f);
+        df_buffer_free(ctx, &f.entries);
+        df_buffer_free(ctx, &f.texts);
+    }
+    for (int i = 0; i < count && result == DF_OK; i++)
+        result = dfi_put_data(&at, &image, &tensors[i]);
+    if (result == DF_OK) result = dfi_sink_save(&at, sink, &image);
+    df_buffer_free(ctx, &image);
+    return result;
 }
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples
