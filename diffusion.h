@@ -45,8 +45,8 @@
      >>private         what the chapters share with each other
      >>foundations     errors, memory, random numbers, workers
      >>process         alpha, sigma, lambda; tables; native times; grids
-     >>prediction      the plane of predictions; asking a model
-     >>samplers        registry; ask and answer; ancestral, ODE and SDE samplers
+     >>prediction      the plane of predictions
+     >>samplers        ancestral, ODE and SDE samplers; registry; asking; the machine
      >>guidance        classifier-free guidance
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; the residual MLP; checkpoints of nets
@@ -61,7 +61,8 @@
      One plane     Every prediction is a row (a, b), meaning a x_0 + b eps. With x_t it
                    is a 2 x 2 system; one solver turns any into any other.
      One clock     Samplers walk points (t, alpha, sigma, lambda = log alpha/sigma). What
-                   walks lambda or rho = sigma/alpha gives one trajectory on every process.
+                   walks lambda or rho = sigma/alpha gives one trajectory on every
+                   process, from the same r = x/(alpha + sigma).
      One question  A model answers "here is x at these points: what do you predict?".
                    Networks, closed forms, your code, guidance: one type.
      Every claim runs: each formula is tested against something known exactly.
@@ -99,12 +100,14 @@
      m.process = df_process_...; m.prediction = DF_EPS; m.time = df_time_index(1000);
    What usual models mean, in our words:
      DDPM, Stable Diffusion   process table; EPS or V; time index(T)
-     score_sde VP             process vp(.1, 20); SCORE, or EPS; time affine(999, 0)
+     score_sde VP             process vp(.1, 20); EPS (its get_score_fn: SCORE); time
+                              affine(999, 0)
      EDM                      process edm(80), sigma_data .5; EDM_F; time log_sigma(.25);
                               input_sigma_data .5
      Stable Diffusion 3, Flux process flow; VELOCITY; time affine(1000, 0)
      flow_matching (t=1 data) process flow; VELOCITY; time and clock affine(-1, 1)
-     TrigFlow                 process trig(s_d); VELOCITY; time and clock affine(pi/2, 0)
+     TrigFlow (sCM)           process trig(s_d); VELOCITY, of the output times s_d; time
+                              and clock affine(pi/2, 0); input_sigma_data s_d
    A velocity is dx/d(clock); ours is dx/dt with t towards noise, so clock 1 - t flips the
    sign.
 
@@ -133,13 +136,13 @@
 
    LIFETIMES
      thing                owned by        made of / borrows, until when
-     df_ctx               you             its hooks' user pointers, until df_ctx_free
+     df_ctx               you             its hooks' user pointers, until it is freed
      df_tensor            its context     until its scope ends; df_tensor_borrow: your data
      df_process           a value         table: memory of its context (df_process_table),
                                           or of the net whose card it is
-     df_model             a value         self, mean and scale until its last use
-     df_net               you             nothing: weights, card, scaling are its own; it
-                                          may outlive its context and be shared, const
+     df_model             a value         self, mean, scale and a table until its last use
+     df_net               you             the allocator's user pointer; it may outlive its
+                                          context and be shared, const
      df_trainer           you             net, data, labels, context, until it is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
@@ -176,7 +179,8 @@
      DIFFUSION_DOUBLE      df_real is double                    everywhere the same
      DIFFUSION_NO_SIMD     plain kernels only                   in that file
      DIFFUSION_NO_THREADS  no workers (df_tasks still works)    in that file
-     DIFFUSION_NO_STDIO    paths are refused; memory and hooks work    in that file
+     DIFFUSION_NO_STDIO    paths are refused; memory and hooks work (snprintf
+                           still comes from stdio.h)            in that file
      DIFFUSION_ASSERT(x)   check internal invariants by this    in that file
      DIFFUSION_FILE        this file's name, if you renamed it: it includes itself once for
                            each instruction set ["diffusion.h"] in that file
@@ -191,7 +195,7 @@
      lambda         log alpha/sigma, half the log SNR         eps      the noise, N(0, 1)
      score          grad log p_t(x)                           velocity dx/dt of the ODE
      v              alpha eps - sigma x_0                     F        EDM's network output
-     NFE            questions asked per sample                eta      noise a step adds
+     NFE            questions a sampler asks per sample       eta      noise a step adds
      JVP, VJP       Jacobian times vector, vector times Jacobian
      card           what a net predicts, of which process, in which time
 */
@@ -209,6 +213,7 @@
 #define DF_VERSION_PATCH 0
 #define DF_VERSION (DF_VERSION_MAJOR * 10000 + DF_VERSION_MINOR * 100 + DF_VERSION_PATCH)
 
+#ifndef DF_API               /* or your own: dllexport, visibility */
 #ifdef DIFFUSION_STATIC
 #if defined(__GNUC__) || defined(__clang__)
 #define DF_API static __attribute__((unused))
@@ -218,14 +223,22 @@
 #else
 #define DF_API extern
 #endif
+#endif
 
 /* The scalar of samples, weights and tensors. Step coefficients are double in both builds.
-   df_ctx_create carries another link name in the double build, so that an object made for
-   one precision cannot be linked with a user of the other. */
+   What hands out or takes arrays of it carries another link name in the double build, so
+   that an object made for one precision cannot be linked with a user of the other. */
 #ifdef DIFFUSION_DOUBLE
 typedef double df_real;
 #define DF_REAL_NAME "double"
 #define df_ctx_create df_ctx_create_double
+#define df_model_defaults df_model_defaults_double
+#define df_sample df_sample_double
+#define df_sampler_create df_sampler_create_double
+#define df_tensor_copy df_tensor_copy_double
+#define df_mlp_create df_mlp_create_double
+#define df_net_load df_net_load_double
+#define df_trainer_create df_trainer_create_double
 #else
 typedef float df_real;
 #define DF_REAL_NAME "float"
@@ -258,17 +271,17 @@ typedef struct df_ctx df_ctx;
 
 /* Memory comes from here only. `size` bytes aligned to `align` (a power of two, at most
    64); NULL says no. free gets back what alloc was asked for. Called on the context's own
-   thread. */
+   thread; nets keep a copy, so `user` must outlive them too. */
 typedef struct df_alloc {
     void *(*alloc)(void *user, size_t size, size_t align);
     void (*free)(void *user, void *ptr, size_t size, size_t align);
     void *user;
 } df_alloc;
 
-typedef enum df_log_level { DF_LOG_ERROR, DF_LOG_WARNING, DF_LOG_INFO } df_log_level;
+typedef enum df_log_level { DF_LOG_ERROR, DF_LOG_WARNING } df_log_level;
 
-/* Sentences without a final newline: every error, and remarks of long work. NULL:
-   silence. */
+/* Sentences without a final newline: every error, and warnings (workers that could not be
+   started). NULL: silence. */
 typedef struct df_logger {
     void (*message)(void *user, df_log_level level, const char *text);
     void *user;
@@ -280,7 +293,7 @@ typedef struct df_logger {
 typedef struct df_tasks {
     void (*run)(void *user, int count, void (*task)(void *arg, int index), void *arg);
     void *user;
-    int workers;             /* how many tasks run at once, at least 1 */
+    int workers;             /* how many tasks run at once, 1 .. 1024 */
 } df_tasks;
 
 /* Instruction sets of the tuned kernels, in rising order within an architecture. */
@@ -290,7 +303,8 @@ typedef enum df_isa {
 
 typedef struct df_ctx_desc {
     uint32_t cookie;         /* set by df_ctx_defaults */
-    int threads;             /* workers, the caller included; 0: one per processor [0] */
+    int threads;             /* workers, the caller included, at most 1024; 0: one per
+                                processor [0] */
     df_isa max_isa;          /* best kernels to use, if the machine has them [NEON] */
     df_alloc alloc;          /* [malloc and free] */
     df_logger log;           /* [silence] */
@@ -298,23 +312,24 @@ typedef struct df_ctx_desc {
 } df_ctx_desc;
 
 DF_API df_ctx_desc df_ctx_defaults(void);
-/* A new context, or NULL: no memory, or a descriptor that df_ctx_defaults did not make
-   (the log hook hears which). desc may be NULL: the defaults. */
+/* A new context, or NULL: no memory, or a wrong descriptor (the log hook hears which,
+   unless df_ctx_defaults did not make it). desc may be NULL: the defaults. */
 DF_API df_ctx *df_ctx_create(const df_ctx_desc *desc);
-/* Frees the context and all it owns: step memory, tables of betas, workers. Nets,
-   trainers, samplers, mixtures and opened files have their own free and must be freed
-   first. NULL is fine. */
+/* Frees the context and all it owns: step memory, tables of betas, workers. Trainers,
+   samplers, mixtures and opened files have their own free and must be freed first; nets
+   may outlive it. NULL is fine. */
 DF_API void df_ctx_free(df_ctx *ctx);
 /* Code and sentence of the last failure ("" if none). The sentence stays until the next
-   one. */
+   one. A NULL context, which is what df_ctx_create gives without memory, says so. */
 DF_API df_result df_ctx_error(const df_ctx *ctx);
 DF_API const char *df_ctx_message(const df_ctx *ctx);
 /* Forgets the error, the stuck state of tensor operations, and a cancel request. */
 DF_API void df_ctx_clear(df_ctx *ctx);
-/* Asks the running df_sample or df_trainer_run to stop with DF_CANCELLED at its next step.
-   The one function that any thread or a signal handler may call. */
+/* Asks df_sample or df_trainer_run to stop with DF_CANCELLED at its next step. A request
+   that came too late is kept and stops the next run; df_ctx_clear forgets it. The one
+   function that any thread or a signal handler may call. */
 DF_API void df_ctx_cancel(df_ctx *ctx);
-/* Bytes the context holds now, and the most it has held. */
+/* Bytes the context holds now, and the most it has held; nets are not counted. */
 DF_API size_t df_ctx_bytes(const df_ctx *ctx);
 DF_API size_t df_ctx_peak_bytes(const df_ctx *ctx);
 DF_API int df_ctx_threads(const df_ctx *ctx);
@@ -371,22 +386,23 @@ typedef struct df_process {
    noise. */
 typedef struct df_point { double t, alpha, sigma, lambda; } df_point;
 
-/* VP: log alpha = -(b-a) t^2/4 - a t/2, sigma^2 = 1 - alpha^2 (Song et al. 2021, eq.
-   33). */
+/* VP: log alpha = -(b-a) t^2/4 - a t/2, sigma^2 = 1 - alpha^2 (Song et al. 2021, eq. 33).
+   Betas above 0, their sum below 1200; so below. df_process_check tells. */
 DF_API df_process df_process_vp(double beta_min, double beta_max);
 /* alpha = cos(phi)/cos(phi_0), phi = (t+.008)/1.008 pi/2 (Nichol & Dhariwal 2021, eq.
    17). */
 DF_API df_process df_process_cosine(void);
-/* alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t: ends at sigma_min, not at the
-   data. */
+/* alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t, 0 < sigma_min < sigma_max: ends at
+   sigma_min, not at the data. */
 DF_API df_process df_process_ve(double sigma_min, double sigma_max);
-/* alpha = 1, sigma = sigma_max t (Karras et al. 2022). */
+/* alpha = 1, sigma = sigma_max t, sigma_max > 0 (Karras et al. 2022). */
 DF_API df_process df_process_edm(double sigma_max);
 /* alpha of VP, sigma = 1 - alpha^2 (Song et al. 2021, eq. 29). */
 DF_API df_process df_process_subvp(double beta_min, double beta_max);
-/* Rectified flow: alpha = 1-t, sigma = t (Liu et al. 2022; Lipman et al. 2022). */
+/* Rectified flow: alpha = 1-t, sigma = t (Liu et al. 2023; Lipman et al. 2023). */
 DF_API df_process df_process_flow(void);
-/* TrigFlow: alpha = cos(pi t/2), sigma = sigma_data sin(pi t/2) (Lu & Song 2024). */
+/* TrigFlow: alpha = cos(pi t/2), sigma = sigma_data sin(pi t/2), sigma_data > 0 (Lu & Song
+   2024). */
 DF_API df_process df_process_trig(double sigma_data);
 /* A DDPM table beta_1 .. beta_T (Ho et al. 2020): abar_i = prod (1-beta), t = i/T, abar(0)
    = 1; index (0-based, as libraries count) = T t - 1. betas [T] in [0,1), the last may be
@@ -400,8 +416,9 @@ typedef enum df_betas_kind {
     DF_BETAS_COSINE,         /* min(1 - abar((i+1)/T)/abar(i/T), .999); b0, b1 unused */
     DF_BETAS_SIGMOID         /* b0 + (b1-b0) sigmoid(linspace(-6, 6)) (GeoDiff) */
 } df_betas_kind;
-/* Fills betas [T]. Errors: ARGUMENT. ctx may be NULL here and below: then only the code
-   tells. */
+/* Fills betas [T]. Errors: ARGUMENT. ctx may be NULL here and in the process and
+   prediction functions below (not df_process_table and df_plane_convert): then only the
+   code tells. */
 DF_API df_result df_betas(df_ctx *ctx, df_betas_kind kind, double b0, double b1, int T,
                           double *betas);
 /* Rescales betas [T] so that abar_T = 0: sqrt(abar) shifted and scaled (Lin et al. 2023,
@@ -579,7 +596,7 @@ typedef struct df_step_info {
     int n, dim;
     const df_real *x;        /* [n, dim] in the model's coordinates */
     const df_real *x0;       /* [n, dim] the last estimate of x_0; NULL at step 0 */
-    int evaluations;         /* questions asked so far (rows of one question count once) */
+    int evaluations;         /* questions so far; guidance asks its models twice for one */
 } df_step_info;
 
 typedef enum df_start {
@@ -606,7 +623,8 @@ struct df_sample_desc {
                                 7 and 1 [0] */
     int grid_offset;         /* added to table indices by "leading" [0] */
     double shift;            /* resolution shift: sigma/alpha times this [1] */
-    double t_max, t_min;     /* t_min < 0: df_process_t_min [1, -1] */
+    double t_max, t_min;     /* t_min: of rules that cannot reach the data, and of end =
+                                T_MIN; < 0: df_process_t_min [1, -1] */
     df_end end;              /* [DATA] */
     const double *points;    /* a grid of your own, decreasing towards the data [NULL] */
     int points_count;        /* N + 1 */
@@ -644,7 +662,7 @@ DF_API double df_process_t_min(const df_process *p);
      "quadratic"        sqrt t equally spaced
      "lambda"           lambda equally spaced (also called "exponential")
      "karras"           (sigma/alpha)^(1/rho) equally spaced (Karras et al. 2022, eq. 5)
-     "polyexponential"  log sigma/alpha = its range times u^rho, u equally spaced
+     "polyexponential"  ((log rho - log rho_min)/range)^(1/p) equally spaced
      "linspace", "leading", "trailing"   indices of a table, as diffusers' DDPM spaces them
    A rule that can reach the data point itself does so in N steps; the others take N points
    down to t_min and add it. Index rules need t_max = 1 and N <= T; with end = T_MIN they
@@ -658,8 +676,10 @@ DF_API const char *const *df_grid_names(int *count);
 
 /* n samples: x [n, dim]. The whole loop over the sampler below. Samples leave in the
    data's units (df_model's mean and scale undone). Errors: any of those below; NONFINITE
-   when the model answers NaN or Inf (which step, which sample). On failure x is what it
-   was reached. */
+   when the model answers NaN or Inf (which step, which sample). On failure x holds the
+   state that was reached, in the model's units. desc may be NULL: the defaults. Callbacks
+   run on the caller's thread and may use the context, for another df_sample too; they may
+   not free what is in use. */
 DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
                            df_real *x, int n);
 
@@ -697,7 +717,7 @@ typedef struct df_sampler_row {
     int order;               /* global order of accuracy; 0: not an ODE method of fixed
                                 order */
     int start_order;         /* ... with its own start-up */
-    int evaluations;         /* questions per step */
+    int evaluations;         /* questions per step (heun's last, into sigma = 0: one) */
     int stochastic;          /* draws noise (with default settings) */
     int from_alpha0;         /* may start where alpha = 0 */
     int to_sigma0;           /* may end where sigma = 0 */
@@ -714,9 +734,8 @@ DF_API const df_sampler_row *df_sampler_rows(int *count);
 DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name);
 
 /* What a stage function sees. Before its first call in a step the library has asked at
-   (x, from); the function combines, then says DF_NEXT_STEP (x now stands at `to`),
-       or sets up
-   a further question with df_stage_ask and says DF_NEXT_ASK. */
+   (x, from); the function combines, then says DF_NEXT_STEP (x now stands at `to`), or sets
+   up a further question with df_stage_ask and says DF_NEXT_ASK. */
 struct df_stage {
     df_ctx *ctx;
     const df_sample_desc *desc;
@@ -896,14 +915,13 @@ DF_API df_tensor *df_log_softmax(df_ctx *ctx, df_tensor *x);
 DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tensor *v,
                                int causal);
 /* Rotary positions on the last axis of [B,H,T,D], halves paired (x_i, x_{i+D/2}), angle
-   t base^(-2i/D) (Su et al. 2021). */
+   t base^(-2i/D) (Su et al. 2021, who pair neighbours; halves are LLaMA's). */
 DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base);
 /* Rows ids[i] of table [V,C] -> [n,C]; an id of -1 gives zeros. */
 DF_API df_tensor *df_embedding(df_ctx *ctx, df_tensor *table, const int *ids, int n);
-/* t [B] -> [B, dim]: [sin(t f_k), cos(t f_k)] (cos first if cos_first), f_k =
-   period^(-k/(half-shift)),
-           k < half = dim/2; an odd dim ends with 0 (Vaswani et al. 2017; shift as
-           diffusers' freq_shift). */
+/* t [B] -> [B, dim]: [sin(t f_k), cos(t f_k)] (cos first if cos_first), with f_k =
+   period^(-k/(half-shift)), k < half = dim/2; an odd dim ends with 0 (after Vaswani et al.
+   2017, who interleave; side by side as in DDPM; shift is diffusers' freq_shift). */
 DF_API df_tensor *df_sinusoidal(df_ctx *ctx, df_tensor *t, int dim, double period,
                                 int cos_first,
                                 double shift);
@@ -1081,10 +1099,10 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
        sin] of the native time times time_scale. */
 typedef struct df_mlp_desc {
     uint32_t cookie;
-    int dim;                 /* elements of a sample [2] */
-    int width;               /* [256] */
-    int depth;               /* residual layers [4] */
-    int embed;               /* time embedding, even [128] */
+    int dim;                 /* elements of a sample, 1 .. 2^20 [2] */
+    int width;               /* 1 .. 65536 [256] */
+    int depth;               /* residual layers, 0 .. 4096 [4] */
+    int embed;               /* time embedding, even, 2 .. 65536 [128] */
     double time_scale;       /* native time is multiplied by this: 1000 for t in [0,1]
                                 [1000] */
     double period;           /* longest period / (2 pi) of the embedding [10000] */
@@ -1121,7 +1139,8 @@ DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const do
                                     const double *scale);
 
 /* The net as a model (its average, if any); answers PREDICT, JVP, VJP. The net must
-   outlive it. */
+   outlive it; take it anew after a trainer was made for the net, a file loaded into it, or
+   its card or scaling set. */
 DF_API df_model df_net_model(const df_net *net);
 /* A checkpoint: safetensors with weights, "average.*", card and scaling. load makes nets
    of the kinds built in; for a net of your own, create it and use df_net_load_into. */
@@ -1136,14 +1155,16 @@ typedef enum df_weighting {
     DF_WEIGHT_MIN_SNR,       /* min(alpha^2/sigma^2, gamma) on x_0 (Hang et al. 2023) */
     DF_WEIGHT_EDM            /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
                                 (Karras et al. 2022, table 1); s_d is the process's
-                                sigma_data, 1 for data that is scaled to deviation 1 */
+                                sigma_data: set it to 1 for data that scaling makes 1 */
 } df_weighting;
 typedef enum df_density {
     DF_DENSITY_UNIFORM,      /* t uniform on [t_min, t_max] */
-    DF_DENSITY_LOGIT_NORMAL, /* logit t ~ N(mean, std^2) (Esser et al. 2024) */
+    DF_DENSITY_LOGIT_NORMAL, /* logit t ~ N(mean, std^2) (Esser et al. 2024); this and the
+                                next: draws outside [t_min, t_max] move to its end */
     DF_DENSITY_LOG_NORMAL,   /* log sigma/alpha ~ N(mean, std^2) (Karras et al. 2022: -1.2,
-                                1.2) */
-    DF_DENSITY_INDEX         /* a table's entries, each as likely */
+                                1.2); on flow the same as LOGIT_NORMAL */
+    DF_DENSITY_INDEX         /* a table's entries, each as likely (Ho et al. 2020);
+                                t_min and t_max play no part */
 } df_density;
 typedef enum df_scaling { DF_SCALING_NONE, DF_SCALING_GLOBAL, DF_SCALING_EACH } df_scaling;
 
@@ -1195,8 +1216,9 @@ DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *da
                                      const int *labels, const df_train_desc *desc);
 DF_API void df_trainer_free(df_trainer *trainer);
 /* `steps` more steps, at most to the descriptor's end; 0: to the end. loss = E w |net -
-   target|^2, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
-   step; weights as before it), CANCELLED. After either it may be saved or run on. */
+   target|^2/dim, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
+   step; weights as before it; run again the step is the same: lower the rate), MEMORY,
+   CANCELLED, on_step's own. After any of them it may be saved. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -1234,8 +1256,8 @@ typedef struct df_mixture df_mixture;
 DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *weights,
                                      const double *means, const double *covariances);
 DF_API void df_mixture_free(df_mixture *mixture);
-/* The test distribution "8 gaussians": radius 2 sqrt 2, deviation sqrt(1/8) (FFJORD's
-   scaling). */
+/* K equal Gaussians on a circle; 8, 2 sqrt 2, sqrt(1/8) is the test distribution
+   "8 gaussians" in FFJORD's scaling. */
 DF_API df_mixture *df_mixture_ring(df_ctx *ctx, int K, double radius, double deviation);
 /* At a point of a path, for x [n, dim]: log p_t [n]; score [n, dim]; E[x_0|x] [n, dim];
    Cov[x_0|x] [n, dim, dim]. SINGULAR where a C_k is not positive definite (alpha = 0 for
@@ -1272,7 +1294,7 @@ DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
                                        double *out);
 /* 2 E|a-b| - E|a-a'| - E|b-b'| (Szekely & Rizzo 2013), and MMD^2 with the kernel
    exp(-|x-y|^2/(2 bandwidth^2)), both unbiased (no sample is paired with itself), hence
-   sometimes negative; na, nb at least 2; cost na nb dim. */
+   sometimes negative; na, nb at least 2; cost (na + nb)^2 dim/2. */
 DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out);
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
@@ -1607,10 +1629,15 @@ static df_result dfi_stuck(df_ctx *ctx) {
     return ctx->stuck;
 }
 
-DF_API df_result df_ctx_error(const df_ctx *ctx) { return ctx->code; }
-DF_API const char *df_ctx_message(const df_ctx *ctx) { return ctx->message; }
+DF_API df_result df_ctx_error(const df_ctx *ctx) {
+    return ctx ? ctx->code : (df_result)DF_ERR_MEMORY;
+}
+DF_API const char *df_ctx_message(const df_ctx *ctx) {
+    return ctx ? ctx->message : "there is no context: df_ctx_create gave NULL";
+}
 
 DF_API void df_ctx_clear(df_ctx *ctx) {
+    if (ctx == NULL) return;
     ctx->code = ctx->stuck = DF_OK;
     ctx->message[0] = ctx->stuck_message[0] = 0;
 #if defined(__GNUC__) || defined(__clang__)
@@ -1630,6 +1657,7 @@ DF_API const char *df_result_name(df_result result) {
 }
 
 DF_API void df_ctx_cancel(df_ctx *ctx) {
+    if (ctx == NULL) return;
 #if defined(__GNUC__) || defined(__clang__)
     __atomic_store_n(&ctx->cancel, 1, __ATOMIC_RELAXED);
 #else
@@ -1791,10 +1819,10 @@ static void dfi_scratch_release(df_ctx *ctx, df_scope mark) {
 
 static int dfi_scratch_after(df_ctx *ctx, df_scope mark, const void *ptr) {
     dfi_block *b = mark.block != NULL ? (dfi_block *)mark.block : ctx->first;
-    const unsigned char *p = (const unsigned char *)ptr;
+    uintptr_t p = (uintptr_t)ptr;      /* numbers: strangers' pointers do not compare */
     size_t from = mark.block != NULL ? mark.used : 0;
     for (; b != NULL; b = b->next, from = 0) {
-        const unsigned char *data = dfi_block_data(b);
+        uintptr_t data = (uintptr_t)dfi_block_data(b);
         if (p >= data + from && p < data + b->used) return 1;
         if (b == ctx->block) break;
     }
@@ -1834,8 +1862,9 @@ DF_API void df_random_bits(uint64_t seed, uint64_t sample, uint32_t draw, uint32
 /* Normal numbers are made by Box & Muller (1958): with r = sqrt(-2 ln u), r cos(theta) and
    r sin(theta). libm's ln, cos and sin differ between machines in the last bit, and
    compilers fuse products and sums as they like; so both are computed here in integers
-   with 30 fractional bits (Q30, error below 1e-8), which no compiler may change. sqrt and
-   one product of doubles are exact to rounding everywhere. */
+   with 30 fractional bits (Q30, error below 1e-8), which no compiler may change (>> of a
+   negative number rounds down on all we know, and by C++20's word). sqrt and one product
+   of doubles are exact to rounding everywhere. */
 
 /* -ln((word + 1/2) / 2^32) in Q30, at least 0. With v = 2 word + 1 = 2^top (1 + f):
    (33 - top) ln 2 - ln(1 + f), and ln(1 + f) by its Chebyshev interpolant on [0, 1]. */
@@ -2025,6 +2054,8 @@ static dfi_pool *dfi_pool_get(df_ctx *ctx) {
     while (p->threads < ctx->threads - 1 &&
            pthread_create(&p->thread[p->threads], NULL, dfi_pool_main, p) == 0)
         p->threads++;
+    if (p->threads < ctx->threads - 1)
+        dfi_log(ctx, DF_LOG_WARNING, "df_ctx: not all workers could be started");
     ctx->pool = p;
     return p;
 }
@@ -2104,8 +2135,8 @@ static df_result dfi_rows_run(df_ctx *ctx, const char *who, dfi_rows r, double *
 /* Refuses NaN and Inf in an array [n, width]. */
 static df_result dfi_rows_finite(df_ctx *ctx, const char *who, const char *what, size_t n,
                                  size_t width, const df_real *x) {
-    size_t at = x != NULL ? ctx->k->nonfinite(n * width, x) : n * width;
-    if (at == n * width) return DF_OK;
+    size_t size = dfi_mul(n, width), at = x != NULL ? ctx->k->nonfinite(size, x) : size;
+    if (at == size) return DF_OK;
     return dfi_fail(ctx, DF_ERR_NONFINITE, "%s: %s [%d,%d] is %s in row %d, element %d",
                     who, what, (int)n, (int)width, dfi_nonfinite_name((double)x[at]),
                     (int)(at / width), (int)(at % width));
@@ -2181,8 +2212,9 @@ DF_API df_ctx *df_ctx_create(const df_ctx_desc *desc) {
                 "df_ctx_create: start the descriptor with df_ctx_defaults()");
     if ((d.alloc.alloc == NULL) != (d.alloc.free == NULL))
         return dfi_ctx_refuse(&d, "df_ctx_create: give both alloc and free, or neither");
-    if (d.threads < 0 || d.threads > 1024 || (d.tasks.run != NULL && d.tasks.workers < 1))
-        return dfi_ctx_refuse(&d, "df_ctx_create: threads 0 .. 1024, workers at least 1");
+    if (d.threads < 0 || d.threads > 1024 ||
+        (d.tasks.run != NULL && (d.tasks.workers < 1 || d.tasks.workers > 1024)))
+        return dfi_ctx_refuse(&d, "df_ctx_create: threads 0 .. 1024, workers 1 .. 1024");
     if (d.alloc.alloc == NULL) {
         d.alloc.alloc = dfi_malloc;
         d.alloc.free = dfi_malloc_free;
@@ -2213,12 +2245,21 @@ DF_API void df_ctx_free(df_ctx *ctx) {
     dfi_delete_by(&alloc, ctx, sizeof *ctx);
 }
 
-DF_API size_t df_ctx_bytes(const df_ctx *ctx) { return ctx->bytes; }
-DF_API size_t df_ctx_peak_bytes(const df_ctx *ctx) { return ctx->peak; }
-DF_API int df_ctx_threads(const df_ctx *ctx) { return ctx->threads; }
-DF_API const char *df_ctx_isa(const df_ctx *ctx) { return ctx->k->name; }
+DF_API size_t df_ctx_bytes(const df_ctx *ctx) { return ctx ? ctx->bytes : 0; }
+DF_API size_t df_ctx_peak_bytes(const df_ctx *ctx) { return ctx ? ctx->peak : 0; }
+DF_API int df_ctx_threads(const df_ctx *ctx) { return ctx ? ctx->threads : 0; }
+DF_API const char *df_ctx_isa(const df_ctx *ctx) { return ctx ? ctx->k->name : ""; }
 DF_API int df_version(void) { return DF_VERSION; }
 DF_API const char *df_precision(void) { return DF_REAL_NAME; }
+
+/* Processes, samplers, guidance, and further down networks, training and files leave their
+   arithmetic to tensors and kernels. gcc need not spend its time on them: a fifth of the
+   whole at -O2. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC push_options
+#pragma GCC optimize("O1")
+#endif
+
 /* -------------------------------------------------------------------------------------
    // >>process: alpha, sigma, lambda; tables of betas; native times; grids
 
@@ -2227,12 +2268,13 @@ DF_API const char *df_precision(void) { return DF_REAL_NAME; }
        lambda = log(alpha/sigma)                   half the log signal-to-noise ratio
        f   = alpha'/alpha                          drift of the SDE dx = f x dt + g dW
        g^2 = (sigma^2)' - 2 f sigma^2 = -2 sigma^2 lambda'   noise (Kingma et al. 2021)
-       W   = alpha sigma' - sigma alpha' = -alpha sigma lambda'
-   alpha falls and sigma rises, so the differences above add terms of one sign: no digits
-   are lost, and only alpha, sigma, alpha', sigma' and (sigma^2)' need a closed form. The
-   last one is there because sigma' of VP is infinite at the data while (sigma^2)' is not.
-   Four functions (dfi_path_...) hold all formulas of the kinds; the rest is the same for
-   every one of them.
+       w   = alpha sigma' - sigma alpha' = -alpha sigma lambda'   (the Wronskian)
+   x has mean m = alpha x_0 and variance V = sigma^2; those of the SDE obey m' = f m and
+   V' = 2 f V + g^2, hence f and g^2. alpha falls and sigma rises, so the differences above
+   add terms of one sign: no digits are lost, and only alpha, sigma, alpha', sigma' and
+   (sigma^2)' need a closed form. The last one is there because sigma' of VP is infinite at
+   the data while (sigma^2)' is not. Four functions (dfi_path_...) hold all formulas of the
+   kinds; the rest is the same for every one of them.
    ------------------------------------------------------------------------------------- */
 
 /* Infinity and NaN by their bits: -Ofast takes licence with literals and comparisons. */
@@ -2401,12 +2443,13 @@ static double dfi_table_time(const df_process *p, double rho) {
      alpha^4). rho = 1/alpha - alpha = -2 sinh(log alpha).
    Cosine (Nichol & Dhariwal 2021): alpha = cos(phi)/cos(phi_0), phi = c (t + .008), c =
      pi/2/1.008, variance preserving. The linear beta destroys the image too early; this
-     alpha falls about linearly over the middle. phi_0 keeps a table's first betas up.
+     alpha^2 falls about linearly over the middle. phi_0 keeps a table's first betas up.
      sigma^2 = sin(phi - phi_0) sin(phi + phi_0)/cos^2 phi_0 subtracts nothing.
-   VE (Song et al. 2021, eq. 30) and EDM (Karras et al. 2022): alpha = 1, nothing shrinks.
+   VE (Song et al. 2021, eq. 30, 31) and EDM (Karras et al. 2022): alpha = 1, nothing
+   shrinks.
      VE walks sigma geometrically from sigma_min, never 0, to sigma_max; EDM takes sigma
      itself as time, t = sigma/sigma_max, and does reach the data.
-   Flow (Liu et al. 2022): the straight line (1 - t) x_0 + t eps. Trig (Lu & Song 2024):
+   Flow (Liu et al. 2023): the straight line (1 - t) x_0 + t eps. Trig (Lu & Song 2024):
      the circle cos x_0 + sin (s_d eps), whose radius is the data's deviation s_d.
    Cosine, flow and trig end in pure noise: f and g^2 are infinite at t = 1. */
 
@@ -2542,7 +2585,7 @@ static const char *dfi_process_wrong(const df_process *p) {
     switch (p->kind) {
     case DF_PROCESS_VP:                        /* alpha(1) = e^{-(a + b)/4} */
     case DF_PROCESS_SUBVP:
-        return a && b && p->a + p->b < 1200 ? NULL : "beta_min, beta_max in (0, 600)";
+        return a && b && p->a + p->b < 1200 ? NULL : "beta_min, beta_max > 0, sum < 1200";
     case DF_PROCESS_VE: return a && b && p->a < p->b ? NULL : "0 < sigma_min < sigma_max";
     case DF_PROCESS_EDM: return b ? NULL : "sigma_max > 0";
     case DF_PROCESS_TABLE:
@@ -2779,8 +2822,8 @@ DF_API df_point df_time_point(const df_process *p, const df_time *time, double n
    The error of a step depends on how far the score bends in it, and that is uneven in
    every clock. Equal steps of t follow the training times; equal steps of lambda suit
    exponential integrators (Lu et al. 2022); Karras et al. take equal steps of rho^{1/7},
-   between the two. None of them but t can be equal all the way to sigma = 0, where lambda
-   is infinite: there the rule stops at t_min and one last step goes to the data. */
+   between the two. lambda cannot reach sigma = 0, and Karras et al. stop at sigma_min too:
+   there the rule ends at t_min, and one last step goes to the data. */
 
 typedef struct dfi_grid {
     df_ctx *ctx;
@@ -2806,7 +2849,7 @@ static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "qua
     "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
 static const dfi_grid_rule dfi_grid_rules[DFI_GRID_RULES] = {
     { "linear time_uniform", DF_POINTS_T, 1, 0 },
-    { "quad time_quadratic", DF_POINTS_T, 2, 0 },      /* Song et al. 2020a, app. D */
+    { "quad time_quadratic", DF_POINTS_T, 2, 0 },      /* Song, Meng & Ermon 2021 */
     { "exponential logsnr", DF_POINTS_LAMBDA, 1, 0 },
     { "edm", DF_POINTS_RHO, 7, 1 },                    /* Karras et al. 2022, eq. 5 */
     { "", DF_POINTS_LAMBDA, 1, 1 },                    /* k-diffusion */
@@ -2967,7 +3010,7 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
 
 /* What a descriptor says about the grid, looked at before anything is computed. */
 static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capacity) {
-    int N = d->points ? d->points_count - 1 : d->steps;
+    int N = d->points ? d->points_count - (d->points_count > 0) : d->steps;
     int fine_t = d->points || (dfi_positive(d->t_max) && d->t_max <= 1);
     int fine_in = (unsigned)d->points_in <= (unsigned)DF_POINTS_LAMBDA;
     if (N >= 1 && N < capacity && fine_in && fine_t && d->t_min < 1 && d->grid_rho >= 0 &&
@@ -3019,11 +3062,15 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
    One solver, and no formula for any particular pair (Kingma & Gao 2023 tabulate them).
    det = 0 says that `from` is x over again: eps at alpha = 0, x_0 at sigma = 0.
 
+   A trained network says E[a x_0 + b eps | x_t]. x_t is given, so the expectation passes
+   through the linear system, and the same map converts the means. The score has a row
+   since E[-eps/sigma | x_t] = grad log p_t(x_t) (Vincent 2011).
+
        prediction   row (a, b)                      det                 singular where
        eps          (0, 1)                          alpha               alpha = 0
        x_0          (1, 0)                          -sigma              sigma = 0
        score        (0, -1/sigma)                   -alpha/sigma        both ends
-       velocity     (alpha', sigma')                W                   lambda' = 0
+       velocity     (alpha', sigma')                w                   sigma' infinite
        v            (-sigma, alpha)                 alpha^2 + sigma^2   never
        EDM's F      (sigma/s_d, -alpha s_d)/root    -root/s_d           never
    with root = sqrt(alpha^2 s_d^2 + sigma^2). Next to a singular end the map exists, but
@@ -3084,7 +3131,7 @@ DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction pr
         b = -1 / at->sigma;
         break;
     case DF_VELOCITY:
-        /* dx/dt at fixed x_0 and eps (Lipman et al. 2022) */
+        /* dx/dt at fixed x_0 and eps (Lipman et al. 2023) */
         d = dfi_path_speeds(p, at);
         if (dfi_nonfinite(d.sigma))
             return dfi_singular(ctx, "df_plane_row", "velocity", p, at);
@@ -3092,9 +3139,8 @@ DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction pr
         b = d.sigma;
         break;
     case DF_V:
-        /* v = alpha eps - sigma x_0, at a right angle to x where alpha^2 + sigma^2 = 1, so
-           that both x_0 and eps are well determined at every t (Salimans & Ho 2022, app.
-           D) */
+        /* v = alpha eps - sigma x_0, at a right angle to x, so that both x_0 and eps are
+           well determined at every t (Salimans & Ho 2022, app. D) */
         a = -at->sigma;
         b = at->alpha;
         break;
@@ -3192,11 +3238,12 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
 
    A model that predicts x_0 (or eps, or any row of the plane) at every point of the path
    carries noise back to data, along one family of paths with the same p_t at every t:
-       dx = [f x - (1 + eta^2)/2 g^2 s] dt + eta g dW,      s = grad log p_t(x)
-   eta = 0 is the probability flow ODE, eta = 1 the reverse SDE (Song et al. 2021, eq. 6
-   and 13). In r = x/alpha and rho = sigma/alpha the ODE is dr/d rho = eps(x): the process
-   is gone, and a sampler that walks rho (or lambda = -log rho) takes the same path on
-   every process.
+       dx = [f x - (1 + eta^2)/2 g^2 grad log p_t(x)] dt + eta g dW,      dt < 0
+   eta = 0 is the probability flow ODE, eta = 1 the reverse SDE (Song et al. 2021, eq. 13
+   and 6); what eta adds is Langevin dynamics, which leaves p_t alone. The ODE is dx/dt =
+   alpha' E[x_0|x] + sigma' E[eps|x], so with r = x/alpha and rho = sigma/alpha it reads
+   dr/d rho = E[eps|x]: the process is gone, and a sampler that walks rho (or lambda =
+   -log rho) takes the same path on every process.
 
    A sampler walks a grid of points s = from -> t = to with lambda rising (h = lambda_t -
    lambda_s > 0). The machine below asks the model, puts the answer into the plane's row
@@ -3205,6 +3252,426 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
    registry. A stage may exchange the pointers `answer` and buffer[i]: history without a
    copy. What `answer` points to holds nothing from one step to the next.
    ------------------------------------------------------------------------------------- */
+
+/* ---- the samplers ---- */
+
+/* x = a x + b y, and with noise c z: what every one-answer sampler below ends with. The
+   noise is not drawn where it would count nothing. */
+static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
+    double coefficient[3];
+    const df_real *array[3];
+    coefficient[0] = a;
+    coefficient[1] = b;
+    coefficient[2] = c;
+    array[0] = s->x;
+    array[1] = s->answer;
+    array[2] = s->buffer[0];
+    if (c > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    df_stage_combine(s, s->x, c > 0 ? 3 : 2, coefficient, array);
+    return DF_NEXT_STEP;
+}
+
+/* ddpm: draws from the posterior q(x_t | x_s, x_0) at the predicted x_0 (Ho et al. 2020,
+   eq. 7; for any alpha and sigma: Kingma et al. 2021, app. A). With alpha_st =
+   alpha_s/alpha_t and sigma_st^2 = sigma_s^2 - alpha_st^2 sigma_t^2 (VP: beta of the step)
+     mean     = alpha_st (sigma_t/sigma_s)^2 x + alpha_t (sigma_st/sigma_s)^2 x_0
+     variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
+                sigma_st^2 V_t/V_s             LARGE: right if the data is N(0, I)
+   with V = alpha^2 + sigma^2 (VP: 1, LARGE is beta), and none of it into sigma_t = 0.
+   Their s and t are exchanged here: s is where the step starts. */
+static df_next dfi_stage_ddpm(df_stage *s) {
+    double ratio = s->from.alpha / s->to.alpha, back = s->to.sigma / s->from.sigma;
+    double var =
+        fmax(s->from.sigma * s->from.sigma - ratio * ratio * s->to.sigma * s->to.sigma, 0);
+    double large = hypot(s->to.alpha, s->to.sigma) / hypot(s->from.alpha, s->from.sigma);
+    double std = sqrt(var) * (s->desc->variance == DF_VARIANCE_LARGE ? large : back);
+    return dfi_stage_finish(s, ratio * back * back,
+                            s->to.alpha * var / (s->from.sigma * s->from.sigma),
+                            s->to.sigma > 0 ? std : 0);
+}
+
+/* ddim (Song, Meng & Ermon 2021, eq. 12, 16): the predicted x_0 and eps set together again
+   at t, a part shat of the noise fresh:
+     x_t = alpha_t x_0 + sqrt(sigma_t^2 - shat^2) eps + shat z
+     shat = eta sigma_t sqrt(1 - e^-2h),   e^-h = alpha_s sigma_t/(alpha_t sigma_s)
+   eps = (x - alpha_s x_0)/sigma_s is put in, so that nothing is infinite at alpha_s = 0 or
+   sigma_t = 0. eta = 1 is ddpm with SMALL variance, on every process. */
+static df_next dfi_ddim_step(df_stage *s, double eta) {
+    double e = s->from.alpha * s->to.sigma / (s->to.alpha * s->from.sigma); /* e^-h */
+    double fresh = fmax(1 - e * e, 0);
+    double a = s->to.sigma * sqrt(fmax(1 - eta * eta * fresh, 0)) / s->from.sigma;
+    return dfi_stage_finish(s, a, s->to.alpha - a * s->from.alpha,
+                            eta * s->to.sigma * sqrt(fresh));
+}
+static df_next dfi_stage_ddim(df_stage *s) { return dfi_ddim_step(s, s->desc->eta); }
+
+/* euler: one Euler step of dr/d rho = eps, x_t/alpha_t = x_s/alpha_s + (rho_t - rho_s)
+   eps. The line through r with slope eps meets x_0 at rho = 0, so this is ddim with eta =
+   0, and that form also holds at alpha_s = 0, where r and rho are infinite. */
+static df_next dfi_stage_euler(df_stage *s) { return dfi_ddim_step(s, 0); }
+
+/* heun: the trapezium rule in rho (Karras et al. 2022, alg. 1): an Euler step, the slope
+   asked again where it arrived, and half the difference of the slopes added. The step into
+   sigma = 0 stays Euler's, whose end is x_0 itself. */
+static df_next dfi_stage_heun(df_stage *s) {
+    double h = s->to.sigma / s->to.alpha - s->from.sigma / s->from.alpha; /* < 0 */
+    double c[3];
+    const df_real *a[3];
+    if (s->call == 1) {
+        df_real *slope = s->answer;
+        dfi_stage_finish(s, s->to.alpha / s->from.alpha, s->to.alpha * h, 0);
+        if (s->to.sigma <= 0) return DF_NEXT_STEP;
+        s->answer = s->buffer[0]; /* arrays change places: history without a copy */
+        s->buffer[0] = slope;
+        return df_stage_ask(s, &s->to, s->x);
+    }
+    c[0] = 1;
+    c[1] = .5 * s->to.alpha * h;
+    c[2] = -c[1];
+    a[0] = s->x;
+    a[1] = s->answer;
+    a[2] = s->buffer[0];
+    df_stage_combine(s, s->x, 3, c, a);
+    return DF_NEXT_STEP;
+}
+
+/* euler_t: x += (t - s) u in plain time, u = dx/dt the velocity. Where alpha and sigma are
+   both linear in t (flow, EDM) this is euler, and so ddim, to rounding; elsewhere it
+   differs. Finite wherever u is. */
+static df_next dfi_stage_euler_t(df_stage *s) {
+    return dfi_stage_finish(s, 1, s->to.t - s->from.t, 0);
+}
+
+/* euler_maruyama: one Euler step of the family's SDE at the head of this chapter, over dt
+   = s - t > 0:  x_t = x - [f x - (1 + eta^2)/2 g^2 score] dt + eta g sqrt(dt) z. Its noise
+   would stand unremoved in the result of a step into sigma = 0, which is therefore taken
+   without (as Song et al. 2021 end with the mean). */
+static df_next dfi_stage_euler_maruyama(df_stage *s) {
+    double dt = s->from.t - s->to.t, eta = s->desc->eta;
+    df_rates rates;
+    if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
+        return DF_NEXT_FAIL;
+    return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta * eta) * rates.g2 * dt,
+                            s->to.sigma > 0 ? eta * sqrt(rates.g2 * dt) : 0);
+}
+
+/* name, aliases, paper; clock, order, order with its own start-up, evaluations a step;
+   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; its own eta,
+   most eta; wanted row, buffers, stage */
+static const df_sampler_row dfi_sampler_rows[] = {
+    {"ddpm", "ancestral", "Ho et al. 2020",
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, DF_X0, 1, dfi_stage_ddpm},
+    {"ddim", "", "Song, Meng & Ermon 2021",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1, DF_X0, 1, dfi_stage_ddim},
+    {"euler", "k_euler euler_discrete", "Karras et al. 2022, alg. 1, uncorrected",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_X0, 0, dfi_stage_euler},
+    {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, 0, DF_EPS, 1, dfi_stage_heun},
+    {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
+     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
+    {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1,
+     dfi_stage_euler_maruyama},
+};
+enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
+
+DF_API const df_sampler_row *df_sampler_rows(int *count) {
+    if (count) *count = DFI_SAMPLER_ROWS;
+    return dfi_sampler_rows;
+}
+
+/* Is `name` one of the words of `words`? */
+static int dfi_word_in(const char *words, const char *name, size_t length) {
+    while (*words) {
+        size_t n = strcspn(words, " ");
+        if (n > 0 && n == length && memcmp(words, name, n) == 0) return 1;
+        words += n + (words[n] == ' ');
+    }
+    return 0;
+}
+
+/* Letters to insert, delete or change to make one word of the other (Levenshtein 1966). */
+static int dfi_edit_distance(const char *a, const char *b) {
+    int row[33];
+    int n = (int)strlen(b);
+    if (n > 32) n = 32;
+    for (int j = 0; j <= n; j++) row[j] = j;
+    for (int i = 1; a[i - 1] && i < 128; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= n; j++) {
+            int change = diagonal + (a[i - 1] != b[j - 1]);
+            int least = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            diagonal = row[j];
+            row[j] = change < least ? change : least;
+        }
+    }
+    return row[n];
+}
+
+/* Exact names and aliases; else the three names with the fewest letters to change. */
+DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
+    const df_sampler_row *rows = dfi_sampler_rows;
+    int best[3] = {-1, -1, -1}, distance[3] = {0, 0, 0};
+    if (name == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sampler_find: the name is NULL");
+        return NULL;
+    }
+    for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
+        int d = dfi_edit_distance(name, rows[i].name), at = 3;
+        if (strcmp(name, rows[i].name) == 0 ||
+            dfi_word_in(rows[i].aliases, name, strlen(name)))
+            return &rows[i];
+        while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
+            at--; /* into its place */
+        for (int j = 2; j > at; j--) {
+            best[j] = best[j - 1];
+            distance[j] = distance[j - 1];
+        }
+        if (at < 3) {
+            best[at] = i;
+            distance[at] = d;
+        }
+    }
+    dfi_fail(ctx, DF_ERR_ARGUMENT,
+             "df_sampler_find: no sampler \"%.64s\"; the nearest names are %s, %s, %s",
+             name, rows[best[0]].name, rows[best[1]].name, rows[best[2]].name);
+    return NULL;
+}
+
+/* ---- asking a model at given times ----
+   A model may live in other units than the sampler: its own time, x scaled to unit
+   variance, at most so many rows at once. All of that is undone here, in one place, so
+   that networks, closed forms and users' callbacks answer one and the same question. The
+   samplers fill their own query, all rows at one point of the grid; df_model_ask is for
+   everyone else, and its rows may stand at different times, as in training and
+   likelihoods. The answer stays in the model's own prediction: df_plane_convert, or
+   dfi_model_map where its clock is another's, carries it on. */
+
+/* A predict whose tensor operations failed may say 0 all the same: the context knows. */
+static df_result dfi_predict(df_ctx *ctx, const df_model *model, const df_query *q,
+                             df_real *out) {
+    df_result before = ctx->stuck, r = model->predict(model->self, ctx, q, out);
+    return r != DF_OK || before != DF_OK ? r : dfi_stuck(ctx);
+}
+
+/* After a callback that returned r, with ctx->code set to 0 before the call (it was
+   `before`). Its own code comes back as it is; the context gets a sentence of that code,
+   unless the callback left one. steps 0: no step is named. */
+static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const char *what,
+                              int step, int steps) {
+    char where[48] = "";
+    if (r == DF_OK) {
+        if (ctx->code == DF_OK) ctx->code = before;
+        return r;
+    }
+    if (ctx->code == DF_OK && ctx->stuck == r) dfi_stuck(ctx);
+    if (ctx->code == r) return r;
+    if (steps > 0) snprintf(where, sizeof where, " at step %d of %d", step, steps);
+    return dfi_fail(ctx, r, "%s returned %d%s%s%s", what, r, where,
+                    ctx->code != DF_OK ? ": " : "",
+                    ctx->code != DF_OK ? ctx->message : "");
+}
+
+/* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
+   question that holds the samples twice (guidance) is also cut where they begin again. */
+static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
+                         df_real *out) {
+    size_t dim = (size_t)q->dim, width = q->ask == DF_ASK_LOG_DENSITY ? 1 : dim;
+    int most = model->max_batch; /* 0: any */
+    if (most <= 0 || q->n <= most) return dfi_predict(ctx, model, q, out);
+    for (int at = 0; at < q->n;) {
+        int inside = q->samples > 0 ? at % q->samples : at;
+        int rows = q->n - at < most ? q->n - at : most;
+        if (q->samples > 0 && rows > q->samples - inside) rows = q->samples - inside;
+        df_query part = *q;
+        df_result r;
+        part.n = part.samples = rows;
+        part.first_sample = q->first_sample + (uint64_t)inside;
+        part.x = q->x + (size_t)at * dim;
+        if (q->v) part.v = q->v + (size_t)at * dim;
+        part.t = q->t + at;
+        part.alpha = q->alpha + at;
+        part.sigma = q->sigma + at;
+        part.t_model = q->t_model + at;
+        if (q->labels) part.labels = q->labels + at;
+        if (q->condition) part.condition = q->condition + (size_t)at * q->condition_stride;
+        r = dfi_predict(ctx, model, &part, out + (size_t)at * width);
+        if (r != DF_OK) return r;
+        at += rows;
+    }
+    return DF_OK;
+}
+
+/* A rectified flow's velocity, told in our t. Whoever fills in predict, self and dim has a
+   model; the rest says how the network was trained. */
+DF_API df_model df_model_defaults(void) {
+    df_model m;
+    memset(&m, 0, sizeof m);
+    m.cookie = DFI_COOKIE;
+    m.answers = DF_ASK_PREDICT;
+    m.process = df_process_flow();
+    m.prediction = DF_VELOCITY;
+    m.time = df_time_own();
+    m.clock = df_time_own();
+    m.stackable = 1;
+    m.null_label = -1;
+    return m;
+}
+
+/* c_in = 1/sqrt(alpha^2 s^2 + sigma^2): x of unit variance for data of deviation s (Karras
+   et al. 2022, table 1, there with alpha = 1). */
+static double dfi_model_scale(const df_model *m, const df_point *at) {
+    if (m->input_sigma_data <= 0) return 1;
+    return 1 / hypot(at->alpha * m->input_sigma_data, at->sigma);
+}
+
+/* A velocity model's answer is dx/d clock, so dx/dt = answer (d clock/dt). */
+static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
+                               const df_point *at, double *cx, double *cp) {
+    double clock, rate;
+    df_result result = df_plane_map(ctx, &m->process, m->prediction, to, at, cx, cp);
+    if (result != DF_OK || m->prediction != DF_VELOCITY) return result;
+    result = df_time_at(ctx, &m->process, &m->clock, at, &clock, &rate);
+    if (result == DF_OK) *cp *= rate;
+    return result;
+}
+
+/* NULL for anything but one of the four. */
+static const char *dfi_ask_name(df_ask ask) {
+    switch (ask) {
+    case DF_ASK_PREDICT: return "PREDICT";
+    case DF_ASK_JVP: return "JVP";
+    case DF_ASK_VJP: return "VJP";
+    case DF_ASK_LOG_DENSITY: return "LOG_DENSITY";
+    default: return NULL;
+    }
+}
+
+/* Everything that can be wrong with a question before it is asked. */
+static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q,
+                               const df_real *out) {
+    const char *name = dfi_ask_name(q->ask);
+    if (!ctx || !m || !q->t || !q->x || !out)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_model_ask: ctx, model, t, x and out must be given");
+    if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || q->n < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_model_ask: n = %d, the model's dim = %d, predict %s: want a "
+                        "model of df_model_defaults, both numbers above 0, and predict",
+                        q->n, m->dim, m->predict ? "given" : "NULL");
+    if (dfi_nonfinite(m->input_sigma_data))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
+                        dfi_nonfinite_name(m->input_sigma_data));
+    if (!name || !(m->answers & (unsigned)q->ask))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_model_ask: this model does not answer %s (ask = %d, its "
+                        "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
+    if (!q->v && (q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s wants v", name);
+    return df_process_check(ctx, &m->process);
+}
+
+/* out[r] = c[r] in[r], one call where the factors agree. */
+static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const df_real *in,
+                           df_real *out) {
+    for (int row = 0, rows; row < n; row += rows) {
+        size_t first = (size_t)row * (size_t)dim;
+        const df_real *from = in + first;
+        rows = dfi_same_times(c, row, n);
+        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from, out + first);
+    }
+}
+
+/* In scratch memory: alpha, sigma, native time of each row for q, the input scale in
+   *scale. */
+static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, df_query *q,
+                               double **scale) {
+    size_t n = (size_t)q->n;
+    double *c = (double *)dfi_scratch(ctx, dfi_mul(3 * sizeof(double), n));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof(df_real), n));
+    if (!c || !t_model) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) {
+        df_point at = df_process_at(&m->process, q->t[i]);
+        double native;
+        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
+        if (result != DF_OK) return result;
+        c[i] = at.alpha;
+        c[n + i] = at.sigma;
+        c[2 * n + i] = dfi_model_scale(m, &at);
+        t_model[i] = (df_real)native;
+    }
+    q->alpha = c;
+    q->sigma = c + n;
+    q->t_model = t_model;
+    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
+    *scale = c + 2 * n;
+    return DF_OK;
+}
+
+/* A scaled copy of `in` [n, dim], or NULL. */
+static const df_real *dfi_ask_scaled(df_ctx *ctx, const df_query *q, const double *scale,
+                                     const df_real *in) {
+    size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
+    df_real *out = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof(df_real)));
+    if (out) dfi_scale_rows(ctx, q->n, q->dim, scale, in, out);
+    return out;
+}
+
+/* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
+   scales its v, VJP its answer. */
+static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_real *out) {
+    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)q->dim;
+    size_t total = (size_t)q->n * width, bad;
+    int scaled = m->input_sigma_data > 0;
+    double *scale;
+    df_result result = dfi_ask_times(ctx, m, q, &scale), before;
+    if (result != DF_OK) return result;
+    if (scaled) q->x = dfi_ask_scaled(ctx, q, scale, q->x);
+    if (scaled && q->ask == DF_ASK_JVP) q->v = dfi_ask_scaled(ctx, q, scale, q->v);
+    if (!q->x || (q->ask == DF_ASK_JVP && !q->v)) return DF_ERR_MEMORY;
+    before = ctx->code;
+    ctx->code = DF_OK;
+    result = dfi_ask(ctx, m, q, out);
+    result = dfi_returned(ctx, before, result, "df_model_ask: predict", 0, 0);
+    if (result != DF_OK) return result;
+    if (scaled && q->ask == DF_ASK_VJP)
+        dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
+    bad = ctx->k->nonfinite(total, out);
+    if (bad == total) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_NONFINITE,
+                    "df_model_ask: the model answered %s in row %llu, element %llu, at t "
+                    "= %g", dfi_nonfinite_name((double)out[bad]),
+                    (unsigned long long)(bad / width), (unsigned long long)(bad % width),
+                    q->t[bad / width]);
+}
+
+/* Row r is sample r, and no step of a sampler: first_sample is 0, step is -1. All memory
+   of the question is scratch, released here. */
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t, int n, const df_real *x, const df_real *v,
+                              const int *labels, df_real *out) {
+    df_result result;
+    df_scope mark;
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = ask;
+    q.n = q.samples = n;
+    q.x = x;
+    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
+    q.t = t;
+    q.step = -1;
+    q.labels = labels;
+    result = dfi_ask_check(ctx, model, &q, out);
+    if (result != DF_OK) return result;
+    q.dim = model->dim;
+    mark = dfi_scratch_mark(ctx);
+    result = dfi_ask_rows(ctx, model, &q, out);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* ---- the machine: a sampler's state ---- */
 
 /* NEW: x is not set up. READY: a question is due. ASKED: it is out, its answer is awaited.
    DONE: finished, or failed with `result`. */
@@ -3215,6 +3682,7 @@ struct df_sampler {
     df_model model;
     df_sample_desc desc; /* strings and lists gone, eta < 0 replaced by the method's own */
     df_sampler_row row;
+    char name[64];             /* of a user's row, cut to fit */
     size_t bytes;              /* of the one allocation that holds all of this */
     size_t size;               /* n dim */
     df_point *grid;            /* [steps + 1] */
@@ -3224,6 +3692,7 @@ struct df_sampler {
     df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
     df_query query;
     enum dfi_phase phase;
+    int busy;      /* within df_sampler_next or _answer: callbacks may not call them */
     uint32_t draw; /* of the next noise */
     int evaluations;
     df_result result;
@@ -3247,38 +3716,6 @@ DF_API df_sample_desc df_sample_defaults(void) {
     d.churn_noise = 1;
     d.start = DF_START_NOISE;
     return d;
-}
-
-/* ---- asking ---- */
-
-/* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
-   question that holds the samples twice (guidance) is also cut where they begin again. */
-static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
-                         df_real *out) {
-    size_t dim = (size_t)q->dim, width = q->ask == DF_ASK_LOG_DENSITY ? 1 : dim;
-    int most = model->max_batch; /* 0: any */
-    if (most <= 0 || q->n <= most) return model->predict(model->self, ctx, q, out);
-    for (int at = 0; at < q->n;) {
-        int inside = q->samples > 0 ? at % q->samples : at;
-        int rows = q->n - at < most ? q->n - at : most;
-        if (q->samples > 0 && rows > q->samples - inside) rows = q->samples - inside;
-        df_query part = *q;
-        df_result r;
-        part.n = part.samples = rows;
-        part.first_sample = q->first_sample + (uint64_t)inside;
-        part.x = q->x + (size_t)at * dim;
-        if (q->v) part.v = q->v + (size_t)at * dim;
-        part.t = q->t + at;
-        part.alpha = q->alpha + at;
-        part.sigma = q->sigma + at;
-        part.t_model = q->t_model + at;
-        if (q->labels) part.labels = q->labels + at;
-        if (q->condition) part.condition = q->condition + (size_t)at * q->condition_stride;
-        r = model->predict(model->self, ctx, &part, out + (size_t)at * width);
-        if (r != DF_OK) return r;
-        at += rows;
-    }
-    return DF_OK;
 }
 
 /* ---- one pass over arrays ---- */
@@ -3373,6 +3810,9 @@ static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const
 
 /* ---- what a stage function may call ---- */
 
+/* The usual reason for an array that is not there. */
+#define DFI_STAGE_HINT "; does the stage use more buffers than its row has?"
+
 /* A stage function knows its df_stage only; it is the sampler's first member. */
 static df_sampler *dfi_sampler_of(df_stage *stage) { return (df_sampler *)(void *)stage; }
 
@@ -3394,17 +3834,30 @@ static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why
 static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df_real *x,
                                        size_t at) {
     df_stage *st = &s->stage;
+    int step = st->step < st->steps ? st->step + 1 : st->steps;
     s->phase = DFI_PHASE_DONE;
     s->result = dfi_fail(
         st->ctx, DF_ERR_NONFINITE,
         "df_sample: %s %s at step %d of %d (t = %g), sample %llu, element %llu", what,
-        dfi_nonfinite_name((double)x[at]), st->step + 1, st->steps, st->at.t,
+        dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
         (unsigned long long)(s->desc.first_sample + at / (size_t)st->dim),
         (unsigned long long)(at % (size_t)st->dim));
     return s->result;
 }
 
+/* A stage goes on after a helper failed, since not every helper can tell it: the first
+   failure stays, and no helper starts the run anew. */
+static df_result dfi_stage_wrong(df_stage *stage, const char *why) {
+    df_sampler *s = dfi_sampler_of(stage);
+    return s->result != DF_OK ? s->result : dfi_sampler_fail(s, DF_ERR_ARGUMENT, why);
+}
+
 DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+    if (dfi_sampler_of(s)->result != DF_OK) return DF_NEXT_FAIL;
+    if (at == NULL || x == NULL) {
+        dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL" DFI_STAGE_HINT);
+        return DF_NEXT_FAIL;
+    }
     s->at = *at;
     s->asked = x;
     dfi_sampler_of(s)->phase = DFI_PHASE_READY;
@@ -3413,33 +3866,48 @@ DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
 
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
                              const df_real *const *a) {
-    dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, count, c, a);
+    int missing = out == NULL || c == NULL || a == NULL;
+    for (int j = 0; j < count && j < DFI_TERMS && !missing; j++) missing = a[j] == NULL;
+    if (missing)
+        dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
+    else if (dfi_sampler_of(s)->result == DF_OK)
+        dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, count, c, a);
 }
 
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
                                 df_rates *out) {
-    df_result r = df_process_rates(s->ctx, s->process, at->t, want, out);
+    df_result r;
+    if (at == NULL || out == NULL)
+        return dfi_stage_wrong(s, "df_stage_rates: the point or out is NULL");
+    r = df_process_rates(s->ctx, s->process, at->t, want, out);
     return r == DF_OK ? r : dfi_sampler_fail(dfi_sampler_of(s), r, s->ctx->message);
 }
 
-/* Row by row on the workers: each row is a stream of its own. */
+/* Each row is a stream of its own, so that rows may be made anywhere. A task makes about
+   4096 numbers or more: less is not worth waking a worker. */
+enum { DFI_NOISE_TASK = 4096 };
 typedef struct dfi_noise_job {
     uint64_t seed, first_sample;
     uint32_t draw;
-    size_t dim;
+    size_t dim, n, rows; /* rows: of one task */
     df_real *out;
 } dfi_noise_job;
-static void dfi_noise_row(void *arg, int row) {
+static void dfi_noise_task(void *arg, int task) {
     dfi_noise_job *j = (dfi_noise_job *)arg;
-    df_random_normal(j->seed, j->first_sample + (uint64_t)row, j->draw, j->dim,
-                     j->out + (size_t)row * j->dim);
+    size_t row = (size_t)task * j->rows, end = row + j->rows;
+    if (end > j->n) end = j->n;
+    for (; row < end; row++)
+        df_random_normal(j->seed, j->first_sample + row, j->draw, j->dim,
+                         j->out + row * j->dim);
 }
 
 /* The next draw of every sample, keyed by the sample, not by its place in the batch. */
 static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_point to,
                                    df_real *out) {
     const df_sample_desc *d = &s->desc;
+    df_stage *st = &s->stage;
     uint32_t draw = s->draw++;
+    dfi_noise_job job;
     if (d->noise.fill) {
         df_noise_query q;
         memset(&q, 0, sizeof q);
@@ -3447,212 +3915,33 @@ static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_po
         q.first_sample = d->first_sample;
         q.draw = draw;
         q.step = step;
-        q.n = s->stage.n;
-        q.dim = s->stage.dim;
+        q.n = st->n;
+        q.dim = st->dim;
         q.from = from;
         q.to = to;
+        df_result before = st->ctx->code;
+        st->ctx->code = DF_OK;
         s->result = d->noise.fill(d->noise.user, &q, out);
+        dfi_returned(st->ctx, before, s->result, "df_sample: noise.fill", st->step + 1,
+                     st->steps);
         if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
         return s->result;
     }
-    dfi_noise_job job;
     job.seed = d->seed;
     job.first_sample = d->first_sample;
     job.draw = draw;
-    job.dim = (size_t)s->stage.dim;
+    job.dim = (size_t)st->dim;
+    job.n = (size_t)st->n;
+    job.rows = (DFI_NOISE_TASK + job.dim - 1) / job.dim;
     job.out = out;
-    if (s->size < 4096)
-        for (int i = 0; i < s->stage.n; i++) dfi_noise_row(&job, i);
-    else
-        dfi_parallel(s->stage.ctx, s->stage.n, dfi_noise_row, &job);
+    dfi_parallel(st->ctx, (int)((job.n + job.rows - 1) / job.rows), dfi_noise_task, &job);
     return DF_OK;
 }
 
 DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
+    if (out == NULL || dfi_sampler_of(s)->result != DF_OK)
+        return dfi_stage_wrong(s, "df_stage_noise: out is NULL" DFI_STAGE_HINT);
     return dfi_sampler_noise(dfi_sampler_of(s), s->step, s->from, s->to, out);
-}
-
-/* ---- the samplers ---- */
-
-/* x = a x + b y, and with noise c z: what every one-answer sampler below ends with. The
-   noise is not drawn where it would count nothing. */
-static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
-    double coefficient[3];
-    const df_real *array[3];
-    coefficient[0] = a;
-    coefficient[1] = b;
-    coefficient[2] = c;
-    array[0] = s->x;
-    array[1] = s->answer;
-    array[2] = s->buffer[0];
-    if (c > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-    df_stage_combine(s, s->x, c > 0 ? 3 : 2, coefficient, array);
-    return DF_NEXT_STEP;
-}
-
-/* ddpm: draws from the posterior q(x_t | x_s, x_0) at the predicted x_0 (Ho et al. 2020,
-   eq. 7; for any alpha and sigma: Kingma et al. 2021, eq. 25 to 28). With alpha_st =
-   alpha_s/alpha_t and sigma_st^2 = sigma_s^2 - alpha_st^2 sigma_t^2 (VP: beta of the step)
-     mean     = alpha_st (sigma_t/sigma_s)^2 x + alpha_t (sigma_st/sigma_s)^2 x_0
-     variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
-                sigma_st^2                     LARGE: right if the data is N(0, I)
-   and none of it into sigma_t = 0. */
-static df_next dfi_stage_ddpm(df_stage *s) {
-    double ratio = s->from.alpha / s->to.alpha, back = s->to.sigma / s->from.sigma;
-    double var =
-        fmax(s->from.sigma * s->from.sigma - ratio * ratio * s->to.sigma * s->to.sigma, 0);
-    double std = s->desc->variance == DF_VARIANCE_LARGE ? sqrt(var) : sqrt(var) * back;
-    return dfi_stage_finish(s, ratio * back * back,
-                            s->to.alpha * var / (s->from.sigma * s->from.sigma),
-                            s->to.sigma > 0 ? std : 0);
-}
-
-/* ddim (Song, Meng & Ermon 2021, eq. 12): the predicted x_0 and eps set together again at
-   t, a part shat of the noise fresh:
-     x_t = alpha_t x_0 + sqrt(sigma_t^2 - shat^2) eps + shat z
-     shat = eta sigma_t sqrt(1 - e^-2h),   e^-h = alpha_s sigma_t/(alpha_t sigma_s)
-   eps = (x - alpha_s x_0)/sigma_s is put in, so that nothing is infinite at alpha_s = 0 or
-   sigma_t = 0. eta = 1 is ddpm with SMALL variance, on every process. */
-static df_next dfi_ddim_step(df_stage *s, double eta) {
-    double e = s->from.alpha * s->to.sigma / (s->to.alpha * s->from.sigma); /* e^-h */
-    double fresh = fmax(1 - e * e, 0);
-    double a = s->to.sigma * sqrt(fmax(1 - eta * eta * fresh, 0)) / s->from.sigma;
-    return dfi_stage_finish(s, a, s->to.alpha - a * s->from.alpha,
-                            eta * s->to.sigma * sqrt(fresh));
-}
-static df_next dfi_stage_ddim(df_stage *s) { return dfi_ddim_step(s, s->desc->eta); }
-
-/* euler: one Euler step of dr/d rho = eps, x_t/alpha_t = x_s/alpha_s + (rho_t - rho_s)
-   eps. The line through r with slope eps meets x_0 at rho = 0, so this is ddim with eta =
-   0, and that form also holds at alpha_s = 0, where r and rho are infinite. */
-static df_next dfi_stage_euler(df_stage *s) { return dfi_ddim_step(s, 0); }
-
-/* heun: the trapezium rule in rho (Karras et al. 2022, alg. 1): an Euler step, the slope
-   asked again where it arrived, and half the difference of the slopes added. The step into
-   sigma = 0 stays Euler's, whose end is x_0 itself. */
-static df_next dfi_stage_heun(df_stage *s) {
-    double h = s->to.sigma / s->to.alpha - s->from.sigma / s->from.alpha; /* < 0 */
-    double c[3];
-    const df_real *a[3];
-    if (s->call == 1) {
-        df_real *slope = s->answer;
-        dfi_stage_finish(s, s->to.alpha / s->from.alpha, s->to.alpha * h, 0);
-        if (s->to.sigma <= 0) return DF_NEXT_STEP;
-        s->answer = s->buffer[0]; /* arrays change places: history without a copy */
-        s->buffer[0] = slope;
-        return df_stage_ask(s, &s->to, s->x);
-    }
-    c[0] = 1;
-    c[1] = .5 * s->to.alpha * h;
-    c[2] = -c[1];
-    a[0] = s->x;
-    a[1] = s->answer;
-    a[2] = s->buffer[0];
-    df_stage_combine(s, s->x, 3, c, a);
-    return DF_NEXT_STEP;
-}
-
-/* euler_t: x += (t - s) u in plain time, u = dx/dt the velocity. Differs from euler unless
-   rho is linear in t. Finite wherever u is. */
-static df_next dfi_stage_euler_t(df_stage *s) {
-    return dfi_stage_finish(s, 1, s->to.t - s->from.t, 0);
-}
-
-/* euler_maruyama: one Euler step of the family's SDE at the head of this chapter, over dt
-   = s - t > 0:  x_t = x - [f x - (1 + eta^2)/2 g^2 score] dt + eta g sqrt(dt) z. Its noise
-   would stand unremoved in the result of a step into sigma = 0, which is therefore taken
-   without (as Song et al. 2021 end with the mean). */
-static df_next dfi_stage_euler_maruyama(df_stage *s) {
-    double dt = s->from.t - s->to.t, eta = s->desc->eta;
-    df_rates rates;
-    if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
-        return DF_NEXT_FAIL;
-    return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta * eta) * rates.g2 * dt,
-                            s->to.sigma > 0 ? eta * sqrt(rates.g2 * dt) : 0);
-}
-
-/* name, aliases, paper; clock, order, order with its own start-up, evaluations a step;
-   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; wanted row,
-   buffers, stage */
-static const df_sampler_row dfi_sampler_rows[] = {
-    {"ddpm", "ancestral", "Ho et al. 2020",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, DF_X0, 1, dfi_stage_ddpm},
-    {"ddim", "", "Song, Meng & Ermon 2021",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1, DF_X0, 1, dfi_stage_ddim},
-    {"euler", "k_euler euler_discrete", "Karras et al. 2022, alg. 1, uncorrected",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_X0, 0, dfi_stage_euler},
-    {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, 0, DF_EPS, 1, dfi_stage_heun},
-    {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
-     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
-    {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1,
-     dfi_stage_euler_maruyama},
-};
-enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
-
-DF_API const df_sampler_row *df_sampler_rows(int *count) {
-    if (count) *count = DFI_SAMPLER_ROWS;
-    return dfi_sampler_rows;
-}
-
-/* Is `name` one of the words of `words`? */
-static int dfi_word_in(const char *words, const char *name, size_t length) {
-    while (*words) {
-        size_t n = strcspn(words, " ");
-        if (n > 0 && n == length && memcmp(words, name, n) == 0) return 1;
-        words += n + (words[n] == ' ');
-    }
-    return 0;
-}
-
-/* Letters to insert, delete or change to make one word of the other (Levenshtein 1966). */
-static int dfi_edit_distance(const char *a, const char *b) {
-    int row[33];
-    int n = (int)strlen(b);
-    if (n > 32) n = 32;
-    for (int j = 0; j <= n; j++) row[j] = j;
-    for (int i = 1; a[i - 1] && i < 128; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= n; j++) {
-            int change = diagonal + (a[i - 1] != b[j - 1]);
-            int least = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
-            diagonal = row[j];
-            row[j] = change < least ? change : least;
-        }
-    }
-    return row[n];
-}
-
-/* Exact names and aliases; else the three names with the fewest letters to change. */
-DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
-    const df_sampler_row *rows = dfi_sampler_rows;
-    int best[3] = {-1, -1, -1}, distance[3] = {0, 0, 0};
-    if (name == NULL) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sampler_find: the name is NULL");
-        return NULL;
-    }
-    for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
-        int d = dfi_edit_distance(name, rows[i].name), at = 3;
-        if (strcmp(name, rows[i].name) == 0 ||
-            dfi_word_in(rows[i].aliases, name, strlen(name)))
-            return &rows[i];
-        while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
-            at--; /* into its place */
-        for (int j = 2; j > at; j--) {
-            best[j] = best[j - 1];
-            distance[j] = distance[j - 1];
-        }
-        if (at < 3) {
-            best[at] = i;
-            distance[at] = d;
-        }
-    }
-    dfi_fail(ctx, DF_ERR_ARGUMENT,
-             "df_sampler_find: no sampler \"%.64s\"; the nearest names are %s, %s, %s",
-             name, rows[best[0]].name, rows[best[1]].name, rows[best[2]].name);
-    return NULL;
 }
 
 /* ---- create: check, allocate once ---- */
@@ -3677,9 +3966,44 @@ static const char *dfi_sampler_names(int column, char *out, size_t capacity) {
     return out;
 }
 
+/* A native time that df_time_at can compute with. SIGMA has no factor to be 0. */
+static df_result dfi_sample_check_time(df_ctx *ctx, const char *name, const df_time *t) {
+    int known = (unsigned)t->kind <= (unsigned)DF_TIME_LOG_SIGMA;
+    if (known && !dfi_nonfinite(t->a) && !dfi_nonfinite(t->b) &&
+        (t->kind == DF_TIME_SIGMA || fabs(t->a) > 0))
+        return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "df_sample: the model's %s has kind %d, a = %g, b = %g: wants a "
+                    "df_time_kind and finite numbers, a not 0",
+                    name, (int)t->kind, t->a, t->b);
+}
+
+/* The numbers of a model that enter every sample: NaN here would leave as data. */
+static df_result dfi_sample_check_numbers(df_ctx *ctx, const df_model *m) {
+    df_result r = dfi_sample_check_time(ctx, "time", &m->time);
+    if (r == DF_OK && m->prediction == DF_VELOCITY)
+        r = dfi_sample_check_time(ctx, "clock", &m->clock);
+    if (r != DF_OK) return r;
+    if (dfi_nonfinite(m->input_sigma_data) || m->input_sigma_data < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: the model's input_sigma_data is %g, wants a finite "
+                        "number >= 0 (0: off)",
+                        m->input_sigma_data);
+    for (int i = 0; (m->mean || m->scale) && i < m->scaling_size; i++) {
+        double mean = m->mean ? m->mean[i] : 0, scale = m->scale ? m->scale[i] : 1;
+        if (dfi_nonfinite(mean) || dfi_nonfinite(scale) || !(scale > 0))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_sample: the model's mean[%d] is %g, scale[%d] is %g: "
+                            "wants finite numbers, scale > 0",
+                            i, mean, i, scale);
+    }
+    return DF_OK;
+}
+
 /* What a wrong model, row or setting says: the number found and the one wanted. */
 static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df_real *x,
                                         int n) {
+    df_result r;
     if (m == NULL || m->cookie != DFI_COOKIE)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: the model was not made by "
@@ -3696,7 +4020,8 @@ static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df
                         "df_sample: the model's scaling_size is %d, must be 1 "
                         "or its dim %d",
                         m->scaling_size, m->dim);
-    return df_process_check(ctx, &m->process);
+    r = dfi_sample_check_numbers(ctx, m);
+    return r != DF_OK ? r : df_process_check(ctx, &m->process);
 }
 
 static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
@@ -3840,22 +4165,24 @@ DF_API void df_sampler_free(df_sampler *s) {
     if (s) dfi_delete(s->stage.ctx, s, s->bytes);
 }
 
+enum { DFI_MOST_STEPS = 1000000 };
+
 /* Everything but the arrays, in a sampler on the stack. The steps are at most as many. */
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
-    int steps = d->points ? d->points_count - 1 : d->steps;
+    int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps;
     if (r != DF_OK) return r;
     if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
         return DF_ERR_ARGUMENT;
     if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
     if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
-    if (steps < 1 || steps > INT_MAX - 2)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        d->points ? "df_sample: points_count is %d, wants at least 2"
-                                  : "df_sample: steps is %d, wants at least 1",
-                        d->points ? d->points_count : d->steps);
+    if (steps < 1 || steps > DFI_MOST_STEPS)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %d, wants %d .. %d",
+                        d->points ? "points_count" : "steps",
+                        d->points ? d->points_count : d->steps, d->points ? 2 : 1,
+                        DFI_MOST_STEPS + (d->points ? 1 : 0));
     memset(s, 0, sizeof *s);
     s->model = *model;
     s->desc = *d;
@@ -3868,6 +4195,21 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     s->stage.steps = steps;
     s->stage.x = x;
     return DF_OK;
+}
+
+/* Nothing of the caller's is kept by pointer where it may go: strings, lists, its row. */
+static void dfi_sampler_own(df_sampler *s) {
+    if (s->desc.row) {
+        size_t length = strlen(s->row.name);
+        if (length >= sizeof s->name) length = sizeof s->name - 1;
+        memcpy(s->name, s->row.name, length); /* zeroed before: the final 0 is there */
+        s->row.name = s->name;
+        s->row.aliases = s->row.source = "";
+    }
+    s->desc.method = s->row.name;
+    s->desc.row = NULL;
+    s->desc.grid = NULL;
+    s->desc.points = NULL;
 }
 
 /* Checks come first and allocate nothing; the grid is made in the sampler's own memory,
@@ -3901,10 +4243,7 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
     }
     s->stage.steps = count - 1;
     s->stage.at = s->grid[0];
-    s->desc.method = s->row.name; /* the caller's strings and lists may go */
-    s->desc.row = NULL;
-    s->desc.grid = NULL;
-    s->desc.points = NULL;
+    dfi_sampler_own(s);
     return s;
 }
 
@@ -4067,6 +4406,7 @@ static df_result dfi_sampler_convert(df_sampler *s, const df_real *out) {
 static df_result dfi_sampler_tell(df_sampler *s) {
     df_stage *st = &s->stage;
     df_step_info info;
+    df_result before = st->ctx->code;
     if (s->desc.on_step == NULL) return DF_OK;
     memset(&info, 0, sizeof info);
     info.step = st->step;
@@ -4077,7 +4417,9 @@ static df_result dfi_sampler_tell(df_sampler *s) {
     info.x = st->x;
     info.x0 = st->step > 0 ? s->preview : NULL;
     info.evaluations = s->evaluations;
+    st->ctx->code = DF_OK;
     s->result = s->desc.on_step(s->desc.user, &info);
+    dfi_returned(st->ctx, before, s->result, "df_sample: on_step", st->step, st->steps);
     if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
     return s->result;
 }
@@ -4096,13 +4438,24 @@ static df_result dfi_sampler_stepped(df_sampler *s) {
     if (st->step < st->steps) return dfi_sampler_begin(s);
     s->phase = DFI_PHASE_DONE;
     dfi_sampler_rescale(s, 1);
+    if ((bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
+        return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad);
     return DF_OK;
+}
+
+/* Has a callback of this very sampler called `who`? It would recurse without end. */
+static int dfi_sampler_busy(df_sampler *s, const char *who) {
+    if (s->busy)
+        dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
+                 "%s: called from within a callback of the same sampler; return from it "
+                 "first",
+                 who);
+    return s->busy;
 }
 
 /* The start is made here and not in df_sampler_create, so that a failing noise hook can be
    told from a wrong argument. Cancelling is seen between questions. */
-DF_API int df_sampler_next(df_sampler *s, df_query *q) {
-    if (s == NULL || q == NULL || s->phase == DFI_PHASE_DONE) return 0;
+static int dfi_sampler_next(df_sampler *s, df_query *q) {
     if (dfi_cancelled(s->stage.ctx)) {
         dfi_sampler_fail(s, DF_CANCELLED, "cancelled");
         return 0;
@@ -4119,28 +4472,59 @@ DF_API int df_sampler_next(df_sampler *s, df_query *q) {
     return 1;
 }
 
-/* One answer: converted, counted, handed to the stage; what the stage says decides. A
-   helper that failed within the stage has left its code in `result`, which goes before
-   all. */
-DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
+DF_API int df_sampler_next(df_sampler *s, df_query *q) {
+    int open;
+    if (s == NULL || q == NULL || dfi_sampler_busy(s, "df_sampler_next") ||
+        s->phase == DFI_PHASE_DONE)
+        return 0;
+    s->busy = 1;
+    open = dfi_sampler_next(s, q);
+    s->busy = 0;
+    return open;
+}
+
+/* The stage is called and what it says decides. A helper that failed within it has left
+   its code in `result`, which goes before all. */
+static df_result dfi_sampler_stage(df_sampler *s) {
+    df_stage *st = &s->stage;
+    df_ctx *ctx = st->ctx;
+    df_result before = ctx->code;
     df_next next;
-    if (s == NULL) return DF_ERR_ARGUMENT;
-    if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
-    if (s->phase != DFI_PHASE_ASKED || out == NULL)
-        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "df_sampler_answer: %s",
-                        out ? "no question is open; call df_sampler_next first"
-                            : "out is NULL");
-    if (dfi_sampler_convert(s, out) != DF_OK) return s->result;
-    s->evaluations++;
-    s->stage.call++;
-    next = s->row.stage(&s->stage);
+    ctx->code = DF_OK; /* an earlier error is not the stage's */
+    st->call++;
+    next = s->row.stage(st);
     if (s->result != DF_OK) return s->result;
-    if (next == DF_NEXT_STEP) return dfi_sampler_stepped(s);
-    if (next == DF_NEXT_ASK && s->phase == DFI_PHASE_READY) return DF_OK;
-    return dfi_sampler_fail(
-        s, s->stage.ctx->code != DF_OK ? s->stage.ctx->code : DF_ERR_UNSUPPORTED,
-        next == DF_NEXT_ASK ? "the stage asks without df_stage_ask"
-                            : s->stage.ctx->message);
+    if (next == DF_NEXT_STEP || next == DF_NEXT_ASK) {
+        if (ctx->code == DF_OK) ctx->code = before;
+        if (st->answer == NULL || st->asked == NULL)
+            return dfi_stage_wrong(st, "`answer` or `asked` is NULL" DFI_STAGE_HINT);
+        if (next == DF_NEXT_STEP) return dfi_sampler_stepped(s);
+        if (s->phase == DFI_PHASE_READY) return DF_OK;
+        return dfi_sampler_fail(s, DF_ERR_UNSUPPORTED,
+                                "the stage asks without df_stage_ask");
+    }
+    if (ctx->code != DF_OK) return dfi_sampler_fail(s, ctx->code, ctx->message);
+    return dfi_sampler_fail(s, DF_ERR_UNSUPPORTED, "the stage failed and did not say why");
+}
+
+/* One answer: converted, counted, handed to the stage. No answer ends the run, or a loop
+   over df_sampler_next would see the same question for ever. */
+DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
+    if (s == NULL || dfi_sampler_busy(s, "df_sampler_answer")) return DF_ERR_ARGUMENT;
+    if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
+    if (s->phase != DFI_PHASE_ASKED)
+        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
+                        "df_sampler_answer: no question is open; call df_sampler_next "
+                        "first");
+    if (out == NULL)
+        return dfi_sampler_fail(s, DF_ERR_ARGUMENT, "df_sampler_answer: out is NULL");
+    s->busy = 1;
+    if (dfi_sampler_convert(s, out) == DF_OK) {
+        s->evaluations++;
+        dfi_sampler_stage(s);
+    }
+    s->busy = 0;
+    return s->result;
 }
 
 DF_API df_result df_sampler_result(const df_sampler *s) {
@@ -4149,16 +4533,16 @@ DF_API df_result df_sampler_result(const df_sampler *s) {
 
 DF_API void df_sampler_progress(const df_sampler *s, int *step, int *steps,
                                 int *evaluations) {
-    if (step) *step = s->stage.step;
-    if (steps) *steps = s->stage.steps;
-    if (evaluations) *evaluations = s->evaluations;
+    if (step) *step = s ? s->stage.step : 0;
+    if (steps) *steps = s ? s->stage.steps : 0;
+    if (evaluations) *evaluations = s ? s->evaluations : 0;
 }
 
 /* The model writes into stage.answer itself and is converted there: no array between. */
 DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
                            df_real *x, int n) {
     df_sampler *s = df_sampler_create(ctx, model, desc, x, n);
-    df_result r;
+    df_result r, before;
     df_query q;
     if (s == NULL) return ctx ? ctx->code : DF_ERR_ARGUMENT;
     if (s->model.predict == NULL) {
@@ -4168,7 +4552,11 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
                         "one, or answer the questions of df_sampler_next");
     }
     while (df_sampler_next(s, &q)) {
+        before = ctx->code;
+        ctx->code = DF_OK;
         r = dfi_ask(ctx, &s->model, &q, s->stage.answer);
+        r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1,
+                         s->stage.steps);
         if (r != DF_OK) s->result = r;
         if (r != DF_OK || df_sampler_answer(s, s->stage.answer) != DF_OK) break;
     }
@@ -4176,186 +4564,13 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
     df_sampler_free(s);
     return r;
 }
-/* ---- asking a model at given times ----
-   A model may live in other units than the sampler: its own time, x scaled to unit
-   variance, at most so many rows at once. All of that is undone here, in one place, so
-   that networks, closed forms and users' callbacks answer one and the same question. The
-   samplers fill their own query, all rows at one point of the grid; df_model_ask is for
-   everyone else, and its rows may stand at different times, as in training and
-   likelihoods. The answer stays in the model's own prediction: df_plane_convert, or
-   dfi_model_map where its clock is another's, carries it on. */
-
-/* A rectified flow's velocity, told in our t. Whoever fills in predict, self and dim has a
-   model; the rest says how the network was trained. */
-DF_API df_model df_model_defaults(void) {
-    df_model m;
-    memset(&m, 0, sizeof m);
-    m.cookie = DFI_COOKIE;
-    m.answers = DF_ASK_PREDICT;
-    m.process = df_process_flow();
-    m.prediction = DF_VELOCITY;
-    m.time = df_time_own();
-    m.clock = df_time_own();
-    m.stackable = 1;
-    m.null_label = -1;
-    return m;
-}
-
-/* c_in = 1/sqrt(alpha^2 s^2 + sigma^2): x of unit variance for data of deviation s (Karras
-   et al. 2022, table 1, there with alpha = 1). */
-static double dfi_model_scale(const df_model *m, const df_point *at) {
-    if (m->input_sigma_data <= 0) return 1;
-    return 1 / hypot(at->alpha * m->input_sigma_data, at->sigma);
-}
-
-/* A velocity model's answer is dx/d clock, so dx/dt = answer (d clock/dt). */
-static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
-                               const df_point *at, double *cx, double *cp) {
-    double clock, rate;
-    df_result result = df_plane_map(ctx, &m->process, m->prediction, to, at, cx, cp);
-    if (result != DF_OK || m->prediction != DF_VELOCITY) return result;
-    result = df_time_at(ctx, &m->process, &m->clock, at, &clock, &rate);
-    if (result == DF_OK) *cp *= rate;
-    return result;
-}
-
-/* NULL for anything but one of the four. */
-static const char *dfi_ask_name(df_ask ask) {
-    switch (ask) {
-    case DF_ASK_PREDICT: return "PREDICT";
-    case DF_ASK_JVP: return "JVP";
-    case DF_ASK_VJP: return "VJP";
-    case DF_ASK_LOG_DENSITY: return "LOG_DENSITY";
-    default: return NULL;
-    }
-}
-
-/* Everything that can be wrong with a question before it is asked. */
-static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q,
-                               const df_real *out) {
-    const char *name = dfi_ask_name(q->ask);
-    if (!ctx || !m || !q->t || !q->x || !out)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_model_ask: ctx, model, t, x and out must be given");
-    if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || q->n < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_model_ask: n = %d, the model's dim = %d, predict %s: want a "
-                        "model of df_model_defaults, both numbers above 0, and predict",
-                        q->n, m->dim, m->predict ? "given" : "NULL");
-    if (dfi_nonfinite(m->input_sigma_data))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
-                        dfi_nonfinite_name(m->input_sigma_data));
-    if (!name || !(m->answers & (unsigned)q->ask))
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_model_ask: this model does not answer %s (ask = %d, its "
-                        "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
-    if (!q->v && (q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s wants v", name);
-    return df_process_check(ctx, &m->process);
-}
-
-/* out[r] = c[r] in[r], one call where the factors agree. */
-static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const df_real *in,
-                           df_real *out) {
-    for (int row = 0, rows; row < n; row += rows) {
-        size_t first = (size_t)row * (size_t)dim;
-        const df_real *from = in + first;
-        rows = dfi_same_times(c, row, n);
-        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from, out + first);
-    }
-}
-
-/* In scratch memory: alpha, sigma, native time of each row for q, the input scale in
-   *scale. */
-static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, df_query *q,
-                               double **scale) {
-    size_t n = (size_t)q->n;
-    double *c = (double *)dfi_scratch(ctx, dfi_mul(3 * sizeof(double), n));
-    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof(df_real), n));
-    if (!c || !t_model) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < n; i++) {
-        df_point at = df_process_at(&m->process, q->t[i]);
-        double native;
-        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
-        if (result != DF_OK) return result;
-        c[i] = at.alpha;
-        c[n + i] = at.sigma;
-        c[2 * n + i] = dfi_model_scale(m, &at);
-        t_model[i] = (df_real)native;
-    }
-    q->alpha = c;
-    q->sigma = c + n;
-    q->t_model = t_model;
-    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
-    *scale = c + 2 * n;
-    return DF_OK;
-}
-
-/* A scaled copy of `in` [n, dim], or NULL. */
-static const df_real *dfi_ask_scaled(df_ctx *ctx, const df_query *q, const double *scale,
-                                     const df_real *in) {
-    size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
-    df_real *out = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof(df_real)));
-    if (out) dfi_scale_rows(ctx, q->n, q->dim, scale, in, out);
-    return out;
-}
-
-/* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
-   scales its v, VJP its answer. */
-static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_real *out) {
-    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)q->dim;
-    size_t total = (size_t)q->n * width, bad;
-    int scaled = m->input_sigma_data > 0;
-    double *scale;
-    df_result result = dfi_ask_times(ctx, m, q, &scale);
-    if (result != DF_OK) return result;
-    if (scaled) q->x = dfi_ask_scaled(ctx, q, scale, q->x);
-    if (scaled && q->ask == DF_ASK_JVP) q->v = dfi_ask_scaled(ctx, q, scale, q->v);
-    if (!q->x || (q->ask == DF_ASK_JVP && !q->v)) return DF_ERR_MEMORY;
-    result = dfi_ask(ctx, m, q, out);
-    if (result != DF_OK) return result;
-    if (scaled && q->ask == DF_ASK_VJP)
-        dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
-    bad = ctx->k->nonfinite(total, out);
-    if (bad == total) return DF_OK;
-    return dfi_fail(ctx, DF_ERR_NONFINITE,
-                    "df_model_ask: the model answered %s in row %llu, element %llu, at t "
-                    "= %g", dfi_nonfinite_name((double)out[bad]),
-                    (unsigned long long)(bad / width), (unsigned long long)(bad % width),
-                    q->t[bad / width]);
-}
-
-/* Row r is sample r, and no step of a sampler: first_sample is 0, step is -1. All memory
-   of the question is scratch, released here. */
-DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
-                              const double *t, int n, const df_real *x, const df_real *v,
-                              const int *labels, df_real *out) {
-    df_result result;
-    df_scope mark;
-    df_query q;
-    memset(&q, 0, sizeof q);
-    q.ask = ask;
-    q.n = q.samples = n;
-    q.x = x;
-    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
-    q.t = t;
-    q.step = -1;
-    q.labels = labels;
-    result = dfi_ask_check(ctx, model, &q, out);
-    if (result != DF_OK) return result;
-    q.dim = model->dim;
-    mark = dfi_scratch_mark(ctx);
-    result = dfi_ask_rows(ctx, model, &q, out);
-    dfi_scratch_release(ctx, mark);
-    return result;
-}
-
 /* -------------------------------------------------------------------------------------
    // >>guidance: samples that are more like their label
 
-   Bayes' rule gives the score of p(x) p(c|x)^w as grad log p(x) + w grad log p(c|x). With
-   grad log p(c|x) = grad log p(x|c) - grad log p(x), one network that was also trained
-   without labels gives both parts (classifier-free guidance, Ho & Salimans 2022, eq. 6):
+   Bayes' rule gives the score of p(x) p(c|x)^scale as grad log p(x) + scale grad log
+   p(c|x). With grad log p(c|x) = grad log p(x|c) - grad log p(x), one network that was
+   also trained without labels gives both parts (classifier-free guidance, Ho & Salimans
+   2022, eq. 6, whose 1 + w is scale):
        out = uncond + scale (cond - uncond)
    Every row of the plane is affine in x_0 with the same x, and the weights sum to one: the
    formula is the same for eps, x_0, velocity, v, so that answers are combined as they
@@ -4366,6 +4581,12 @@ DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
 
    Guidance is itself a model: it asks other models and combines their answers.
    ------------------------------------------------------------------------------------- */
+
+/* Equal arrays, NULL equal to NULL only. */
+static int dfi_same_numbers(const double *a, const double *b, int n) {
+    if (a == NULL || b == NULL || n < 1) return a == b;
+    return memcmp(a, b, (size_t)n * sizeof *a) == 0;
+}
 
 /* Two models may answer one question only if they would be asked the same. */
 static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_query *q) {
@@ -4398,8 +4619,17 @@ static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_
     if (b && a->input_sigma_data != b->input_sigma_data) what = "input scales";
     if (b && (a->process.a != b->process.a || a->process.b != b->process.b ||
               a->process.sigma_data != b->process.sigma_data ||
+              a->process.interp != b->process.interp ||
               a->process.table_size != b->process.table_size))
         what = "process parameters";
+    if (b && what == NULL && a->process.kind == DF_PROCESS_TABLE &&
+        memcmp(a->process.log_abar, b->process.log_abar,
+               (size_t)a->process.table_size * sizeof(double)) != 0)
+        what = "tables";
+    if (b && (a->scaling_size != b->scaling_size ||
+              !dfi_same_numbers(a->mean, b->mean, a->scaling_size) ||
+              !dfi_same_numbers(a->scale, b->scale, a->scaling_size)))
+        what = "data scaling";
     if (what)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_guidance: model and uncond differ in their %s", what);
@@ -4424,9 +4654,9 @@ static df_result dfi_guidance_stacked(df_ctx *ctx, const df_model *m, const df_q
            all = dfi_mul(n, row);
     int vectors = q->v != NULL;
     char *x = (char *)dfi_scratch(ctx, dfi_mul(dfi_mul(2, all), (size_t)(1 + vectors)));
-    double *points = (double *)dfi_scratch(ctx, dfi_mul(6 * n, sizeof(double)));
-    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(2 * n, sizeof(df_real)));
-    int *labels = (int *)dfi_scratch(ctx, dfi_mul(2 * n, sizeof(int)));
+    double *points = (double *)dfi_scratch(ctx, dfi_mul(n, 6 * sizeof(double)));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(n, 2 * sizeof(df_real)));
+    int *labels = (int *)dfi_scratch(ctx, dfi_mul(n, 2 * sizeof(int)));
     df_query two = *q;
     if (!x || !points || !t_model || !labels) return DF_ERR_MEMORY;
     for (int half = 0; half < 2; half++) {
@@ -4513,15 +4743,20 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
 }
 
 DF_API df_model df_guidance_model(df_guidance *guidance) {
-    df_model m = guidance->model ? *guidance->model : df_model_defaults();
+    df_model m = guidance && guidance->model ? *guidance->model : df_model_defaults();
     unsigned linear =
         DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP; /* combine as predictions do */
+    if (guidance == NULL) return m; /* of dim 0: refused, with a sentence, where used */
     m.predict = dfi_guidance_predict;
     m.self = guidance;
     m.answers &= guidance->uncond ? linear & guidance->uncond->answers : linear;
     m.max_batch = 0; /* each model's own limit is kept when it is asked */
     return m;
 }
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC pop_options
+#endif
 
 /* =====================================================================================
    // >>tensors: values, reverse mode, forward mode
@@ -4619,6 +4854,9 @@ static df_tensor *dfi_tensor_make(df_ctx *ctx, const char *name, int ndim,
                                    name, dfi_shape_text(ndim, shape, text));
         size = dfi_mul(size, (size_t)shape[i]);
     }
+    if (size > SIZE_MAX / 8 / sizeof(df_real))          /* room for sums of a few sizes */
+        return dfi_fail_tensor(ctx, DF_ERR_MEMORY, "%s: no memory for shape %s",
+                               name, dfi_shape_text(ndim, shape, text));
     y = (df_tensor *)dfi_scratch(ctx, sizeof *y);
     if (y == NULL) return dfi_stick(ctx);
     memset(y, 0, sizeof *y);
@@ -4695,10 +4933,12 @@ static df_real *dfi_grad(const df_tensor *y, int i) {
 }
 
 DF_API void df_record_begin(df_ctx *ctx) {
+    if (ctx == NULL) return;
     ctx->recording = 1;
     ctx->tape = NULL;
 }
 DF_API void df_record_end(df_ctx *ctx) {
+    if (ctx == NULL) return;
     ctx->recording = 0;
     ctx->tape = NULL;
 }
@@ -4757,7 +4997,10 @@ DF_API df_result df_set_tangent(df_ctx *ctx, df_tensor *x, df_tensor *tangent) {
 
 /* ---- scopes ---- */
 
-DF_API df_scope df_scope_begin(df_ctx *ctx) { return dfi_scratch_mark(ctx); }
+DF_API df_scope df_scope_begin(df_ctx *ctx) {
+    df_scope none = { NULL, 0 };
+    return ctx != NULL ? dfi_scratch_mark(ctx) : none;
+}
 
 /* One piece of memory that survives the end of a scope. */
 typedef struct dfi_move { void *from, *to; size_t bytes; } dfi_move;
@@ -4799,7 +5042,7 @@ DF_API df_tensor *df_scope_end(df_ctx *ctx, df_scope scope, df_tensor *y) {
     dfi_move list[4];
     df_tensor *part[2];
     int count = 0;
-    if (ctx->recording) return y;
+    if (ctx == NULL || ctx->recording) return y;
     part[0] = y;
     part[1] = y != NULL ? y->tangent : NULL;
     for (int i = 0; i < 2 && part[i] != NULL; i++) {
@@ -6151,7 +6394,7 @@ DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tenso
 }
 
 /* Composed: at position t the pair (x1, x2) turns by t base^(-2k/D), k < D/2, to
-   (x1 cos - x2 sin, x2 cos + x1 sin) (Su et al. 2021, eq. 34). */
+   (x1 cos - x2 sin, x2 cos + x1 sin). */
 DF_API df_tensor *df_rotary(df_ctx *ctx, df_tensor *x, double base) {
     df_tensor *x1, *x2, *cosine, *sine;
     int shape[2], half;
@@ -6302,6 +6545,12 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
     return df_mean(ctx, df_square(ctx, df_sub(ctx, a, b)));
 }
 
+/* Again chapters without loops of their own: see `>>process`. */
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC push_options
+#pragma GCC optimize("O1")
+#endif
+
 /* =====================================================================================
    // >>networks: parameters, layers, a residual MLP, checkpoints
 
@@ -6353,6 +6602,7 @@ struct df_net {
     double *log_abar; /* [card.process.table_size]: the card's table, own copy */
     int scaling_size;
     double *scaling;            /* [2 scaling_size]: means, then scales */
+    int sealed; /* complete: built in, or a trainer's arrays have its size */
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -6416,12 +6666,21 @@ DF_API void df_net_free(df_net *net) {
     dfi_delete_by(&a, net, sizeof *net);
 }
 
+/* A net that could not be made, handed on: the sentence that said why stays, if there is
+   one. */
+static df_result dfi_net_missing(df_ctx *ctx, const df_net *net, const char *function) {
+    if (net != NULL) return DF_OK;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    if (ctx->code != DF_OK) return ctx->code;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the net is NULL", function);
+}
+
 /* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
    elements in all. 0 if not. */
 static int dfi_net_elements(int ndim, const int *shape) {
     size_t size = 1;
     for (int i = 0; i < ndim; i++)
-        size = shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
+        size = shape == NULL || shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
     return size > INT_MAX ? 0 : (int)size;
 }
 
@@ -6458,7 +6717,7 @@ static df_result dfi_net_grow(df_ctx *ctx, df_net *net, size_t size) {
     if (net->count == net->room) {
         int room = net->room * 2 + 8;
         df_param *table =
-            (df_param *)dfi_net_copy(ctx, net, NULL, (size_t)room * sizeof *table);
+            (df_param *)dfi_net_copy(ctx, net, NULL, dfi_mul((size_t)room, sizeof *table));
         if (table == NULL) return DF_ERR_MEMORY;
         if (net->count > 0) memcpy(table, net->param, (size_t)net->count * sizeof *table);
         dfi_delete_by(&net->alloc, net->param, (size_t)net->room * sizeof *table);
@@ -6506,6 +6765,7 @@ static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
 static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                        const int *shape, df_init init, double fan_in, double fan_out) {
     int elements = ndim < 1 || ndim > DF_AXES ? 0 : dfi_net_elements(ndim, shape);
+    if (dfi_net_missing(ctx, net, "df_net_add") != DF_OK) return -1;
     if (!dfi_net_name_ok(ctx, net, name)) return -1;
     if (elements == 0 || net->size + (size_t)elements > INT_MAX) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -6514,11 +6774,11 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                  name, DF_AXES);
         return -1;
     }
-    if (net->average != NULL) {
-        dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_net_add: '%s': this net has been trained; add all layers before training",
-            name);
+    if (net->sealed || net->average != NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_net_add: '%s': net '%s' is built in, being trained or trained: add "
+                 "layers to a net of df_net_create, all before df_trainer_create",
+                 name, net->kind);
         return -1;
     }
     /* A file proves its sizes before memory is taken for them. */
@@ -6551,7 +6811,7 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
 DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                       const int *shape, df_init init) {
     double area = 1, in = 1, out = 1;
-    if (ndim >= 1 && ndim <= DF_AXES) {
+    if (ndim >= 1 && ndim <= DF_AXES && shape != NULL) {
         for (int i = 2; i < ndim; i++) area *= shape[i];
         out = shape[0] * area;
         in = ndim == 1 ? out : shape[1] * area;
@@ -6563,6 +6823,7 @@ static const dfi_net_kind *dfi_net_kind_find(const char *name);
 
 DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
                              df_forward_fn forward, uint64_t seed) {
+    if (ctx == NULL) return NULL;
     if (kind == NULL || kind[0] == 0 || strlen(kind) >= DFI_NET_NAME ||
         dfi_net_kind_find(kind) != NULL) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -6582,8 +6843,10 @@ DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int 
 }
 
 /* Integers, so that a checkpoint can keep them without knowing what they mean:
-   widths, numbers of heads, indices of parameters. */
+   widths, numbers of heads, indices of parameters. The slots of a kind built in are its
+   own: its forward pass trusts them. */
 DF_API void df_net_set(df_net *net, int slot, int value) {
+    if (net == NULL || net->row != NULL) return;
     if (slot >= 0 && slot < DFI_NET_SLOTS) net->config[slot] = value;
 }
 DF_API int df_net_get(const df_net *net, int slot) {
@@ -6861,6 +7124,7 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_mlp_desc d = df_mlp_defaults();
     const dfi_net_kind *row = dfi_net_kind_find("mlp");
+    if (ctx == NULL) return NULL;
     if (desc != NULL) d = *desc;
     if (d.cookie != DFI_COOKIE || d.dim < 1) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -6880,6 +7144,7 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
         df_net_free(net);
         return NULL;
     }
+    net->sealed = 1;
     return net;
 }
 
@@ -6923,10 +7188,14 @@ static df_result dfi_card_check(df_ctx *ctx, const df_card *card) {
 
 /* The new table is copied before the old one goes: the card may be the net's own. */
 DF_API df_result df_net_set_card(df_ctx *ctx, df_net *net, const df_card *card) {
-    df_result result = dfi_card_check(ctx, card);
     double *table = NULL;
-    df_card mine = *card;
+    df_card mine;
+    df_result result = dfi_net_missing(ctx, net, "df_net_set_card");
+    if (result == DF_OK && card == NULL)
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_set_card: card is NULL");
+    if (result == DF_OK) result = dfi_card_check(ctx, card);
     if (result != DF_OK) return result;
+    mine = *card;
     if (card->process.kind == DF_PROCESS_TABLE) {
         table = (double *)dfi_net_copy(ctx, net, card->process.log_abar,
                                        (size_t)card->process.table_size * sizeof(double));
@@ -6946,6 +7215,12 @@ DF_API const df_card *df_net_card(const df_net *net) { return &net->card; }
 DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const double *mean,
                                     const double *scale) {
     double *both = NULL;
+    df_result missing = dfi_net_missing(ctx, net, "df_net_set_scaling");
+    if (missing != DF_OK) return missing;
+    if (size > 0 && (mean == NULL || scale == NULL))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_net_set_scaling: size %d wants mean and scale, one is NULL",
+                        size);
     if (size != 0 && size != 1 && size != net->dim)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_net_set_scaling: size %d is not 0, 1 or the net's %d", size,
@@ -6957,7 +7232,8 @@ DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const do
                             "must be above 0",
                             i, mean[i], scale[i]);
     if (size > 0) {
-        both = (double *)dfi_net_copy(ctx, net, NULL, 2 * (size_t)size * sizeof(double));
+        both = (double *)dfi_net_copy(ctx, net, NULL,
+                                      dfi_mul(2 * (size_t)size, sizeof(double)));
         if (both == NULL) return DF_ERR_MEMORY;
         memcpy(both, mean, (size_t)size * sizeof(double));
         memcpy(both + size, scale, (size_t)size * sizeof(double));
@@ -7016,6 +7292,11 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
             ctx, DF_ERR_UNSUPPORTED,
             "net '%s': answers PREDICT, and JVP and VJP with a v; asked for %d", net->kind,
             (int)q->ask);
+    if (q->condition != NULL)
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "net '%s': takes labels, no condition: write a df_predict_fn of "
+                        "your own around df_run_net for that",
+                        net->kind);
     if (bad < q->n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "net '%s': label %d of row %d: it knows 0 to %d, and -1 for none",
@@ -7032,11 +7313,13 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
     dfi_scratch_release(ctx, mark);
     ctx->recording = recording;
     ctx->tape = tape;
+    if (result != DF_OK) ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
     return result;
 }
 
 DF_API df_model df_net_model(const df_net *net) {
     df_model m = df_model_defaults();
+    if (net == NULL) return m;
     m.predict = dfi_net_answer;
     m.self = (void *)(uintptr_t)net; /* only read */
     m.dim = net->dim;
@@ -7222,7 +7505,9 @@ static df_result dfi_net_write(df_ctx *ctx, const df_net *net, df_sink sink, dfi
 }
 
 DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink) {
-    df_result result = dfi_net_finite(ctx, net, "df_net_save");
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    df_result result = dfi_net_missing(ctx, net, "df_net_save");
+    if (result == DF_OK) result = dfi_net_finite(ctx, net, "df_net_save");
     if (result != DF_OK) return result;
     df_scope mark = dfi_scratch_mark(ctx);
     dfi_texts *s = dfi_texts_new(ctx);
@@ -7464,8 +7749,12 @@ static df_result dfi_net_fill(const dfi_net_file *f, df_net *net, const df_net *
             result = f->ctx->code;
     }
     net->from = NULL;
+    net->sealed = net->row != NULL;
     if (result == DF_OK && net->count == 0)
         return dfi_net_bad(f, "kind", "has no parameters");
+    if (result == DF_OK && like != NULL &&
+        (net->count != like->count || net->size != like->size))
+        return dfi_net_bad(f, "kind", "has other parameters than the net to be filled");
     if (result != DF_ERR_ARGUMENT) return result;
     return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f->function, f->name,
                     f->ctx->message);
@@ -7521,6 +7810,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
 }
 
 DF_API df_net *df_net_load(df_ctx *ctx, df_source source) {
+    if (ctx == NULL) return NULL;
     dfi_net_file f = dfi_net_open(ctx, "df_net_load", source);
     if (f.file == NULL) return NULL;
     df_scope mark = dfi_scratch_mark(ctx);
@@ -7557,6 +7847,9 @@ static void dfi_net_take(df_net *net, df_net *loaded) {
 
 /* The file is read into a net of its own first: a bad one leaves `net` as it was. */
 DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    df_result missing = dfi_net_missing(ctx, net, "df_net_load_into");
+    if (missing != DF_OK) return missing;
     dfi_net_file f = dfi_net_open(ctx, "df_net_load_into", source);
     if (f.file == NULL) return ctx->code;
     df_scope mark = dfi_scratch_mark(ctx);
@@ -7577,14 +7870,13 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
        loss = E_{x_0, t, eps} w(t) |net(x_t, t) - (a x_0 + b eps)|^2 / dim,
 
    with the row (a, b) of the plane for the net's prediction (Ho et al. 2020, eq. 14;
-   Lipman et al. 2022, eq. 9). Its minimiser at each (x_t, t) is the conditional mean of
-   the target, whatever w > 0 and the density of t are: they only share out effort (Kingma
-   & Gao 2023).
+   Lipman et al. 2023, eq. 9). Its minimiser at each (x_t, t) is the conditional mean of
+   the target, whatever w > 0 and the density of t are: they only share out effort. Maximum
+   likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
 
-   A trainer is a function of (data, descriptor, step) and nothing else: which rows, which
-   times and which noise item k = step batch + row gets is keyed by the seed and k. So a
-   run that was saved and resumed goes on as if nothing had happened, bit for bit, and
-   because sums are cut by size, never by worker, on any number of threads.
+   A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
+   noise of item k = step batch + row are keyed by the seed and k. So a resumed run goes on
+   bit for bit, and as sums are cut by size, never by worker, on any number of threads.
    ===================================================================================== */
 #include <time.h>
 
@@ -7635,11 +7927,8 @@ typedef struct dfi_flat_job {
     double scale, c1, c2; /* scale: of gradients, or the average's decay */
 } dfi_flat_job;
 
-static void dfi_flat_run(df_ctx *ctx, dfi_flat_job *j, size_t size,
-                         void (*task)(void *, int)) {
-    j->k = ctx->k;
-    j->size = size;
-    dfi_parallel(ctx, (int)((size + DFI_TRAIN_CHUNK - 1) / DFI_TRAIN_CHUNK), task, j);
+static void dfi_flat_run(df_ctx *ctx, dfi_flat_job *j, void (*task)(void *, int)) {
+    dfi_parallel(ctx, (int)((j->size + DFI_TRAIN_CHUNK - 1) / DFI_TRAIN_CHUNK), task, j);
 }
 
 static size_t dfi_flat_range(const dfi_flat_job *j, int index, size_t *at) {
@@ -7661,16 +7950,11 @@ static void dfi_adamw_task(void *arg, int index) {
 DF_API void df_adamw_step(df_ctx *ctx, const df_adamw *adamw, int64_t step, size_t size,
                           df_real *w, df_real *m, df_real *v, const df_real *g,
                           double grad_scale) {
-    dfi_flat_job j;
-    j.adamw = adamw;
-    j.w = w;
-    j.m = m;
-    j.v = v;
-    j.g = g;
-    j.scale = grad_scale;
-    j.c1 = 1 - pow(adamw->beta1, (double)step);
-    j.c2 = 1 - pow(adamw->beta2, (double)step);
-    dfi_flat_run(ctx, &j, size, dfi_adamw_task);
+    if (ctx == NULL || adamw == NULL) return;
+    double c1 = 1 - pow(adamw->beta1, (double)step);
+    double c2 = 1 - pow(adamw->beta2, (double)step);
+    dfi_flat_job j = {ctx->k, adamw, size, w, m, v, g, grad_scale, c1, c2};
+    dfi_flat_run(ctx, &j, dfi_adamw_task);
 }
 
 static void dfi_ema_task(void *arg, int index) {
@@ -7681,11 +7965,9 @@ static void dfi_ema_task(void *arg, int index) {
 
 DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_real *w,
                         double decay) {
-    dfi_flat_job j;
-    j.w = average;
-    j.g = w;
-    j.scale = decay;
-    dfi_flat_run(ctx, &j, size, dfi_ema_task);
+    if (ctx == NULL) return;
+    dfi_flat_job j = {ctx->k, NULL, size, average, NULL, NULL, w, decay, 0, 0};
+    dfi_flat_run(ctx, &j, dfi_ema_task);
 }
 
 typedef struct dfi_norm_job {
@@ -7752,10 +8034,7 @@ static double dfi_train_weight(const df_train_desc *d, const dfi_train_point *p)
     double A = p->a == 0 ? 1 / p->b : det == 0 ? huge : p->alpha / det;
     double S = p->b == 0 ? -1 / p->a : det == 0 ? huge : p->sigma / det;
     double sd = d->card.process.sigma_data;
-    if (d->weighting == DF_WEIGHT_MIN_SNR) {
-        double most = d->snr_gamma * S * S;
-        return A * A < most ? A * A : most;
-    }
+    if (d->weighting == DF_WEIGHT_MIN_SNR) return fmin(A * A, d->snr_gamma * S * S);
     return d->weighting == DF_WEIGHT_EDM ? A * A + S * S / (sd * sd) : 1.0;
 }
 
@@ -7945,6 +8224,18 @@ static df_result dfi_train_blown(df_trainer *tr, double loss, double norm) {
                     (double)tr->desc.warmup, tr->desc.clip);
 }
 
+/* A trainer's tensors need the tape for themselves and start unstuck, so that a failure is
+   their own: afterwards it is reported, and no longer sticks. */
+static df_result dfi_train_ready(df_ctx *ctx, const char *function) {
+    if (!ctx->recording) return dfi_stuck(ctx);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+}
+static df_result dfi_train_unstick(df_ctx *ctx) {
+    df_result result = dfi_stuck(ctx);
+    ctx->stuck = DF_OK;
+    return result;
+}
+
 /* Loss and gradients of the batch that stands ready. */
 static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
     df_ctx *ctx = tr->ctx;
@@ -7958,11 +8249,11 @@ static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
     df_scope mark = dfi_scratch_mark(ctx);
     df_record_begin(ctx);
     df_tensor *graph = dfi_batch_loss(tr, &run, tr->desc.batch);
-    df_backward(ctx, graph);
+    df_result result = df_backward(ctx, graph);
     if (graph != NULL) *loss = (double)graph->data[0];
     df_record_end(ctx);
     dfi_scratch_release(ctx, mark);
-    return dfi_stuck(ctx);
+    return dfi_train_unstick(ctx) != DF_OK ? ctx->code : result;
 }
 
 static df_result dfi_train_step(df_trainer *tr) {
@@ -8030,23 +8321,20 @@ DF_API df_train_desc df_train_defaults(void) {
 /* Every number of the descriptor that has a range, with the range. */
 static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
     const struct { const char *name; double value, least, most; } range[] = {
-        {"snr_gamma", d->snr_gamma, 1e-6, 1e6},   {"density_std", d->density_std, 0, 50},
-        {"t_max", d->t_max, 0, 1},                {"t_min", d->t_min, -1e300, 1},
-        {"batch", (double)d->batch, 1, 1 << 20},  {"steps", (double)d->steps, 1, 1e12},
-        {"warmup", (double)d->warmup, 0, 1e12},   {"final_rate", d->final_rate, 0, 1},
-        {"beta1", d->beta1, 0, 0.999999},         {"beta2", d->beta2, 0, 0.99999999},
-        {"adam_eps", d->adam_eps, 1e-30, 1},      {"clip", d->clip, 0, 1e30},
-        {"ema", d->ema, 0, 0.9999999},            {"validation", d->validation, 0, 0.99},
-        {"report", (double)d->report, 1, 1e12},
-        {"weighting", (double)d->weighting, 0, DF_WEIGHT_EDM},
+        {"batch", (double)d->batch, 1, 1 << 20}, {"warmup", (double)d->warmup, 0, 1e12},
+        {"beta1", d->beta1, 0, 0.999999}, {"t_min", d->t_min, -1e300, 1},
+        {"adam_eps", d->adam_eps, 1e-30, 1}, {"beta2", d->beta2, 0, 0.99999999},
+        {"ema", d->ema, 0, 0.9999999},
+        {"validation", d->validation, 0, 0.99}, {"report", (double)d->report, 1, 1e12},
+        {"label_dropout", d->label_dropout, 0, 1}, {"snr_gamma", d->snr_gamma, 1e-6, 1e6},
+        {"weighting", (double)d->weighting, 0, DF_WEIGHT_EDM}, {"clip", d->clip, 0, 1e30},
         {"density", (double)d->density, 0, DF_DENSITY_INDEX},
-        {"density_mean", d->density_mean, -50, 50},
+        {"density_mean", d->density_mean, -50, 50}, {"steps", (double)d->steps, 1, 1e12},
         {"scaling", (double)d->scaling, 0, DF_SCALING_EACH},
-        {"learning_rate", d->learning_rate, 0, 1e10},
-        {"weight_decay", d->weight_decay, 0, 1e6},
+        {"learning_rate", d->learning_rate, 0, 1e10}, {"final_rate", d->final_rate, 0, 1},
+        {"weight_decay", d->weight_decay, 0, 1e6}, {"density_std", d->density_std, 0, 50},
         {"learning_rate times weight_decay", d->learning_rate * d->weight_decay, 0, 1},
-        {"validate_every", (double)d->validate_every, 0, 1e12},
-        {"label_dropout", d->label_dropout, 0, 1},
+        {"validate_every", (double)d->validate_every, 0, 1e12}, {"t_max", d->t_max, 0, 1},
     };
     for (size_t i = 0; i < sizeof range / sizeof *range; i++)
         if (dfi_nonfinite(range[i].value) || range[i].value < range[i].least ||
@@ -8067,10 +8355,9 @@ static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_r
             (double)(at / dim), (double)(at % dim), dfi_nonfinite_name((double)data[at]));
     int bad = dfi_net_bad_label(net, n, labels);
     if (bad < n)
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_trainer_create: label %d of data row %d: net '%s' has %d classes",
-            labels[bad], bad, net->kind, net->classes);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: label %d of data row %d: net '%s' has %d "
+                        "classes", labels[bad], bad, net->kind, net->classes);
     return DF_OK;
 }
 
@@ -8096,7 +8383,7 @@ static df_result dfi_train_scaling(df_trainer *tr) {
     int size = tr->desc.scaling == DF_SCALING_NONE ? 0 : 1;
     if (tr->desc.scaling == DF_SCALING_EACH) size = tr->dim;
     df_scope mark = dfi_scratch_mark(ctx);
-    double *both = (double *)dfi_scratch(ctx, (2 * (size_t)size + 1) * sizeof *both);
+    double *both = (double *)dfi_scratch(ctx, dfi_mul(2 * (size_t)size + 1, sizeof *both));
     df_result result = DF_ERR_MEMORY;
     if (both != NULL) {
         for (int c = 0; c < size; c++)
@@ -8118,15 +8405,15 @@ static df_result dfi_train_interval(df_trainer *tr) {
     model.process = d->card.process;
     model.input_sigma_data = d->card.input_sigma_data;
     if (d->density == DF_DENSITY_INDEX && model.process.kind != DF_PROCESS_TABLE)
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_trainer_create: density INDEX is for tables, the process is %s",
-            df_process_name(&model.process));
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: density INDEX is for tables, this is %s",
+                        df_process_name(&model.process));
     if (d->density == DF_DENSITY_INDEX) {
         d->t_min = 1.0 / model.process.table_size;
         d->t_max = 1;
-    } else if (d->t_min < 0) {
-        int fine = dfi_train_at(NULL, tr, &model, 0, &p) == DF_OK;
+    } else if (d->t_min < 0) {             /* a table's networks know no time below 1/T */
+        int fine = model.process.kind != DF_PROCESS_TABLE &&
+                   dfi_train_at(NULL, tr, &model, 0, &p) == DF_OK;
         d->t_min = fine ? 0 : df_process_t_min(&model.process);
     }
     if (d->t_min >= d->t_max && d->density != DF_DENSITY_INDEX)
@@ -8150,7 +8437,7 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     size_t values = dfi_mul(batch, (size_t)tr->dim);
     size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * batch));
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
-    tr->ints_size = (2 * n + 2 * batch) * sizeof(int);
+    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, batch), 2), sizeof(int));
     tr->m = (df_real *)dfi_new(tr->ctx, tr->reals_size);
     tr->order = (int *)dfi_new(tr->ctx, tr->ints_size);
     if (tr->m == NULL || tr->order == NULL) return DF_ERR_MEMORY;
@@ -8193,12 +8480,14 @@ static df_result dfi_train_setup(df_trainer *tr) {
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
     if (result == DF_OK) result = dfi_train_average(tr);
+    if (result == DF_OK) tr->net->sealed = 1;
     return result;
 }
 
 DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
                                      const int *labels, const df_train_desc *desc) {
     df_train_desc d = df_train_defaults();
+    if (ctx == NULL || dfi_net_missing(ctx, net, "df_trainer_create")) return NULL;
     if (desc != NULL) d = *desc;
     if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || net->size == 0) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -8249,14 +8538,14 @@ static double dfi_train_clock(void) {
 /* Held-out rows by the same density and weighting, with draws of their own that are the
    same every time; the average, if any. In batches, so memory is bounded. */
 DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
+    if (tr == NULL || loss == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
     double sum = 0;
     if (tr->held == 0)
-        return dfi_fail(
-            ctx, DF_ERR_UNSUPPORTED,
-            "df_trainer_validate: no row is held out: validation is %g of %d rows",
-            tr->desc.validation, tr->n);
-    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_trainer_validate: no row is held out: validation %g of %d",
+                        tr->desc.validation, tr->n);
+    if (dfi_train_ready(ctx, "df_trainer_validate") != DF_OK) return ctx->code;
     for (int at = 0; at < tr->held; at += tr->desc.batch) {
         int count = tr->held - at < tr->desc.batch ? tr->held - at : tr->desc.batch;
         for (int r = 0; r < count; r++) tr->rows[r] = tr->order[at + r];
@@ -8267,7 +8556,7 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         df_tensor *graph = dfi_batch_loss(tr, &run, count);
         if (graph != NULL) sum += (double)graph->data[0] * count;
         dfi_scratch_release(ctx, mark);
-        if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+        if (dfi_train_unstick(ctx) != DF_OK) return ctx->code;
     }
     *loss = sum / tr->held;
     if (dfi_nonfinite(*loss))
@@ -8278,6 +8567,7 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
 }
 
 DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
+    if (tr == NULL || info == NULL) return DF_ERR_ARGUMENT;
     int64_t done = tr->step - tr->started_at;
     info->step = tr->step;
     info->steps = tr->desc.steps;
@@ -8309,24 +8599,26 @@ static df_result dfi_train_between(df_trainer *tr) {
     tr->loss_sum = 0;
     tr->loss_count = 0;
     int answer = d->on_step != NULL ? d->on_step(d->user, &info) : 0;
-    if (answer == 0) return DF_OK;
+    /* one of the library's own codes has a sentence, which says more */
+    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
     return dfi_fail(tr->ctx, answer, "df_trainer_run: on_step returned %d after step %.0f",
                     answer, (double)tr->step);
 }
 
 DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
+    if (tr == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
     int64_t left = tr->desc.steps - tr->step;
     int64_t end = tr->step + (steps <= 0 || steps > left ? left : steps);
     tr->started = dfi_train_clock();
     tr->started_at = tr->step;
-    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
     while (tr->step < end) {
         if (dfi_cancelled(ctx))
             return dfi_fail(ctx, DF_CANCELLED,
                             "df_trainer_run: cancelled after step %.0f of %.0f",
                             (double)tr->step, (double)tr->desc.steps);
-        df_result result = dfi_train_step(tr);
+        df_result result = dfi_train_ready(ctx, "df_trainer_run"); /* also after on_step */
+        if (result == DF_OK) result = dfi_train_step(tr);
         if (result == DF_OK) result = dfi_train_between(tr);
         if (result != DF_OK) return result;
     }
@@ -8370,6 +8662,7 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
+    if (tr == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
     df_save_tensor moments[2];
     df_result result = dfi_net_finite(ctx, tr->net, "df_trainer_save");
@@ -8432,10 +8725,9 @@ static df_result dfi_train_read(const dfi_net_file *f, df_trainer *tr) {
     df_real *moments =
         (df_real *)dfi_scratch(f->ctx, dfi_mul(2 * (size_t)size, sizeof(df_real)));
     if (moments == NULL) result = DF_ERR_MEMORY;
-    if (result == DF_OK)
-        result = df_safetensors_read(f->ctx, f->file, "adam.m", 1, &size, moments);
-    if (result == DF_OK)
-        result = df_safetensors_read(f->ctx, f->file, "adam.v", 1, &size, moments + size);
+    for (int i = 0; result == DF_OK && i < 2; i++)
+        result = df_safetensors_read(f->ctx, f->file, i ? "adam.v" : "adam.m", 1, &size,
+                                     moments + (size_t)i * (size_t)size);
     for (int i = 0; result == DF_OK && i < size; i++)
         if (moments[size + i] < 0)
             result = dfi_net_bad(f, "adam.v", "holds a negative square");
@@ -8443,8 +8735,7 @@ static df_result dfi_train_read(const dfi_net_file *f, df_trainer *tr) {
         df_net_free(loaded);
         return result;
     }
-    memcpy(tr->m, moments, (size_t)size * sizeof(df_real));
-    memcpy(tr->v, moments + size, (size_t)size * sizeof(df_real));
+    memcpy(tr->m, moments, 2 * (size_t)size * sizeof(df_real)); /* v stands behind m */
     dfi_net_take(tr->net, loaded);
     tr->desc.card = tr->net->card;
     tr->step = (int64_t)state[0];
@@ -8458,6 +8749,7 @@ static df_result dfi_train_read(const dfi_net_file *f, df_trainer *tr) {
 }
 
 DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
+    if (tr == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
     dfi_net_file f = dfi_net_open(ctx, "df_trainer_load", source);
     if (f.file == NULL) return ctx->code;
@@ -9167,6 +9459,11 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
     df_buffer_free(ctx, &image);
     return result;
 }
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC pop_options
+#endif
+
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples
 
@@ -9223,7 +9520,7 @@ DF_API df_mixture *df_mixture_create(df_ctx *ctx, int K, int dim, const double *
     size_t n = (size_t)K, d = (size_t)dim, dd = dfi_mul(d, d), size, k;
     double sum = 0.0, *w;
     df_mixture *m;
-    if (K < 1 || dim < 1 || weights == NULL || means == NULL || covariances == NULL) {
+    if (!ctx || K < 1 || dim < 1 || !weights || !means || !covariances) {
         dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mixture_create: K = %d and dim = %d must be "
                  "at least 1, no array NULL", K, dim);
         return NULL;
@@ -9278,8 +9575,8 @@ typedef struct dfi_mixture_job {
     uint64_t seed, first;              /* of samples */
 } dfi_mixture_job;
 static double dfi_mixture_variance(const dfi_mixture_job *job, size_t e) {
-    const df_point *p = job->at;
-    return p->alpha * p->alpha * job->m->value[e] + p->sigma * p->sigma;
+    double alpha = job->at->alpha, sigma = job->at->sigma;
+    return alpha * alpha * job->m->value[e] + sigma * sigma;
 }
 
 /* Of component k at x: log w_k N(x; M_k, C_k), returned; y = y_k; for Jacobians g =
@@ -9345,7 +9642,7 @@ static double dfi_mixture_draw(const void *arg, size_t row, double *z) {
 
 /* One question. With d log r_k/dx = mean of u - u_k the Jacobian is
        (dy/dx) v = sum_k r_k ((dy_k/dx) v - (u_k . v) (y_k - y)),
-   symmetric, since y_k is affine in u_k with the same factors for all k: JVP and VJP. */
+   symmetric: alpha S_k u_k = (x - M_k - sigma^2 u_k)/alpha, so y_k is affine in u_k. */
 static double dfi_mixture_row(const void *arg, size_t row, double *r) {
     const dfi_mixture_job *job = (const dfi_mixture_job *)arg;
     size_t K = job->m->K, d = job->m->dim, i, k;
@@ -9380,7 +9677,7 @@ static df_result dfi_mixture_run(df_ctx *ctx, const char *who, const dfi_mixture
     dfi_rows rows = { draw ? dfi_mixture_draw : dfi_mixture_row, job, (size_t)job->n, 0, 0,
                       log_p, NULL };
     double sum;
-    if (m == NULL || job->at == NULL || job->n < 0 || dfi_nonfinite(job->at->alpha)
+    if (!ctx || !m || !job->at || job->n < 0 || dfi_nonfinite(job->at->alpha)
         || dfi_nonfinite(job->at->sigma) || job->at->sigma < 0.0
         || (job->n > 0 && ((job->x == NULL && !draw) || (job->out == NULL && !log_p))))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d or sigma < 0, or a NULL", who,
@@ -9468,7 +9765,7 @@ typedef struct dfi_samples {
 /* A negative count, made a size_t, is huge. */
 static df_result dfi_samples_check(df_ctx *ctx, const char *who, const dfi_samples *s,
                                    size_t least, const double *out) {
-    if (s->na - least > INT_MAX || s->nb - least > INT_MAX || s->dim - 1 > INT_MAX
+    if (s->na - least > INT_MAX || s->nb - least > INT_MAX || s->dim - 1 > INT_MAX || !ctx
         || s->a == NULL || s->b == NULL || out == NULL)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: na = %d and nb = %d below %d, dim = %d "
                         "below 1, or a NULL", who, (int)s->na, (int)s->nb, (int)least,
@@ -9504,14 +9801,15 @@ static double dfi_sliced_row(const void *arg, size_t p, double *a) {
 DF_API df_result df_sliced_wasserstein(df_ctx *ctx, const df_real *a, int na,
         const df_real *b, int nb, int dim, int projections, uint64_t seed, double *out) {
     static const char who[] = "df_sliced_wasserstein";
-    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, seed, 0.0 };
+    dfi_samples s = { ctx ? ctx->k : 0, a, b, (size_t)na, (size_t)nb, (size_t)dim, seed,
+                      0.0 };
     dfi_rows rows = { dfi_sliced_row, &s, (size_t)projections,
                       2 * (s.na + s.nb) + s.dim, 0, NULL, NULL };
     double sum = 0.0;
     if (projections < 1)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: %d projections", who, projections);
     if (dfi_samples_check(ctx, who, &s, 1, out) || dfi_rows_run(ctx, who, rows, &sum))
-        return ctx->code;
+        return df_ctx_error(ctx);
     *out = sqrt(sum / projections);
     return DF_OK;
 }
@@ -9554,17 +9852,16 @@ static df_result dfi_pair_distance(df_ctx *ctx, const char *who, dfi_samples s,
 /* f = |a - b| (Szekely & Rizzo 2013). */
 DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out) {
-    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0, 0.0 };
+    dfi_samples s = { ctx ? ctx->k : 0, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0, 0 };
     return dfi_pair_distance(ctx, "df_energy_distance", s, 1.0, out);
 }
 /* Gretton et al. 2012, f = exp(-|a - b|^2/(2 bandwidth^2)). */
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
                         int dim, double bandwidth, double *out) {
-    dfi_samples s = { ctx->k, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0,
+    dfi_samples s = { ctx ? ctx->k : 0, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0,
                       0.5 / (bandwidth * bandwidth) };
     if (!(bandwidth > 0.0) || dfi_nonfinite(s.scale) || s.scale < DBL_MIN)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: bandwidth = %g must be positive, "
-                        "its square neither 0 nor infinite", bandwidth);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: wrong bandwidth %g", bandwidth);
     return dfi_pair_distance(ctx, "df_mmd", s, -1.0, out);
 }
 /* =====================================================================================
@@ -9966,7 +10263,8 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
     }
 
     /* Waking the workers takes about a microsecond: not for less than some 20 of work. */
-    g.workers = (double)batch * (double)M * (double)N * (double)K < 5e5 ? 1 : ctx->threads;
+    double enough = (double)batch * (double)M * (double)N * (double)K / 5e5 + 1;
+    g.workers = enough < ctx->threads ? (int)enough : ctx->threads;
     size_t workers = (size_t)g.workers;
     dfi_gemm_grid(&g, batch % workers == 0 || batch >= 8 * workers ? 1 : workers);
 

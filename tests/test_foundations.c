@@ -32,6 +32,11 @@ static void keep_log(void *user, df_log_level level, const char *text) {
     if (level == DF_LOG_ERROR) snprintf(logged, sizeof logged, "%s", text);
 }
 
+static int order_of_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static df_ctx *ctx_with(int threads, counting *c) {
     df_ctx_desc d = df_ctx_defaults();
     d.threads = threads;
@@ -281,6 +286,69 @@ TEST(cancel_is_seen_once) {
     df_ctx_free(ctx);
 }
 
+// The manual's SYNOPSIS, with every allocation failing in turn, and without a context at all:
+// errors with sentences, never a crash, nothing lost.
+static df_result synopsis(df_ctx *ctx, const df_real *x, int n, df_real *y) {
+    df_mlp_desc m = df_mlp_defaults();
+    df_train_desc t = df_train_defaults();
+    df_sample_desc s = df_sample_defaults();
+    m.width = 8, m.depth = 1, m.embed = 8;
+    t.batch = 8, t.steps = 2;
+    s.steps = 2;
+    df_net *net = df_mlp_create(ctx, &m);
+    df_trainer *trainer = df_trainer_create(ctx, net, x, n, NULL, &t);
+    df_result result = df_ctx_error(ctx);
+    if (result == DF_OK) result = df_trainer_run(trainer, 0);
+    if (result == DF_OK) {
+        df_model model = df_net_model(net);
+        result = df_sample(ctx, &model, &s, y, 5);
+    }
+    if (result != DF_OK) expect(df_ctx_message(ctx)[0] != 0);
+    df_trainer_free(trainer);
+    df_net_free(net);
+    df_ctx_free(ctx);
+    return result;
+}
+TEST(synopsis_without_memory) {
+    df_real x[80], y[10];
+    df_result result = DF_ERR_MEMORY;
+    df_random_normal(1, 2, 3, 80, x);
+    expect(synopsis(NULL, x, 40, y) != DF_OK);
+    for (long k = 1; k < 400 && result != DF_OK; k++) {
+        counting c = { 0, 0, k, 0, 0 };
+        df_ctx *ctx = ctx_with(1, &c);
+        result = synopsis(ctx, x, 40, y);
+        check(result == DF_OK || result == DF_ERR_MEMORY, "allocation %ld: %d", k, result);
+        expect(c.live == 0 && c.wrong == 0);
+    }
+    expect(result == DF_OK);
+}
+
+TEST(without_a_context) {
+    double d, w = 1, mean = 0, cov = 1;
+    df_real a[4] = { 0, 1, 2, 3 };
+    df_ctx_clear(NULL);
+    df_ctx_cancel(NULL);
+    expect(df_ctx_bytes(NULL) == 0 && df_ctx_peak_bytes(NULL) == 0 && df_ctx_threads(NULL) == 0);
+    expect(df_ctx_isa(NULL)[0] == 0);
+    df_scope_end(NULL, df_scope_begin(NULL), NULL);
+    df_record_begin(NULL);
+    df_record_end(NULL);
+    expect(df_energy_distance(NULL, a, 2, a, 2, 2, &d) != DF_OK);
+    expect(df_mmd(NULL, a, 2, a, 2, 2, 1, &d) != DF_OK);
+    expect(df_sliced_wasserstein(NULL, a, 2, a, 2, 2, 5, 0, &d) != DF_OK);
+    expect(df_mixture_create(NULL, 1, 1, &w, &mean, &cov) == NULL);
+}
+
+TEST(sorting) {
+    double x[101];
+    for (int i = 0; i < 101; i++) x[i] = (i * 37) % 101;
+    dfi_sort(x, 101, sizeof x[0], order_of_doubles);
+    for (int i = 0; i < 101; i++) expect(x[i] == i);
+    dfi_sort(x, 0, sizeof x[0], order_of_doubles);
+    dfi_sort(x, 1, sizeof x[0], order_of_doubles);
+}
+
 TEST(nonfinite_bits) {
     const double bad[3] = { (double)NAN, (double)INFINITY, -(double)INFINITY };
     const double good[6] = { 0, -0.0, 1e308, -1e308, 5e-324, 1 };
@@ -303,6 +371,9 @@ int main(int argc, char **argv) {
     RUN(workers);
     RUN(host_tasks);
     RUN(cancel_is_seen_once);
+    RUN(synopsis_without_memory);
+    RUN(without_a_context);
+    RUN(sorting);
     RUN(nonfinite_bits);
     return test_end();
 }

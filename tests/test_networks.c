@@ -758,6 +758,121 @@ TEST(failing_memory) {
     expect(calls > 30);
 }
 
+// What could not be made is handed on: an error or nothing, and the first sentence stays.
+TEST(null_arguments) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    int one[1] = {1};
+    double number = 1;
+    df_card card = df_card_defaults();
+    df_buffer b;
+    memset(&b, 0, sizeof b);
+    df_sink sink = df_sink_buffer(&b);
+    df_source source = df_source_memory("x", 1);
+    df_net *net = df_mlp_create(ctx, NULL);
+    expect(df_mlp_create(NULL, NULL) == NULL && df_net_load(NULL, source) == NULL);
+    expect(df_net_create(NULL, "own", 1, one, forward_same, 0) == NULL);
+    expect(df_net_create(ctx, "own", 1, NULL, forward_same, 0) == NULL);
+    expect(df_net_save(NULL, net, sink) == DF_ERR_ARGUMENT);
+    expect(df_net_load_into(NULL, net, source) == DF_ERR_ARGUMENT);
+    expect(df_net_set_card(ctx, net, NULL) == DF_ERR_ARGUMENT && says(ctx, "card is NULL"));
+    expect(df_net_set_scaling(ctx, net, 1, NULL, &number) == DF_ERR_ARGUMENT);
+    expect(df_net_set_scaling(ctx, net, 1, &number, NULL) == DF_ERR_ARGUMENT);
+    expect(df_net_set_scaling(ctx, net, 0, NULL, NULL) == DF_OK);
+    df_net *own = df_net_create(ctx, "own", 1, one, forward_same, 0);
+    expect(df_net_add(ctx, own, "w", 1, NULL, DF_INIT_ONE) == -1 && says(ctx, "'w'"));
+    df_ctx_clear(ctx);
+    expect(df_net_save(ctx, NULL, sink) == DF_ERR_ARGUMENT && says(ctx, "df_net_save"));
+    df_ctx_clear(ctx);
+    expect(df_net_load_into(ctx, NULL, source) == DF_ERR_ARGUMENT && says(ctx, "load_into"));
+    df_ctx_clear(ctx);
+    expect(df_net_add(ctx, NULL, "w", 1, one, DF_INIT_ONE) == -1 && says(ctx, "is NULL"));
+    expect(df_net_set_card(ctx, NULL, &card) == DF_ERR_ARGUMENT);
+    expect(df_net_set_scaling(ctx, NULL, 1, &number, &number) == DF_ERR_ARGUMENT);
+    df_net_set(NULL, 0, 1);
+    expect(df_net_load(ctx, source) == NULL);
+    char first[512];
+    snprintf(first, sizeof first, "%s", df_ctx_message(ctx));
+    expect(df_net_save(ctx, NULL, sink) == df_ctx_error(ctx) && df_ctx_error(ctx) < 0);
+    same_text(df_ctx_message(ctx), first);
+    df_model m = df_net_model(NULL);
+    expect(m.predict == NULL && m.dim == df_model_defaults().dim);
+    df_net_free(net);
+    df_net_free(own);
+    df_ctx_free(ctx);
+}
+
+// A kind that is built in is complete: its forward pass trusts its slots and its parameters.
+TEST(sealed) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_mlp_desc d = small_desc();
+    df_net *net = df_mlp_create(ctx, &d), *back;
+    df_buffer b;
+    memset(&b, 0, sizeof b);
+    expect(df_net_save(ctx, net, df_sink_buffer(&b)) == DF_OK);
+    back = df_net_load(ctx, df_source_memory(b.data, b.size));
+    for (int i = 0; i < 2; i++) {
+        df_net *x = i == 0 ? net : back;
+        int depth = df_net_get(x, 1), count = df_net_count(x);
+        df_net_set(x, 1, 50);
+        expect(depth == 2 && df_net_get(x, 1) == depth);
+        expect(df_layer_linear(ctx, x, "more", 400, 400, DF_INIT_ONE) == -1);
+        expect(says(ctx, "built in"));
+        expect(df_net_count(x) == count);
+        expect(df_net_load_into(ctx, x, df_source_memory(b.data, b.size)) == DF_OK);
+    }
+    df_buffer_free(ctx, &b);
+    df_net_free(net);
+    df_net_free(back);
+    df_ctx_free(ctx);
+}
+
+// Memory that is short once: the question fails, the next one is answered, and tensors work,
+// although nobody cleared anything.
+TEST(short_of_memory_once) {
+    enum { N = 500 };
+    static df_real x[2 * N];
+    df_sample_desc s = df_sample_defaults();
+    df_mlp_desc d = small_desc();
+    int failures = 0;
+    d.width = 64;
+    s.steps = 2;
+    for (int at = 1; at < 50; at++) {
+        counter c = {0, 0, 0};
+        df_ctx *ctx = new_ctx(1, &c);
+        df_net *net = df_mlp_create(ctx, &d);
+        df_model m = df_net_model(net);
+        int shape[1] = {2};
+        c.fail_at = c.calls + at;
+        df_result result = df_sample(ctx, &m, &s, x, N);
+        if (result != DF_OK) {
+            failures++;
+            expect(result == DF_ERR_MEMORY && df_ctx_error(ctx) == DF_ERR_MEMORY);
+            expect(says(ctx, "no memory"));
+            expect(df_tensor_copy(ctx, 1, shape, x) != NULL);
+            check(df_sample(ctx, &m, &s, x, N) == DF_OK, "%d: %s", at, df_ctx_message(ctx));
+        }
+        df_net_free(net);
+        df_ctx_free(ctx);
+        if (result == DF_OK) break;
+    }
+    check(failures > 3 && failures < 49, "%d failures", failures);
+}
+
+TEST(condition) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_net *net = df_mlp_create(ctx, NULL);
+    df_model m = df_net_model(net);
+    df_sample_desc s = df_sample_defaults();
+    df_real x[2], condition[3] = {1, 2, 3};
+    s.steps = 2;
+    s.condition = condition;
+    expect(df_sample(ctx, &m, &s, x, 1) == DF_ERR_UNSUPPORTED && says(ctx, "condition"));
+    s.condition = NULL;
+    expect(df_sample(ctx, &m, &s, x, 1) == DF_OK);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     RUN(mlp_parameters);
@@ -774,5 +889,9 @@ int main(int argc, char **argv) {
     RUN(cards);
     RUN(shared_by_threads);
     RUN(failing_memory);
+    RUN(null_arguments);
+    RUN(sealed);
+    RUN(short_of_memory_once);
+    RUN(condition);
     return test_end();
 }

@@ -3,6 +3,7 @@
 #include "diffusion.h"
 #include "golden.h"
 #include "test.h"
+#include <limits.h>
 
 #define DOUBLE_BUILD (sizeof(df_real) == 8)
 
@@ -108,6 +109,7 @@ static void lambda_grid(df_sample_desc *d, double *points, int N) {
     d->start = DF_START_GIVEN;
 }
 
+static df_variance run_variance; // of ddpm in run_r
 // Runs over the lambda grid from r = x/(alpha + sigma), gives r at the end.
 static df_result run_r(const char *method, double eta, df_process p,
                        df_prediction prediction, int N, double *r) {
@@ -121,6 +123,7 @@ static df_result run_r(const char *method, double eta, df_process p,
     lambda_grid(&d, points, N);
     d.method = method;
     d.eta = eta;
+    d.variance = run_variance;
     for (int i = 0; i < 2 * POINTS; i++)
         x[i] = (df_real)(r[i] * (first.alpha + first.sigma));
     result = df_sample(ctx, &model, &d, x, POINTS);
@@ -134,9 +137,11 @@ TEST(one_path_on_every_process) {
         const char *method;
         double eta;
     } rows[] = {{"euler", -1}, {"heun", -1}, {"ddim", 0},
-                {"ddim", .5},  {"ddim", 1},  {"ddpm", -1}};
-    for (int k = 0; k < 6; k++) {
+                {"ddim", .5},  {"ddim", 1},  {"ddpm", -1},
+                {"ddpm", -1}};
+    for (int k = 0; k < 7; k++) {
         double want[2 * POINTS], r[2 * POINTS];
+        run_variance = k == 6 ? DF_VARIANCE_LARGE : DF_VARIANCE_SMALL;
         start_r(want);
         run_r(rows[k].method, rows[k].eta, process_of(0), DF_EPS, 20, want);
         for (int p = 1; p < PROCESSES; p++) {
@@ -145,6 +150,7 @@ TEST(one_path_on_every_process) {
             near_all(r, want, 2 * POINTS, DOUBLE_BUILD ? 1e-12 : 2e-5);
         }
     }
+    run_variance = DF_VARIANCE_SMALL;
 }
 
 TEST(one_end_for_every_prediction) {
@@ -303,12 +309,19 @@ TEST(moments_of_ddpm_large) {
         double as = 1 - s, at = 1 - t;
         double gain = as * C / (as * as * C + s * s);    // x0 = M + gain (x - as M)
         double step = s * s - as * as / at / at * t * t; // sigma_{s|t}^2
+        double large = step * (at * at + t * t) / (as * as + s * s);
         double a = as / at * t * t / s / s, b = at * step / s / s;
         mean = a * mean + b * (M + gain * (mean - as * M));
-        var = (a + b * gain) * (a + b * gain) * var + (i + 1 < N ? step : 0);
+        var = (a + b * gain) * (a + b * gain) * var + (i + 1 < N ? large : 0);
     }
     near(got[0], mean, DOUBLE_BUILD ? 1e-13 : 1e-5);
     near(got[1], var, DOUBLE_BUILD ? 1e-13 : 1e-5);
+    // On data N(0, 1) LARGE is the exact posterior: the variance is right at every t.
+    d.end = DF_END_T_MIN;
+    d.t_min = .2;
+    moments(d, p, 0, 1, got);
+    near(got[0], 0, 1e-12);
+    near(got[1], .8 * .8 + .2 * .2, DOUBLE_BUILD ? 1e-13 : 1e-5);
 }
 
 TEST(moments_of_euler_maruyama) {
@@ -986,6 +999,350 @@ TEST(singular_ends) {
     expect(df_sample(ctx, &model, &d, x, 2) == DF_OK);
 }
 
+// ---- a host's mistakes: each ends in a code and a sentence ----
+
+static int says(const char *part) {
+    int found = strstr(df_ctx_message(ctx), part) != NULL;
+    if (!found) printf("\"%s\" is not in \"%s\"\n", part, df_ctx_message(ctx));
+    return found;
+}
+
+static df_next names_itself(df_stage *s) {
+    expect(strlen(s->row->name) == 63 && strspn(s->row->name, "n") == 63);
+    expect(strcmp(s->row->aliases, "") == 0 && strcmp(s->row->source, "") == 0);
+    expect(s->desc->method == s->row->name);
+    return DF_NEXT_STEP;
+}
+TEST(a_row_may_go_after_create) {
+    char name[80], words[8] = "w";
+    df_real x[2], out[2] = {0, 0};
+    df_sample_desc d = df_sample_defaults();
+    df_model m = wave_model(2);
+    df_sampler_row row;
+    df_sampler *s;
+    df_query q;
+    memset(&row, 0, sizeof row);
+    memset(name, 'n', sizeof name);
+    name[70] = 0;
+    row.name = name;
+    row.aliases = row.source = words;
+    row.to_sigma0 = row.from_alpha0 = 1;
+    row.stage = names_itself;
+    d.row = &row;
+    d.steps = 1;
+    s = df_sampler_create(ctx, &m, &d, x, 1);
+    memset(name, '?', sizeof name);
+    memset(words, '?', sizeof words);
+    memset(&row, 0, sizeof row);
+    expect(s != NULL && df_sampler_next(s, &q) == 1);
+    expect(df_sampler_answer(s, out) == DF_OK);
+    df_sampler_free(s);
+}
+
+TEST(numbers_of_steps) {
+    static const int counts[5] = {INT_MIN, 0, 1, 1000002, INT_MAX};
+    static const double points[2] = {.9, .1};
+    df_real x[2];
+    df_point grid[4];
+    int count;
+    df_model m = wave_model(2);
+    for (int k = 0; k < 5; k++) {
+        df_sample_desc d = df_sample_defaults();
+        d.points = points;
+        d.points_count = counts[k];
+        expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT);
+        expect(says("points_count is ") && says("wants 2 .. 1000001"));
+        expect(df_grid(ctx, &m.process, &d, grid, 4, &count) == DF_ERR_ARGUMENT);
+        d.points = NULL;
+        d.steps = counts[k] - (counts[k] == 1);
+        expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT);
+        expect(says("steps is ") && says("wants 1 .. 1000000"));
+    }
+}
+
+// Calls its own sampler from every callback; depth would grow without end.
+static struct {
+    df_sampler *s;
+    int depth, calls;
+} again;
+static void call_again(void) {
+    df_query q;
+    df_real out[2] = {0, 0};
+    if (!check(again.depth == 0, "called within itself")) return;
+    again.depth++;
+    again.calls++;
+    df_ctx_clear(ctx);
+    expect(df_sampler_next(again.s, &q) == 0 && says("within a callback"));
+    df_ctx_clear(ctx);
+    expect(df_sampler_answer(again.s, out) == DF_ERR_ARGUMENT && says("within a"));
+    df_ctx_clear(ctx);
+    again.depth--;
+}
+static int step_again(void *user, const df_step_info *info) {
+    (void)user;
+    (void)info;
+    call_again();
+    return 0;
+}
+static int noise_again(void *user, const df_noise_query *q, df_real *out) {
+    (void)user;
+    for (int i = 0; i < q->n * q->dim; i++) out[i] = 0;
+    call_again();
+    return 0;
+}
+static df_next stage_again(df_stage *s) {
+    df_next next = s->call == 1 ? df_stage_ask(s, &s->from, s->x) : DF_NEXT_STEP;
+    call_again();
+    return next;
+}
+TEST(callbacks_do_not_recurse) {
+    df_real x[2], out[2] = {0, 0};
+    df_sample_desc d = df_sample_defaults();
+    df_model m = wave_model(2);
+    df_sampler_row row = *df_sampler_find(ctx, "ddim");
+    df_query q;
+    row.stage = stage_again;
+    d.row = &row;
+    d.steps = 2;
+    d.on_step = step_again;
+    d.noise.fill = noise_again;
+    again.depth = again.calls = 0;
+    again.s = df_sampler_create(ctx, &m, &d, x, 1);
+    while (df_sampler_next(again.s, &q)) expect(df_sampler_answer(again.s, out) == DF_OK);
+    expect(df_sampler_result(again.s) == DF_OK);
+    check(again.calls == 1 + 3 + 4, "%d calls", again.calls); // noise, on_step, stage
+    df_sampler_free(again.s);
+}
+
+static df_next combines_null(df_stage *s) {
+    const df_real *a[1];
+    double one = 1;
+    a[0] = s->number[1] > 0 ? s->x : NULL;
+    df_stage_combine(s, s->x, 1, &one, a);
+    df_stage_ask(s, &s->to, s->x);
+    return DF_NEXT_STEP;
+}
+static df_next combines_into_null(df_stage *s) {
+    const df_real *a[1];
+    double one = 1;
+    a[0] = s->x;
+    df_stage_combine(s, s->buffer[0], 1, &one, a);
+    return DF_NEXT_STEP;
+}
+static df_next noise_into_null(df_stage *s) {
+    df_stage_noise(s, s->buffer[0]);
+    return DF_NEXT_STEP;
+}
+static df_next asks_null(df_stage *s) { return df_stage_ask(s, &s->to, s->buffer[0]); }
+static df_next loses_answer(df_stage *s) {
+    s->answer = s->buffer[0];
+    return DF_NEXT_STEP;
+}
+TEST(a_row_with_too_few_buffers) {
+    static const df_stage_fn stages[5] = {combines_null, combines_into_null,
+                                          noise_into_null, asks_null, loses_answer};
+    static const char *const say[5] = {"df_stage_combine", "df_stage_combine",
+                                       "df_stage_noise", "df_stage_ask", "`answer`"};
+    static const char *const methods[2] = {"heun", "ddpm"};
+    for (int k = 0; k < 7; k++) {
+        df_real x[2], out[2] = {0, 0};
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_sampler_row row = *df_sampler_find(ctx, k < 5 ? "ddim" : methods[k - 5]);
+        df_sampler *s;
+        df_query q;
+        row.buffers = 0;
+        if (k < 5) row.stage = stages[k];
+        d.row = &row;
+        d.steps = 3;
+        d.t_max = .9;
+        s = df_sampler_create(ctx, &m, &d, x, 1);
+        expect(s != NULL && df_sampler_next(s, &q) == 1);
+        expect(df_sampler_answer(s, out) == DF_ERR_ARGUMENT && says("more buffers"));
+        if (k < 5) expect(says(say[k]));
+        expect(df_sampler_next(s, &q) == 0 && df_sampler_result(s) == DF_ERR_ARGUMENT);
+        df_sampler_free(s);
+    }
+}
+
+TEST(numbers_of_the_model) {
+    double bad[3], two[2] = {1, 1}, big = 1e308;
+    bad[0] = strtod("nan", NULL);
+    bad[1] = strtod("inf", NULL);
+    bad[2] = 0;
+    for (int k = 0; k < 17; k++) {
+        df_real x[2];
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        const char *say = k < 5 ? "scale[1] is" : k < 8 ? "input_sigma_data" : "time";
+        two[1] = bad[k < 3 ? k : k < 5 ? k - 3 : 0];
+        m.scaling_size = 2;
+        if (k < 3) m.scale = two;
+        else if (k < 5) m.mean = two;
+        else if (k < 7) m.input_sigma_data = bad[k - 5];
+        else if (k < 8) m.input_sigma_data = -1;
+        else if (k < 11) m.time.a = bad[k - 8];
+        else if (k < 12) m.time = df_time_log_sigma(0);
+        else if (k < 13) m.time.kind = (df_time_kind)7;
+        else if (k < 14) m.time.b = bad[0];
+        else {
+            m.prediction = DF_VELOCITY;
+            m.clock.a = bad[k - 14];
+            say = "clock";
+        }
+        check(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT && says(say), "case %d", k);
+        check(df_sampler_create(ctx, &m, &d, x, 1) == NULL, "case %d", k);
+    }
+    // finite numbers that overflow in the last step of all
+    for (int k = 0; k < 2; k++) {
+        df_real x[2] = {30, 30};
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        double mean = k ? big : 0, scale = big;
+        m.mean = &mean;
+        m.scale = &scale;
+        m.scaling_size = 1;
+        d.method = "heun";
+        d.end = DF_END_T_MIN;
+        d.steps = 3;
+        d.t_min = .9;
+        d.start = DF_START_GIVEN;
+        expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_NONFINITE);
+        expect(says("data's units became inf at step 3 of 3"));
+    }
+}
+
+// Its graph fails, and it says 0.
+static int careless_model(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    int two = 2, three = 3;
+    df_tensor *a = df_tensor_fill(c, 1, &two, 0), *b = df_tensor_fill(c, 1, &three, 0);
+    df_tensor *sum = df_add(c, a, b);
+    (void)self;
+    expect(sum == NULL);
+    for (int i = 0; i < q->n * q->dim; i++) out[i] = 0;
+    return 0;
+}
+TEST(a_failed_graph_is_a_failed_answer) {
+    df_real x[6] = {0, 0, 0, 0, 0, 0}, out[6];
+    double t[3] = {.5, .5, .5};
+    df_model m = wave_model(2);
+    df_sample_desc d = df_sample_defaults();
+    m.predict = careless_model;
+    for (int k = 0; k < 2; k++) {
+        m.max_batch = k;
+        df_ctx_clear(ctx);
+        expect(df_sample(ctx, &m, &d, x, 3) == DF_ERR_SHAPE && says("df_add"));
+        df_ctx_clear(ctx);
+        expect(df_model_ask(ctx, &m, DF_ASK_PREDICT, t, 3, x, NULL, NULL, out) ==
+                   DF_ERR_SHAPE &&
+               says("df_add"));
+    }
+    df_ctx_clear(ctx);
+}
+
+static int refuses(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    (void)self;
+    (void)c;
+    (void)q;
+    (void)out;
+    return 45;
+}
+static int step_fails(void *user, const df_step_info *info) {
+    (void)user;
+    return info->step == 2 ? 42 : 0;
+}
+TEST(a_callbacks_failure_has_a_sentence) {
+    df_real x[4], out[4];
+    double t[2] = {.5, .5};
+    for (int k = 0; k < 10; k++) {
+        df_model m = wave_model(2);
+        df_sample_desc d = df_sample_defaults();
+        df_sampler_row row = *df_sampler_find(NULL, "ddpm");
+        df_result r, want;
+        df_ctx_clear(ctx);
+        if (k % 2) df_sampler_find(ctx, "an earlier error");
+        d.method = "ddpm";
+        d.steps = 9;
+        if (k / 2 == 0) m.predict = failing_model;
+        if (k / 2 == 1) d.on_step = step_fails;
+        if (k / 2 == 2) d.noise.fill = failing_noise;
+        if (k / 2 == 3) d.row = &row, row.stage = fails;
+        want = k / 2 == 0   ? 44
+               : k / 2 == 1 ? 42
+               : k / 2 == 2 ? 43
+               : k / 2 == 3 ? DF_ERR_UNSUPPORTED
+                            : 45;
+        if (k / 2 == 4) {
+            m.predict = refuses;
+            r = df_model_ask(ctx, &m, DF_ASK_PREDICT, t, 2, x, NULL, NULL, out);
+        } else
+            r = df_sample(ctx, &m, &d, x, 2);
+        check(r == want && df_ctx_error(ctx) == want, "%d: %d, %d", k, r, want);
+        expect(says(k / 2 == 0   ? "df_sample: predict returned 44 at step 4 of 9"
+                    : k / 2 == 1 ? "df_sample: on_step returned 42 at step 2 of 9"
+                    : k / 2 == 2 ? "df_sample: noise.fill returned 43 at step 2 of 9"
+                    : k / 2 == 3 ? "did not say why"
+                                 : "df_model_ask: predict returned"));
+        expect(strstr(df_ctx_message(ctx), "an earlier error") == NULL);
+    }
+    // success leaves an earlier error as it was
+    df_model m = wave_model(2);
+    df_sample_desc d = df_sample_defaults();
+    df_sampler_find(ctx, "an earlier error");
+    expect(df_sample(ctx, &m, &d, x, 2) == DF_OK);
+    expect(df_ctx_error(ctx) == DF_ERR_ARGUMENT && says("an earlier error"));
+    df_ctx_clear(ctx);
+}
+
+// A host's workers that count what they are given.
+static void count_tasks(void *user, int count, void (*task)(void *arg, int index),
+                        void *arg) {
+    int *most = (int *)user;
+    if (count > *most) *most = count;
+    for (int i = count - 1; i >= 0; i--) task(arg, i);
+}
+TEST(noise_comes_in_large_tasks) {
+    enum { N = 1003, DIM = 9 };
+    static df_real a[N * DIM], b[N * DIM];
+    int most = 0;
+    df_ctx_desc c = df_ctx_defaults();
+    df_model m = wave_model(DIM);
+    df_sample_desc d = df_sample_defaults();
+    df_ctx *hosted;
+    c.tasks.run = count_tasks;
+    c.tasks.user = &most;
+    c.tasks.workers = 2;
+    hosted = df_ctx_create(&c);
+    expect(hosted != NULL);
+    d.method = "ddpm";
+    d.steps = 2;
+    expect(df_sample(ctx, &m, &d, a, N) == DF_OK);
+    expect(df_sample(hosted, &m, &d, b, N) == DF_OK);
+    same_bits(a, b, sizeof a);
+    check(most == 3, "%d tasks", most); // 9027 numbers, 456 rows a task
+    df_ctx_free(hosted);
+}
+
+TEST(null_is_an_answer_to_nothing) {
+    df_real x[2];
+    df_sample_desc d = df_sample_defaults();
+    df_model m = wave_model(2);
+    df_sampler *s = df_sampler_create(ctx, &m, &d, x, 1);
+    df_query q;
+    int rounds = 0, step = 7, steps = 7, evaluations = 7;
+    while (rounds < 10 && df_sampler_next(s, &q)) {
+        expect(df_sampler_answer(s, NULL) == DF_ERR_ARGUMENT && says("out is NULL"));
+        rounds++;
+    }
+    expect(rounds == 1 && df_sampler_result(s) == DF_ERR_ARGUMENT);
+    df_sampler_free(s);
+    df_sampler_progress(NULL, &step, &steps, &evaluations);
+    expect(step == 0 && steps == 0 && evaluations == 0);
+    df_sampler_progress(NULL, NULL, NULL, NULL);
+    m = df_guidance_model(NULL);
+    expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT && says("dim is 0"));
+}
+
 // ---- every allocation failing in turn ----
 
 typedef struct quota {
@@ -1372,6 +1729,31 @@ TEST(guidance_errors) {
     }
 }
 
+TEST(guidance_wants_one_table) {
+    double betas[50];
+    df_process linear, cosine;
+    mix a, b;
+    df_real x[4] = {0, 0, 0, 0};
+    df_sample_desc d = df_sample_defaults();
+    df_guidance g;
+    df_betas(ctx, DF_BETAS_LINEAR, 1e-3, .2, 50, betas);
+    df_process_table(ctx, betas, 50, &linear);
+    df_betas(ctx, DF_BETAS_COSINE, 0, 0, 50, betas);
+    df_process_table(ctx, betas, 50, &cosine);
+    df_model m = mix_model(&a, golden_gm2(), linear, DF_EPS);
+    df_model n = mix_model(&b, golden_gm2(), cosine, DF_EPS), guided;
+    g.model = &m, g.uncond = &n, g.scale = 2;
+    guided = df_guidance_model(&g);
+    d.steps = 5;
+    expect(df_sample(ctx, &guided, &d, x, 2) == DF_ERR_ARGUMENT);
+    check(strstr(df_ctx_message(ctx), "tables") != NULL, "%s", df_ctx_message(ctx));
+    n.process = linear;
+    expect(df_sample(ctx, &guided, &d, x, 2) == DF_OK);
+    const double scale = 2, mean = 0;
+    n.scale = &scale, n.mean = &mean, n.scaling_size = 1;
+    expect(df_sample(ctx, &guided, &d, x, 2) == DF_ERR_ARGUMENT);
+    check(strstr(df_ctx_message(ctx), "data scaling") != NULL, "%s", df_ctx_message(ctx));
+}
 TEST(guidance_on_gaussians) {
     // VE, cond N(0, 1), uncond N(0, 2) at t = 0, sigma^2 = t, scale 3: the marginal
     // variances are v_c = 1 + t and v_u = 2 + t; dx/dt = x/2 (3/v_c - 2/v_u), whence
@@ -1427,10 +1809,20 @@ int main(int argc, char **argv) {
     RUN(nan_far_inside_a_large_array);
     RUN(wrong_use_is_a_sentence);
     RUN(singular_ends);
+    RUN(a_row_may_go_after_create);
+    RUN(numbers_of_steps);
+    RUN(callbacks_do_not_recurse);
+    RUN(a_row_with_too_few_buffers);
+    RUN(numbers_of_the_model);
+    RUN(a_failed_graph_is_a_failed_answer);
+    RUN(a_callbacks_failure_has_a_sentence);
+    RUN(noise_comes_in_large_tasks);
+    RUN(null_is_an_answer_to_nothing);
     RUN(out_of_memory);
     RUN(golden_trajectories);
     RUN(guidance_off_stacked_and_split);
     RUN(guidance_errors);
+    RUN(guidance_wants_one_table);
     RUN(guidance_on_gaussians);
     df_ctx_free(ctx);
     return test_end();

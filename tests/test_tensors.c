@@ -835,7 +835,7 @@ static int bad_case(df_ctx *c, int k, const char **name, df_tensor **out) {
     BAD(46, df_tensor_copy, df_tensor_copy(c, 1, &below, v))
     BAD(47, df_exp, df_exp(c, NULL))
     BAD(48, df_add, df_add(c, a, NULL))
-    BAD(49, no memory, df_tensor_new(c, 3, huge))
+    BAD(49, df_tensor_fill, df_tensor_new(c, 3, huge))
     BAD(50, df_detach, df_detach(c, NULL))
     BAD(51, df_cross_entropy, df_cross_entropy(c, x, s23))
     BAD(52, df_embedding, df_embedding(c, a, NULL, 3))

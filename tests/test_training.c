@@ -902,6 +902,131 @@ TEST(failing_memory) {
     expect(calls > 30);
 }
 
+TEST(null_arguments) {
+    setup *s = begin(1);
+    df_buffer b;
+    df_train_info info;
+    double loss;
+    df_real w = 1, m = 0, v = 0, g = 1;
+    char first[512];
+    memset(&b, 0, sizeof b);
+    expect(df_trainer_create(NULL, s->net, s->data, ROWS, NULL, &s->d) == NULL);
+    expect(df_trainer_create(s->ctx, NULL, s->data, ROWS, NULL, &s->d) == NULL);
+    expect(df_ctx_error(s->ctx) == DF_ERR_ARGUMENT && says(s->ctx, "df_trainer_create"));
+    df_mlp_desc bad = df_mlp_defaults();
+    bad.embed = 7;
+    df_net *none = df_mlp_create(s->ctx, &bad);
+    snprintf(first, sizeof first, "%s", df_ctx_message(s->ctx));
+    expect(df_trainer_create(s->ctx, none, s->data, ROWS, NULL, &s->d) == NULL);
+    same_text(df_ctx_message(s->ctx), first);
+    expect(df_trainer_run(NULL, 0) == DF_ERR_ARGUMENT);
+    expect(df_trainer_info(NULL, &info) == DF_ERR_ARGUMENT);
+    expect(df_trainer_validate(NULL, &loss) == DF_ERR_ARGUMENT);
+    expect(df_trainer_save(NULL, df_sink_buffer(&b)) == DF_ERR_ARGUMENT);
+    expect(df_trainer_load(NULL, df_source_memory("x", 1)) == DF_ERR_ARGUMENT);
+    df_adamw_step(s->ctx, NULL, 1, 1, &w, &m, &v, &g, 1);
+    expect(w == 1 && m == 0);
+    end(s);
+}
+
+// Also without an average a net keeps the size that its trainer has arrays for.
+TEST(sealed) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_real data[64];
+    df_train_desc d = df_train_defaults();
+    int shape[1] = {100000};
+    d.ema = 0;
+    d.steps = 2;
+    d.batch = 4;
+    for (int i = 0; i < 64; i++) data[i] = (df_real)i;
+    df_net *net = spy_net(ctx, 2);
+    expect(df_net_count(net) > 0);
+    df_trainer *tr = df_trainer_create(ctx, net, data, 32, NULL, &d);
+    size_t size = df_net_size(net);
+    expect(tr != NULL && df_net_average(net) == NULL);
+    expect(df_net_add(ctx, net, "late", 1, shape, DF_INIT_ZERO) == -1);
+    expect(says(ctx, "'late'") && df_net_size(net) == size);
+    expect(df_trainer_run(tr, 0) == DF_OK);
+    df_trainer_free(tr);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
+// Memory that is short once: the run stops before its step and goes on later, bit for bit.
+TEST(short_of_memory_once) {
+    setup *whole = ready(1);
+    expect(df_trainer_run(whole->tr, 2) == DF_OK);
+    for (int held = 0; held < 2; held++) {
+        int failures = 0;
+        for (int at = 1; at < 50; at++) {
+            counter c = {0, 0, 0};
+            setup *s = begin(1);
+            df_net_free(s->net);
+            df_ctx_free(s->ctx);
+            s->ctx = new_ctx(1, &c);
+            s->net = small_net(s->ctx, 2, held ? 256 : 24, 4);
+            s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+            double loss = -1;
+            c.fail_at = c.calls + at;
+            df_result result =
+                held ? df_trainer_validate(s->tr, &loss) : df_trainer_run(s->tr, 2);
+            failures += result != DF_OK;
+            if (result != DF_OK) {
+                df_train_info info;
+                expect(result == DF_ERR_MEMORY && says(s->ctx, "no memory"));
+                df_trainer_info(s->tr, &info);
+                if (held) result = df_trainer_validate(s->tr, &loss);
+                else result = df_trainer_run(s->tr, 2 - info.step);
+                check(result == DF_OK, "%d: %s", at, df_ctx_message(s->ctx));
+                if (!held) same_state(s, whole);
+                result = DF_ERR_MEMORY;
+            }
+            end(s);
+            if (result == DF_OK) break;
+        }
+        check(failures > 0 && failures < 49, "%d failures", failures);
+    }
+    end(whole);
+}
+
+// A tape of the user's is not touched: the trainer asks for its end.
+TEST(recording) {
+    setup *s = ready(1);
+    df_real x = 3, grad = 0;
+    double loss;
+    df_record_begin(s->ctx);
+    df_tensor *a = df_tensor_borrow(s->ctx, 0, NULL, &x, &grad), *y = df_square(s->ctx, a);
+    expect(df_trainer_run(s->tr, 1) == DF_ERR_ARGUMENT && says(s->ctx, "end the recording first"));
+    expect(df_trainer_validate(s->tr, &loss) == DF_ERR_ARGUMENT);
+    expect(df_backward(s->ctx, y) == DF_OK);
+    near(grad, 6, 1e-6);
+    df_record_end(s->ctx);
+    expect(df_trainer_run(s->tr, 1) == DF_OK);
+    end(s);
+}
+
+// on_step hands on what a function of the library said: the sentence stays.
+static int save_badly(void *user, const df_train_info *info) {
+    setup *s = (setup *)user;
+    df_buffer b;
+    (void)info;
+    memset(&b, 0, sizeof b);
+    df_net_weights(s->net)[3] = (df_real)NAN;
+    df_result result = df_net_save(s->ctx, s->net, df_sink_buffer(&b));
+    df_buffer_free(s->ctx, &b);
+    return result;
+}
+TEST(sentence_of_on_step) {
+    setup *s = begin(1);
+    s->d.on_step = save_badly;
+    s->d.user = s;
+    s->d.report = 1;
+    s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+    expect(df_trainer_run(s->tr, 0) == DF_ERR_NONFINITE);
+    expect(says(s->ctx, "df_net_save: element 3"));
+    end(s);
+}
+
 // ---- 8 gaussians ----
 
 static double seconds(void) {
@@ -993,6 +1118,11 @@ int main(int argc, char **argv) {
     RUN(stopping);
     RUN(no_allocation);
     RUN(failing_memory);
+    RUN(null_arguments);
+    RUN(sealed);
+    RUN(short_of_memory_once);
+    RUN(recording);
+    RUN(sentence_of_on_step);
     RUN(eight_gaussians_short);
     RUN(eight_gaussians_long);
     return test_end();
