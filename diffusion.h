@@ -2252,9 +2252,9 @@ DF_API const char *df_ctx_isa(const df_ctx *ctx) { return ctx ? ctx->k->name : "
 DF_API int df_version(void) { return DF_VERSION; }
 DF_API const char *df_precision(void) { return DF_REAL_NAME; }
 
-/* Processes, samplers, guidance, and further down networks, training and files leave their
-   arithmetic to tensors and kernels. gcc need not spend its time on them: a fifth of the
-   whole at -O2. */
+/* Processes, samplers, guidance, and further down networks, training, files and closed
+   forms leave most arithmetic to tensors and kernels. gcc need not spend its time on them:
+   a fifth of the whole at -O2. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
 #pragma GCC optimize("O1")
@@ -9460,10 +9460,6 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
     return result;
 }
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
-#pragma GCC pop_options
-#endif
-
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples
 
@@ -9880,6 +9876,10 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
    the number of threads. So a sample is the same, to the last bit, however the work is
    cut.
    ===================================================================================== */
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC pop_options
+#endif
 
 /* ---- plain kernels: the definitions ------------------------------------------------- */
 
