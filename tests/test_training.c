@@ -3,42 +3,12 @@
 // what goes wrong, failing memory, 8 gaussians.
 #include "diffusion.h"
 #include "test.h"
+#include "counting.h"
 #include "golden_nets.h"
 #include <time.h>
 
 enum { IS_DOUBLE = sizeof(df_real) == 8 };
 
-// ---- an allocator that counts, and fails at a chosen call ----
-
-typedef struct counter { long live, calls, fail_at; } counter;
-static void *count_alloc(void *user, size_t size, size_t align) {
-    counter *c = (counter *)user;
-    void *p = NULL;
-    if (++c->calls == c->fail_at || posix_memalign(&p, align < 8 ? 8 : align, size ? size : 1))
-        return NULL;
-    c->live += (long)size;
-    return p;
-}
-static void count_free(void *user, void *p, size_t size, size_t align) {
-    (void)align;
-    ((counter *)user)->live -= (long)size;
-    free(p);
-}
-static df_ctx *new_ctx(int threads, counter *c) {
-    df_ctx_desc d = df_ctx_defaults();
-    d.threads = threads;
-    if (c != NULL) {
-        d.alloc.alloc = count_alloc;
-        d.alloc.free = count_free;
-        d.alloc.user = c;
-    }
-    return df_ctx_create(&d);
-}
-static int says(const df_ctx *ctx, const char *part) {
-    if (strstr(df_ctx_message(ctx), part) != NULL) return 1;
-    printf("message: %s\n", df_ctx_message(ctx));
-    return 0;
-}
 static df_net *small_net(df_ctx *ctx, int dim, int width, int classes) {
     df_mlp_desc d = df_mlp_defaults();
     d.dim = dim;
