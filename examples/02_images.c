@@ -2,7 +2,7 @@
 //
 //   You learn    that images are points of many dimensions: the program is 01_points over
 //                again; what it saves, it can load; labels, and classifier-free guidance.
-//   It takes     about a minute on two cores with the embedded sprites.
+//   It takes     one to two minutes on two cores with the embedded sprites.
 //   Out come     images.png (data above, samples below), images.safetensors, and the distance
 //                of samples to held-out images beside its floor. Exits 1 if something failed.
 //
