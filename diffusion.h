@@ -226,8 +226,8 @@
 #endif
 
 /* The scalar of samples, weights and tensors. Step coefficients are double in both builds.
-   What hands out or takes arrays of it carries another link name in the double build, so
-   that an object made for one precision cannot be linked with a user of the other. */
+   The functions that such work begins with carry another link name in the double build, so
+   that an object made for one precision does not link with a user of the other. */
 #ifdef DIFFUSION_DOUBLE
 typedef double df_real;
 #define DF_REAL_NAME "double"
@@ -453,8 +453,7 @@ typedef struct df_rates {
    included; SINGULAR where one that is wanted is infinite (sigma' of VP at t = 0, f of
    flow at t = 1, ...). On a table at a knot: the piece on the data side. */
 DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
-                                  unsigned want,
-                                  df_rates *out);
+                                  unsigned want, df_rates *out);
 
 /* A native time: how a model or a paper counts, declared as a map from our t.
    AFFINE a t + b: T t - 1 (table index), pi t/2 (trig angle), 1 - t (t=1 is data), 1000 t,
@@ -1731,6 +1730,7 @@ static void *dfi_new(df_ctx *ctx, size_t size) {
 
 static void dfi_delete(df_ctx *ctx, void *ptr, size_t size) {
     if (ptr == NULL) return;
+    DFI_ASSERT(ctx->bytes >= size);
     ctx->alloc.free(ctx->alloc.user, ptr, size, DFI_ALIGN);
     ctx->bytes -= size;
 }
@@ -1814,6 +1814,7 @@ static df_scope dfi_scratch_mark(df_ctx *ctx) {
 
 static void dfi_scratch_release(df_ctx *ctx, df_scope mark) {
     ctx->block = (dfi_block *)mark.block;
+    DFI_ASSERT(ctx->block == NULL || mark.used <= ctx->block->used);
     if (ctx->block != NULL) ctx->block->used = mark.used;
 }
 
@@ -3380,16 +3381,6 @@ DF_API const df_sampler_row *df_sampler_rows(int *count) {
     return dfi_sampler_rows;
 }
 
-/* Is `name` one of the words of `words`? */
-static int dfi_word_in(const char *words, const char *name, size_t length) {
-    while (*words) {
-        size_t n = strcspn(words, " ");
-        if (n > 0 && n == length && memcmp(words, name, n) == 0) return 1;
-        words += n + (words[n] == ' ');
-    }
-    return 0;
-}
-
 /* Letters to insert, delete or change to make one word of the other (Levenshtein 1966). */
 static int dfi_edit_distance(const char *a, const char *b) {
     int row[33];
@@ -3419,9 +3410,7 @@ DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
     }
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         int d = dfi_edit_distance(name, rows[i].name), at = 3;
-        if (strcmp(name, rows[i].name) == 0 ||
-            dfi_word_in(rows[i].aliases, name, strlen(name)))
-            return &rows[i];
+        if (dfi_named(name, rows[i].name, rows[i].aliases)) return &rows[i];
         while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
             at--; /* into its place */
         for (int j = 2; j > at; j--) {
@@ -6545,7 +6534,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
     return df_mean(ctx, df_square(ctx, df_sub(ctx, a, b)));
 }
 
-/* Again chapters without loops of their own: see `>>process`. */
+/* Lightly compiled, as from `>>process` to guidance, and for the same reason. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
 #pragma GCC optimize("O1")
