@@ -4,6 +4,7 @@
 #   T=name                    make test T=tensors: only test programs of that name
 #   ARGS=name                 make test T=tensors ARGS=softmax: only tests of that name;
 #                             make demo, make bench: arguments of the program
+#   GOLDEN=folder             make test-golden: recorded trajectories, more than tests/golden
 #   STB=folder                where stb_image_write.h is (STB=none: no pictures)
 
 PREFIX  ?= /usr/local
@@ -39,8 +40,8 @@ programs := $(foreach t,$(call pick,$(tests)),$(B)/$(t)_f $(B)/$(t)_d)
 scripts  := $(call pick,$(wildcard tests/test_*.sh) tests/matrix.sh)
 run       = B=$(B) sh tests/run.sh $(JOBS) "$(ARGS)"
 
-.PHONY: all library tests examples demo test test-long bench check asan ubsan tsan \
-        memcheck sanitized install uninstall clean help FORCE
+.PHONY: all library tests examples demo test test-golden test-long bench check asan ubsan \
+        tsan memcheck sanitized install uninstall clean help FORCE
 .DELETE_ON_ERROR:
 
 all: library tests examples     ## the library, its tests and the examples
@@ -53,6 +54,10 @@ demo: $(B)/01_points            ## the main job: train on points, sample, measur
 
 test: $(programs) $(examples)   ## all tests; the last line is "N passed, N failed"
 	@$(run) $(programs) $(scripts)
+
+golden = $(B)/test_golden_d $(B)/test_golden_f
+test-golden: $(golden)          ## all recorded trajectories of a folder: GOLDEN=folder
+	@GOLDEN="$(or $(GOLDEN),tests/golden)" $(run) $(golden)
 
 test-long: $(programs)          ## the same with the long training runs
 	@DF_TEST_LONG=1 $(run) $(programs)

@@ -485,6 +485,8 @@ typedef enum df_prediction {
     DF_V,                    /* (-sigma, alpha) (Salimans & Ho 2022) */
     DF_EDM_F,                /* (sigma/s_d, -alpha s_d)/sqrt(alpha^2 s_d^2 + sigma^2)
                                 (Karras et al. 2022) */
+    DF_STRAIGHT,             /* (-1, 1): eps - x_0, the velocity of r = x/(alpha+sigma) in
+                                s = sigma/(alpha+sigma), rectified flow's on any process */
     DF_PREDICTION_COUNT
 } df_prediction;
 DF_API const char *df_prediction_name(df_prediction prediction);
@@ -508,8 +510,20 @@ typedef enum df_ask {
     DF_ASK_PREDICT = 1,      /* out [n, dim]: the prediction */
     DF_ASK_JVP = 2,          /* out [n, dim]: (d prediction/dx) v, row by row */
     DF_ASK_VJP = 4,          /* out [n, dim]: v^T (d prediction/dx) */
-    DF_ASK_LOG_DENSITY = 8   /* out [n]: log p_t(x) */
+    DF_ASK_LOG_DENSITY = 8,  /* out [n]: log p_t(x) */
+    DF_ASK_MAP = 16          /* out [n, dim]: where the flow takes x at t_to (consistency
+                                models, t_to = 0 or the grid's end; CTM, MeanFlow: any) */
 } df_ask;
+
+/* What stands behind the prediction in each row of an answer to PREDICT, which then is
+   [n, 2 dim]: the variance of ddpm's noise, element by element. */
+typedef enum df_learned {
+    DF_LEARNED_NONE,         /* nothing: rows are [dim] */
+    DF_LEARNED_VARIANCE,
+    DF_LEARNED_LOG_VARIANCE,
+    DF_LEARNED_RANGE         /* v: log variance (v + 1)/2 of the way from SMALL to LARGE
+                                (Nichol & Dhariwal 2021, eq. 15; DiT) */
+} df_learned;
 
 /* "Here is x at these points: what do you predict?" Every pointer is valid for the call
    only. */
@@ -522,6 +536,9 @@ typedef struct df_query {
     const double *alpha;     /* [n] */
     const double *sigma;     /* [n] */
     const df_real *t_model;  /* [n] the model's native time */
+    const double *t_to;      /* [n] MAP: our time to go to, else NULL */
+    const double *alpha_to, *sigma_to;    /* [n] there */
+    const df_real *t_model_to;            /* [n] */
     int same_time;           /* 1: all rows stand at the same point */
     uint64_t first_sample;   /* index of row 0's sample; row r is sample first + r mod
                                 samples */
@@ -553,6 +570,7 @@ typedef struct df_model {
     int max_batch;           /* most rows of one question; 0: any [0] */
     int stackable;           /* 1: a question may hold a sample twice, with other labels
                                 [1] */
+    df_learned learned;      /* PREDICT's rows hold a variance too [NONE] */
     int null_label;          /* the label that means "no class" in classifier-free guidance
                                 [-1] */
     /* the model's data = mean + scale * x, applied where samples enter or leave; NULL:
@@ -564,7 +582,7 @@ typedef struct df_model {
 DF_API df_model df_model_defaults(void);
 /* Asks a model at given times: fills the query (native time, input scale), splits by
    max_batch. x, v [n, dim], t [n], labels [n] or NULL, out as `ask` says, in the model's
-   own prediction. */
+   own prediction. Not MAP, whose questions come from samplers. */
 DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
                               const double *t,
                               int n, const df_real *x, const df_real *v, const int *labels,
@@ -589,6 +607,28 @@ typedef struct df_noise {
     void *user;
 } df_noise;
 
+/* Noise sources to put into df_sample_desc.noise; each borrows what it is made of. */
+/* One Brownian path W(s) for each sample, s = sigma/(alpha + sigma) in [0, 1], by midpoint
+   bridges down to 2^-32: the noise of a stretch is its increment over the root of its
+   length. The same path whatever the number of steps; ancestral methods and the family's
+   converge along it. Two draws of one stretch are the same. */
+DF_API df_noise df_noise_brownian(void);
+/* Recorded draws: draws [count, n, dim], the start (unless given) first. More than count:
+   an error. */
+typedef struct df_replay { const df_real *draws; int count; int used; } df_replay;
+DF_API df_noise df_noise_replay(df_replay *replay);
+/* What torch.randn draws on a CPU, call after call: the same numbers as a script in
+   PyTorch with manual_seed. Batch-coupled, as there. */
+typedef struct df_torch_random {
+    uint32_t state[624];     /* MT19937 (Matsumoto & Nishimura 1998) */
+    int at;
+    int spare;               /* 1: `kept` is a number not handed out yet */
+    double kept;
+} df_torch_random;
+DF_API void df_torch_seed(df_torch_random *random, uint64_t seed);
+DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out);
+DF_API df_noise df_noise_torch(df_torch_random *random);
+
 typedef struct df_step_info {
     int step, steps;         /* finished steps (0: the start), and all */
     df_point at;             /* where x now stands */
@@ -600,7 +640,7 @@ typedef struct df_step_info {
 
 typedef enum df_start {
     DF_START_NOISE,          /* fresh noise sigma(t_max) z */
-    DF_START_GIVEN,          /* x holds the state at t_max */
+    DF_START_GIVEN,          /* x holds the state at the grid's first point */
     DF_START_DATA            /* x holds data: noised to t_max first (img2img) */
 } df_start;
 typedef enum df_end {
@@ -608,7 +648,77 @@ typedef enum df_end {
     DF_END_T_MIN             /* ... is t_min */
 } df_end;
 typedef enum df_points { DF_POINTS_T, DF_POINTS_RHO, DF_POINTS_LAMBDA } df_points;
-typedef enum df_variance { DF_VARIANCE_SMALL, DF_VARIANCE_LARGE } df_variance;
+
+/* Standard deviation of ddpm's noise. */
+typedef enum df_variance {
+    DF_VARIANCE_OWN,         /* the model's, if it predicts one; else SMALL */
+    DF_VARIANCE_SMALL,       /* the posterior's (fixed_small), right for one point */
+    DF_VARIANCE_LARGE,       /* beta's (fixed_large), right for N(0, I) */
+    DF_VARIANCE_ANALYTIC     /* the best of all for this model (Bao et al. 2022, eq. 8),
+                                from df_sample_desc.eps2 */
+} df_variance;
+/* What eta counts. All are turned into keep = e^-(eta^2 h) of the family, the part of the
+   old noise that a step keeps, h = lambda_t - lambda_s. */
+typedef enum df_eta {
+    DF_ETA_OWN,              /* the method's own convention */
+    DF_ETA_FAMILY,           /* e^-(eta^2 h): 1 the reverse SDE; SA-Solver's tau */
+    DF_ETA_DDIM,             /* keep^2 = 1 - eta^2 (1 - e^-2h): DDIM, k-diffusion's
+                                ancestral steps; at most 1 */
+    DF_ETA_LINEAR,           /* e^-(eta h): k-diffusion's 2m_sde, 3m_sde */
+    DF_ETA_STRAIGHT          /* towards s_t + eta (s_t/s_s - 1) s_t, s = sigma/(alpha +
+                                sigma): ancestral steps on rectified flow; at most 1 */
+} df_eta;
+/* The weight of the slope in formulas of two nodes, z = h (ODE). EXACT is the integral of
+   the line through them; the others differ at third order. */
+typedef enum df_slope {
+    DF_SLOPE_OWN,            /* the method's own */
+    DF_SLOPE_EXACT,          /* phi_2: "heun", "taylor", "vary_coeff" of the libraries */
+    DF_SLOPE_BH1,            /* z/2 (UniPC's bh1; SA-Solver) */
+    DF_SLOPE_BH2             /* (1 - e^-z)/2 ("midpoint", "dpmsolver", bh2) */
+} df_slope;
+/* Orders of the last steps of methods with history. Into sigma = 0 order 1, always. */
+typedef enum df_final {
+    DF_FINAL_OWN,            /* LOWER below 15 steps, else KEEP */
+    DF_FINAL_KEEP,
+    DF_FINAL_EULER,          /* the last step is of order 1 */
+    DF_FINAL_LOWER           /* at most the number of steps left */
+} df_final;
+
+/* Where libraries differ from what is right, or from what can be split into batches, and
+   their figures are wanted all the same. Or-ed into df_sample_desc.compat. */
+enum {
+    /* Third order with history: the second difference without its factor 2, hence order 2
+       (DPM-Solver's code, diffusers, k-diffusion 3m_sde). */
+    DF_COMPAT_HALF_D2 = 1,
+    /* sde-dpmsolver++ of order 3: its term's 1/2 has the wrong sign (diffusers). */
+    DF_COMPAT_SIGN_D2 = 2,
+    /* Third order in blocks: the middle stage takes 1/2 for phi_2 (diffusers). */
+    DF_COMPAT_BLOCK_HALF = 4,
+    /* Churn after the question: the answer at sigma is read as if given at sigma_hat
+       (diffusers' Euler, EDMEuler). */
+    DF_COMPAT_CHURN_LATE = 8,
+    /* A step of length T/N, in whole entries, whatever the grid (diffusers' DDIM, PNDM;
+       issues 11347, 12633). */
+    DF_COMPAT_STEP_BACK = 16,
+    /* ddim: x_0 is clipped, eps is not (diffusers without use_clipped_model_output). */
+    DF_COMPAT_KEEP_EPS = 32,
+    /* euler_maruyama: dt = 1/N whatever the grid (score_sde). */
+    DF_COMPAT_DT = 64,
+    /* Langevin steps 2 (snr |z|/|score|)^2 by norms of each sample, or by their mean over
+       the batch (score_sde, diffusers' ScoreSdeVe: batch-coupled). */
+    DF_COMPAT_NORM_SAMPLE = 128,
+    DF_COMPAT_NORM_BATCH = 256,
+    /* ... times alpha^2 of the table's entry over that of the one before (score_sde VP),
+       and x stays as it is between levels. */
+    DF_COMPAT_SCORE_SDE = 512,
+    /* Adaptive steps for the whole batch at once: error as its root mean square
+       (k-diffusion), or as the largest sample's, with DPM-Solver's step rule. Coupled. */
+    DF_COMPAT_ERROR_BATCH = 1024,
+    DF_COMPAT_ERROR_MOST = 2048,
+    /* ddpm: noise in the step into sigma = 0 too (diffusers, LARGE and learned, where the
+       last entry asked is not 0; RANGE then begins at a variance of 1e-20). */
+    DF_COMPAT_LAST_NOISE = 4096
+};
 
 /* What sampling needs to know. df_sample_defaults gives the values in brackets. */
 struct df_sample_desc {
@@ -628,16 +738,49 @@ struct df_sample_desc {
     const double *points;    /* a grid of your own, decreasing towards the data [NULL] */
     int points_count;        /* N + 1 */
     df_points points_in;     /* their unit: t, sigma/alpha or lambda [T] */
+    int inverse;             /* 1: the grid backwards, from data (given in x, at its last
+                                point, which must have sigma > 0) to noise; ODE methods
+                                [0] */
+    int restarts;            /* K > 0: after the first point at or below restart_min, K
+                                times back up to restart_max by fresh noise and down again
+                                in restart_steps (Xu et al. 2023, alg. 1) [0] */
+    int restart_steps;       /* [4] */
+    double restart_min, restart_max;  /* in sigma/alpha [.06, .3] */
     /* the method */
-    double eta;              /* noise of "ddim" in DDIM's convention, 0 .. 1; of
-                                "euler_maruyama" the family's, >= 0; < 0: the method's
-                                own, 0 and 1 [-1] */
-    df_variance variance;    /* of "ddpm": the posterior's, or beta's [SMALL] */
+    int order;               /* of methods that have several; 0: its own [0] */
+    int corrector;           /* nodes of the corrector (UniPC of order p: p + 1), the new
+                                one counted; 0 none, < 0 the method's own [-1] */
+    int predicts;            /* what is taken as a polynomial between steps: DF_X0,
+                                DF_EPS; < 0: the method's own [-1] */
+    df_slope slope;          /* [OWN] */
+    df_final final;          /* [OWN] */
+    double ratio;            /* where two-stage methods ask inside a step, in (0, 1]; 0
+                                the method's own [0] */
+    double eta;              /* fresh noise, see the row's eta, eta_in; < 0: own [-1] */
+    df_eta eta_in;           /* what eta counts [OWN] */
+    double eta_min, eta_max; /* eta acts where sigma/alpha lies inside [0, inf] */
+    df_variance variance;    /* of "ddpm" [OWN] */
+    const double *eps2;      /* [steps] E|eps|^2/dim at the points asked, for ANALYTIC; as
+                                df_sample_eps2 measures it [NULL] */
     double churn;            /* noise added back before a step of an ODE sampler: gamma =
                                 churn/N, at most sqrt 2 - 1 (Karras et al. 2022) [0] */
     double churn_min, churn_max;   /* where, in sigma/alpha [0, inf] */
-    double churn_noise;      /* S_noise [1] */
+    double noise_scale;      /* S_noise: all noise but the start's times this [1] */
+    int corrections;         /* Langevin steps before each step (predictor-corrector), and
+                                at each level of annealed_langevin [0, there 1] */
+    double snr;              /* r: Langevin steps of 2 r^2 sigma^2 (Song et al. 2021, alg.
+                                4 and 5, without norms) [.16] */
+    double langevin_step;    /* > 0: this step instead, in units of x^2 (baoab: time) [0] */
+    double friction;         /* of baoab [1] */
+    double rtol, atol;       /* of adaptive methods and paradigms, atol for sigma/(alpha +
+                                sigma) = 1 [.05, .0078] */
+    int window;              /* of paradigms: points asked at once [8] */
     double clip;             /* > 0: x_0 is clipped to [-clip, clip], eps anew [0] */
+    double threshold;        /* > 0: dynamic thresholding (Saharia et al. 2022): s = this
+                                quantile of |x_0| in each sample, held between ... [0] */
+    double threshold_min, threshold_max;  /* ...; x_0 = clip(x_0, -s, s)/s [1, inf] */
+    unsigned compat;         /* DF_COMPAT_... [0] */
+    const struct df_v3_statistics *statistics;  /* of dpm_solver_v3 [NULL] */
     /* which samples */
     df_start start;          /* [NOISE] */
     uint64_t seed;           /* [0] */
@@ -649,7 +792,12 @@ struct df_sample_desc {
     size_t condition_stride;
     /* at the start (step 0) and after each step; not 0 ends the work and comes back */
     int (*on_step)(void *user, const df_step_info *info);
+    /* the same, and may change x [n, dim]: inpainting puts the known part back, noised to
+       info->at. Before on_step. */
+    int (*edit)(void *user, const df_step_info *info, df_real *x);
     void *user;
+    df_real *trajectory;     /* [steps + 1, n, dim] receives x at the start and after each
+                                step, in the model's coordinates; borrowed [NULL] */
 };
 DF_API df_sample_desc df_sample_defaults(void);
 
@@ -703,9 +851,11 @@ DF_API void df_sampler_free(df_sampler *s);
 /* The registry: a sampler is a row and one short stage function. Public, for menus. */
 typedef enum df_clock {
     DF_CLOCK_RHO,            /* walks lambda or sigma/alpha: one path on every process */
-    DF_CLOCK_T               /* walks t */
+    DF_CLOCK_T,              /* walks t, or x in its own units: differs between processes */
+    DF_CLOCK_STOPPED         /* stays at t_max: Langevin dynamics on p_t for `steps` steps;
+                                no grid, no data end */
 } df_clock;
-enum { DF_BUFFERS = 6, DF_STAGE_NUMBERS = 16 };
+enum { DF_BUFFERS = 8, DF_STAGE_NUMBERS = 16, DF_PAST = 4, DF_OWN = 12 };
 typedef enum df_next { DF_NEXT_ASK, DF_NEXT_STEP, DF_NEXT_FAIL } df_next;
 typedef df_next (*df_stage_fn)(df_stage *s);
 typedef struct df_sampler_row {
@@ -713,18 +863,27 @@ typedef struct df_sampler_row {
     const char *aliases;     /* separated by blanks */
     const char *source;      /* paper */
     df_clock clock;
-    int order;               /* global order of accuracy; 0: not an ODE method of fixed
-                                order */
-    int start_order;         /* ... with its own start-up */
-    int evaluations;         /* questions per step (heun's last, into sigma = 0: one) */
+    int order;               /* global order of accuracy, as `order` 0 gives it, unipc's
+                                corrector adds one; 0: not an ODE method of fixed order */
+    int start_order;         /* ... with its own start-up and corrector; of stochastic
+                                methods the weak order */
+    int evaluations;         /* questions per step (into sigma = 0: one) */
     int stochastic;          /* draws noise (with default settings) */
     int from_alpha0;         /* may start where alpha = 0 */
     int to_sigma0;           /* may end where sigma = 0 */
     int evaluates_end;       /* asks at the step's end (not at sigma = 0) */
     int batch_coupled;       /* a sample depends on its neighbours in the batch */
+    int most_order;          /* orders 1 .. most_order can be asked for; 0: it has one */
     double eta, eta_max;     /* its own eta, and the most it takes; 0, 0: it has none */
+    df_eta eta_in;           /* its own convention; OWN: it has none */
+    int ancestral;           /* eta by going down further, then up by fresh noise */
     df_prediction wants;     /* what answers are converted to */
+    df_ask asks;             /* its first question: PREDICT or MAP */
+    int whole;               /* takes the whole grid as one step */
     int buffers;             /* [n, dim] arrays it needs, at most DF_BUFFERS */
+    int corrector;           /* its own, see the descriptor; -1: it has none */
+    df_slope slope;          /* its own; OWN: it has no such choice */
+    double ratio;            /* its own; 0: it has none */
     df_stage_fn stage;
 } df_sampler_row;
 DF_API const df_sampler_row *df_sampler_rows(int *count);
@@ -737,30 +896,66 @@ DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name);
    up a further question with df_stage_ask and says DF_NEXT_ASK. */
 struct df_stage {
     df_ctx *ctx;
-    const df_sample_desc *desc;
+    const df_sample_desc *desc;    /* the row's own values where the user left them open */
     const df_process *process;
     const df_sampler_row *row;
     int n, dim;
     int step, steps;         /* this step, from 0, and their number */
     int call;                /* answers seen in this step: 1, 2, ... */
-    df_point from, to;       /* the step's ends (from: after churn) */
+    df_point from, to;       /* the step's ends (from: after churn; to: before the noise of
+                                ancestral methods) */
     df_point at;             /* where the last question was asked */
+    const df_point *grid;    /* [points + 1] all of it */
+    int points;
+    df_point past[DF_PAST];  /* where the steps before this one began, the last first */
+    int known;               /* ... how many of them, unbroken by a restart */
     df_real *x;              /* [n, dim] the state */
-    const df_real *asked;    /* [n, dim] the array the last question was about */
-    df_real *answer;         /* [n, dim] the answer, as row->wants */
+    const df_real *asked;    /* [rows, dim] the array the last question was about */
+    df_real *answer;         /* [rows, dim] the answer, as row->wants; LOG_DENSITY [n] */
+    df_real *variance;       /* [n, dim] what the model says of it, or NULL */
+    df_real *unclipped;      /* [n, dim] x_0 before clipping, under COMPAT_KEEP_EPS */
     df_real *buffer[DF_BUFFERS];          /* [n, dim], kept from step to step */
     double number[DF_STAGE_NUMBERS];      /* kept from step to step, 0 at the start */
+    double *own;             /* [n, DF_OWN] numbers of each sample, 0 at the start */
+    df_point *each;          /* [rows] where each row of df_stage_ask_each stands */
+    int rows;                /* most of them: n, or n desc->window for paradigms */
+    df_real *wide[2];        /* [rows, dim] where rows > n */
 };
 /* Next question: the model at `at` on array x ([n, dim], s->x or a buffer). */
 DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x);
+/* ... each row at its own point, s->each [rows], x [rows, dim]; rows a multiple of n. */
+DF_API df_next df_stage_ask_each(df_stage *s, int rows, const df_real *x);
+/* ... the map of x from `at` to `to`: answered with a sample there. */
+DF_API df_next df_stage_ask_map(df_stage *s, const df_point *at, const df_point *to,
+                                const df_real *x);
+/* ... log p_t(x): answer [n]. */
+DF_API df_next df_stage_ask_density(df_stage *s, const df_point *at, const df_real *x);
 /* out = sum_j c[j] a[j], count <= 8 arrays [n, dim]; out may be among them. */
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
                              const df_real *const *a);
-/* Fresh noise into out [n, dim]. Not 0: say DF_NEXT_FAIL. */
+/* Fresh noise times noise_scale into out [n, dim]. Not 0: say DF_NEXT_FAIL. */
 DF_API df_result df_stage_noise(df_stage *s, df_real *out);
 /* Rates of the process at a point, with the sampler's name in the error. */
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
                                 df_rates *out);
+
+/* E|eps|^2/dim over data x [n, dim] noised to each point that `desc` asks at: out [steps],
+   for DF_VARIANCE_ANALYTIC. */
+DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
+                                const df_sample_desc *desc, const df_real *x, int n,
+                                double *out);
+/* DPM-Solver-v3's model statistics (Zheng et al. 2023, eq. 5, 8, 11): l, s, b [count, dim]
+   at lambda [count], rising. Measured along n trajectories of the ODE with the
+   descriptor's grid; the divergence by JVP where the model answers it, else by central
+   differences. NULL on failure. */
+typedef struct df_v3_statistics {
+    int count, dim;
+    double *lambda;          /* [count] */
+    double *l, *s, *b;       /* [count, dim] */
+} df_v3_statistics;
+DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
+                                        const df_sample_desc *desc, int n);
+DF_API void df_v3_free(df_ctx *ctx, df_v3_statistics *statistics);
 
 /* ---- guidance ----------------------------------------------------------------------- */
 
@@ -1945,6 +2140,153 @@ DF_API void df_random_uniform(uint64_t seed, uint64_t sample, uint32_t draw, siz
     }
 }
 
+/* ---- noise sources of samplers ---- */
+
+/* A Brownian path: W(0) = 0, W(1) one draw, and between two known points the midpoint is
+   their mean plus a draw of variance a quarter of their distance (Levy 1948). Draws are
+   keyed by level and place, four elements at a time, so that any point can be found alone:
+   nothing is stored, and the path is the same whoever asks. w [4] at s in [0, 1]. */
+static void dfi_brownian4(uint64_t seed, uint64_t sample, uint32_t block, double s,
+                          double w[4]) {
+    double low[4] = { 0, 0, 0, 0 }, high[4], z[4], left = 0, length = 1;
+    uint32_t bits[4], place = 0;
+    df_random_bits(seed ^ UINT64_C(0xb40b40b40b40b40b), sample, 0, block, bits);
+    dfi_normal4(bits, high);
+    for (int level = 1; level <= 32; level++) {
+        double middle = left + length / 2;
+        df_random_bits(seed + (uint64_t)level * UINT64_C(0x9e3779b97f4a7c15), sample, place,
+                       block, bits);
+        dfi_normal4(bits, z);
+        length /= 2;
+        place *= 2;
+        for (int e = 0; e < 4; e++) z[e] = (low[e] + high[e]) / 2 + sqrt(length / 2) * z[e];
+        if (s < middle) {
+            memcpy(high, z, sizeof z);
+        } else {
+            memcpy(low, z, sizeof z);
+            left = middle;
+            place++;
+        }
+    }
+    for (int e = 0; e < 4; e++) w[e] = low[e] + (high[e] - low[e]) * (s - left) / length;
+}
+
+/* The increment over the stretch, s = sigma/(alpha+sigma), over the root of its length. A
+   stretch of no length (the start, a stopped clock) is an ordinary draw. */
+static int dfi_brownian_fill(void *user, const df_noise_query *q, df_real *out) {
+    double a = q->from.sigma / (q->from.alpha + q->from.sigma);
+    double b = q->to.sigma / (q->to.alpha + q->to.sigma), length = fabs(a - b);
+    (void)user;
+    for (int i = 0; i < q->n; i++) {
+        uint64_t sample = q->first_sample + (uint64_t)i;
+        df_real *row = out + (size_t)i * (size_t)q->dim;
+        if (!(length > 0)) df_random_normal(q->seed, sample, q->draw, (size_t)q->dim, row);
+        for (int j = 0; j < q->dim && length > 0; j += 4) {
+            double wa[4], wb[4];
+            dfi_brownian4(q->seed, sample, (uint32_t)j / 4, a, wa);
+            dfi_brownian4(q->seed, sample, (uint32_t)j / 4, b, wb);
+            for (int e = 0; e < 4 && j + e < q->dim; e++)
+                row[j + e] = (df_real)((wa[e] - wb[e]) / sqrt(length));
+        }
+    }
+    return DF_OK;
+}
+
+static df_noise dfi_noise_make(int (*fill)(void *, const df_noise_query *, df_real *),
+                               void *user) {
+    df_noise noise;
+    noise.fill = fill;
+    noise.user = user;
+    return noise;
+}
+DF_API df_noise df_noise_brownian(void) { return dfi_noise_make(dfi_brownian_fill, NULL); }
+
+static int dfi_replay_fill(void *user, const df_noise_query *q, df_real *out) {
+    df_replay *r = (df_replay *)user;
+    size_t size = (size_t)q->n * (size_t)q->dim;
+    if (r->draws == NULL || r->used >= r->count) return DF_ERR_ARGUMENT;
+    memcpy(out, r->draws + (size_t)r->used++ * size, size * sizeof *out);
+    return DF_OK;
+}
+DF_API df_noise df_noise_replay(df_replay *replay) {
+    return dfi_noise_make(dfi_replay_fill, replay);
+}
+
+/* PyTorch's generator on a CPU: the Mersenne twister MT19937 (Matsumoto & Nishimura 1998),
+   seeded as init_genrand does. */
+DF_API void df_torch_seed(df_torch_random *random, uint64_t seed) {
+    random->state[0] = (uint32_t)seed;
+    for (uint32_t i = 1; i < 624; i++) {
+        uint32_t x = random->state[i - 1];
+        random->state[i] = 1812433253u * (x ^ (x >> 30)) + i;
+    }
+    random->at = 624;
+    random->spare = 0;
+    random->kept = 0;
+}
+
+static uint32_t dfi_torch_word(df_torch_random *random) {
+    uint32_t *s = random->state, y;
+    if (random->at >= 624 || random->at < 0) {
+        for (int i = 0; i < 624; i++) {
+            y = (s[i] & 0x80000000u) | (s[(i + 1) % 624] & 0x7fffffffu);
+            s[i] = s[(i + 397) % 624] ^ (y >> 1) ^ (y & 1 ? 0x9908b0dfu : 0);
+        }
+        random->at = 0;
+    }
+    y = s[random->at++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+/* 53 bits of two words, for fewer than 16 numbers: Box & Muller one by one, the second of a
+   pair kept for the next call. */
+static double dfi_torch_one(df_torch_random *random) {
+    double u[2], r;
+    if (random->spare) {
+        random->spare = 0;
+        return random->kept;
+    }
+    for (int i = 0; i < 2; i++) {
+        uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
+        u[i] = (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
+    }
+    r = sqrt(-2 * log1p(-u[1]));
+    random->kept = r * sin(2 * DFI_PI * u[0]);
+    random->spare = 1;
+    return r * cos(2 * DFI_PI * u[0]);
+}
+
+/* From 16 numbers on: all uniform ones first, of 24 bits; then blocks of 16, where number j
+   and j + 8 make a pair. The last 16 are drawn anew if the blocks do not come out even. */
+DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
+    for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
+    for (size_t i = 0; n >= 16 && i < n; i++)
+        out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+    for (size_t at = 0; n >= 16 && at < n; at += 16) {
+        if (n - at < 16) {
+            at = n - 16;
+            for (size_t i = at; i < n; i++)
+                out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+        }
+        for (size_t j = at; j < at + 8; j++) {
+            double r = sqrt(-2 * log(1 - (double)out[j]));
+            double angle = 2 * DFI_PI * (double)out[j + 8];
+            out[j] = (df_real)(r * cos(angle));
+            out[j + 8] = (df_real)(r * sin(angle));
+        }
+    }
+}
+static int dfi_torch_fill(void *user, const df_noise_query *q, df_real *out) {
+    df_torch_randn((df_torch_random *)user, (size_t)q->n * (size_t)q->dim, out);
+    return DF_OK;
+}
+DF_API df_noise df_noise_torch(df_torch_random *random) {
+    return dfi_noise_make(dfi_torch_fill, random);
+}
+
 /* ---- workers ----
    One job at a time: tasks 0 .. count-1. `ticket` holds the job's number (high half) and
    how many tasks are still to be taken (low half); taking one is a compare-and-swap, which
@@ -3009,6 +3351,28 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
     return DF_OK;
 }
 
+/* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
+   up to restart_max and down again in M steps spaced as karras; so the grid rises K times. */
+static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
+    int K = g->d->restarts, M = g->d->restart_steps, at = 0, more = K * (M + 1);
+    double top = pow(g->d->restart_max, 1 / 7.0), low;
+    df_point *q = g->out;
+    while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
+    if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
+    if (at == 0 || at == g->count || g->count + more > capacity ||
+        q[at].sigma >= g->d->restart_max * q[at].alpha)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: no point of %d lies below "
+                        "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
+                        "steps", g->count, g->d->restart_max, g->d->restart_min);
+    memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
+    low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
+    for (int k = 0; k < more; k++)
+        q[at + 1 + k] = k % (M + 1) == M ? q[at] : df_process_at_rho(
+            g->p, pow(top + (low - top) * (k % (M + 1)) / M, 7));
+    g->count += more;
+    return DF_OK;
+}
+
 /* What a descriptor says about the grid, looked at before anything is computed. */
 static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capacity) {
     int N = d->points ? d->points_count - (d->points_count > 0) : d->steps;
@@ -3047,6 +3411,12 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     else result = dfi_grid_divide(&g);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
+    if (result == DF_OK && desc->restarts > 0) result = dfi_grid_restart(&g, capacity);
+    for (int i = 0, j = g.count - 1; desc->inverse && i < j; i++, j--) {
+        df_point swap = out[i];
+        out[i] = out[j];
+        out[j] = swap;
+    }
     if (result == DF_OK) *count = g.count;
     return result;
 }
@@ -3074,6 +3444,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
        velocity     (alpha', sigma')                w                   sigma' infinite
        v            (-sigma, alpha)                 alpha^2 + sigma^2   never
        EDM's F      (sigma/s_d, -alpha s_d)/root    -root/s_d           never
+       straight     (-1, 1)                         alpha + sigma       never
    with root = sqrt(alpha^2 s_d^2 + sigma^2). Next to a singular end the map exists, but
    magnifies the network's error and the scalar's rounding alike, which is why v and F were
    invented; the answer there is an error, never Inf.
@@ -3090,7 +3461,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
 
 DF_API const char *df_prediction_name(df_prediction prediction) {
     static const char *const names[DF_PREDICTION_COUNT] = { "eps", "x_0", "score",
-        "velocity", "v", "edm_f" };
+        "velocity", "v", "edm_f", "straight" };
     int known = (unsigned)prediction < (unsigned)DF_PREDICTION_COUNT;
     return known ? names[prediction] : "unknown";
 }
@@ -3144,6 +3515,11 @@ DF_API df_result df_plane_row(df_ctx *ctx, const df_process *p, df_prediction pr
            well determined at every t (Salimans & Ho 2022, app. D) */
         a = -at->sigma;
         b = at->alpha;
+        break;
+    case DF_STRAIGHT:
+        /* the line from x_0 to eps (Liu et al. 2023), of length 1 in s */
+        a = -1;
+        b = 1;
         break;
     default:
         /* F = (x_0 - c_skip x)/c_out (Karras et al. 2022, table 1): of unit variance for
@@ -3242,9 +3618,12 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
        dx = [f x - (1 + eta^2)/2 g^2 grad log p_t(x)] dt + eta g dW,      dt < 0
    eta = 0 is the probability flow ODE, eta = 1 the reverse SDE (Song et al. 2021, eq. 13
    and 6); what eta adds is Langevin dynamics, which leaves p_t alone. The ODE is dx/dt =
-   alpha' E[x_0|x] + sigma' E[eps|x], so with r = x/alpha and rho = sigma/alpha it reads
-   dr/d rho = E[eps|x]: the process is gone, and a sampler that walks rho (or lambda =
-   -log rho) takes the same path on every process.
+   alpha' E[x_0|x] + sigma' E[eps|x]. Three clocks make it a plain quadrature:
+       y = x/alpha,          rho = sigma/alpha:            dy/d rho = eps
+       y = x/(alpha+sigma),  s   = sigma/(alpha+sigma):    dy/d s   = eps - x_0
+       y = x,                t:                            dy/d t   = velocity
+   The first two have forgotten the process: a sampler that walks rho, s or lambda = -log
+   rho takes the same path on every process. s stays finite at both ends.
 
    A sampler walks a grid of points s = from -> t = to with lambda rising (h = lambda_t -
    lambda_s > 0). The machine below asks the model, puts the answer into the plane's row
@@ -3254,23 +3633,152 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
    copy. What `answer` points to holds nothing from one step to the next.
    ------------------------------------------------------------------------------------- */
 
-/* ---- the samplers ---- */
+/* ---- fresh noise ----
+   Over a step the family keeps e^{-eta^2 h} of the noise that is in x and draws the rest.
+   Every other eta is a way to name that number; here `extra` = eta^2 h, 0 for the ODE. */
 
-/* x = a x + b y, and with noise c z: what every one-answer sampler below ends with. The
-   noise is not drawn where it would count nothing. */
-static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
-    double coefficient[3];
-    const df_real *array[3];
-    coefficient[0] = a;
-    coefficient[1] = b;
-    coefficient[2] = c;
-    array[0] = s->x;
-    array[1] = s->answer;
-    array[2] = s->buffer[0];
-    if (c > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-    df_stage_combine(s, s->x, c > 0 ? 3 : 2, coefficient, array);
+static df_result dfi_stage_wrong(df_stage *stage, const char *why);
+static df_learned dfi_stage_learned(const df_stage *s);
+static df_next dfi_stage_dpm_adaptive(df_stage *s);
+
+static double dfi_straight_time(const df_point *q) {
+    return q->sigma / (q->alpha + q->sigma);
+}
+
+static double dfi_extra(const df_stage *s, const df_point *from, const df_point *to) {
+    double eta = s->desc->eta, h = to->lambda - from->lambda, a, b;
+    double rho = from->alpha > 0 ? from->sigma / from->alpha : DBL_MAX;
+    if (eta <= 0 || to->sigma <= 0 || rho < s->desc->eta_min || rho > s->desc->eta_max)
+        return 0;
+    switch (s->desc->eta_in) {
+    case DF_ETA_FAMILY: return eta * eta * h;
+    case DF_ETA_LINEAR: return eta * h;
+    case DF_ETA_DDIM: return -0.5 * log1p(eta * eta * expm1(-2 * h));
+    default:                                    /* the point below t on the straight line */
+        b = dfi_straight_time(to);
+        a = b * (1 + (b / dfi_straight_time(from) - 1) * eta);
+        return log(b / (1 - b)) - log(a / (1 - a));
+    }
+}
+
+/* ---- exponential steps: the linear part exactly, the model a polynomial ----
+   In lambda the family reads (Lu et al. 2022; Gonzalez et al. 2023; Xue et al. 2023)
+       x_t = sigma_t/sigma_s e^{-extra} x_s + alpha_t z int_0^1 e^{-z(1-v)} x_0(v) dv
+             + sigma_t sqrt(1 - e^{-2 extra}) noise,                  z = h + extra,
+   v = (lambda - lambda_s)/h, or with eps in place of x_0
+       x_t = alpha_t/alpha_s x_s + (1 + eta^2) sigma_t z int_0^1 e^{-z(1-v)} eps(v) dv
+             + eta sigma_t sqrt(e^{2h} - 1) noise,                    z = -h.
+   With x_0 held at its last value the first is DDIM, ddpm, DPM-Solver++(1), with eps it is
+   DPM-Solver-1, the same where eta = 0. Take instead the polynomial through k known values
+   (of earlier steps, of points inside the step, or of its end, for a corrector): this is
+   the k-th order multistep, singlestep, UniPC, SA, DEIS, each a choice of nodes. */
+
+enum { DFI_NODES = 5 };
+
+/* phi_k(z) = int_0^1 e^{(1-v) z} v^{k-1}/(k-1)! dv, phi_0 = e^z, phi_k = (phi_{k-1} -
+   1/(k-1)!)/z (Hochbruck & Ostermann 2010, eq. 2.10); near 0 its series, sum z^j/(j+k)!. */
+static double dfi_phi(int k, double z) {
+    double term = 1, sum = 0;
+    if (k == 0) return exp(z);
+    for (int j = 2; j < k + (fabs(z) < 1); j++) term /= j;   /* 1/k!, or 1/(k-1)! */
+    if (fabs(z) >= 1) return ((k > 1 ? dfi_phi(k - 1, z) : exp(z)) - term) / z;
+    for (int j = 1; j < 20; term *= z / (j++ + k)) sum += term;
+    return sum;
+}
+
+/* w_j = int_0^1 p(v) L_j(v) dv for the Lagrange polynomials L_j of k nodes v, given the
+   moments of p: moment[q] = int_0^1 p(v) v^q dv. */
+static void dfi_weights(int k, const double *v, const double *moment, double *w) {
+    for (int j = 0; j < k; j++) {
+        double poly[DFI_NODES] = { 1, 0, 0, 0, 0 }, below = 1;
+        int degree = 0;
+        for (int m = 0; m < k; m++) {
+            if (m == j) continue;
+            below *= v[j] - v[m];
+            for (int q = ++degree; q > 0; q--) poly[q] = poly[q - 1] - v[m] * poly[q];
+            poly[0] *= -v[m];                   /* poly (v - v_m) */
+        }
+        w[j] = 0;
+        for (int q = 0; q < k; q++) w[j] += poly[q] * moment[q] / below;
+    }
+}
+
+/* x_t = x x_s + sum_j m[j] (answer at node j) + z noise. */
+typedef struct dfi_step { double x, z, m[DFI_NODES]; } dfi_step;
+
+/* The step's coefficients; what is taken as the polynomial is row->wants, x_0 or eps. Two
+   nodes may take another slope than the line's (df_slope). */
+static dfi_step dfi_exponential(const df_stage *s, const df_point *from, const df_point *to,
+                                int k, const df_point *node, df_slope slope) {
+    dfi_step step = { 0, 0, { 0, 0, 0, 0, 0 } };
+    int noise = s->row->wants == DF_EPS, other;
+    double extra = s->row->ancestral ? 0 : dfi_extra(s, from, to);
+    double h = to->lambda - from->lambda;
+    double e = extra > 0 ? extra / h : 0, z = noise ? -h : h + extra;      /* e: eta^2 */
+    double scale = noise ? (1 + e) * to->sigma : to->alpha, v[DFI_NODES], c, m[DFI_NODES];
+    double whole = noise ? (1 + e) * (to->sigma - to->alpha * from->sigma / from->alpha)
+                         : -to->alpha * expm1(-z);       /* scale z int p */
+    step.x = noise ? to->alpha / from->alpha : to->sigma / from->sigma * exp(-extra);
+    if (extra > 0) step.z = to->sigma * sqrt(noise ? e * expm1(2 * h) : -expm1(-2 * extra));
+    step.m[0] = whole;
+    if (k < 2) return step;
+    for (int j = 0; j < k; j++) v[j] = (node[j].lambda - from->lambda) / h;
+    if (k == 2 && slope != DF_SLOPE_EXACT) {
+        other = fabs(v[0]) > fabs(v[1]) ? 0 : 1;         /* the node that is not v = 0 */
+        c = slope == DF_SLOPE_BH1 ? scale * z : whole;
+        step.m[other] = 0.5 * c / v[other];
+        step.m[1 - other] = whole - step.m[other];
+        return step;
+    }
+    c = 1;
+    for (int q = 0; q < k; c *= ++q) m[q] = c * dfi_phi(q + 1, -z);        /* q! phi */
+    if (k > 2 && s->desc->compat & DF_COMPAT_HALF_D2) m[2] *= 0.5;
+    if (k > 2 && s->desc->compat & DF_COMPAT_SIGN_D2)
+        m[2] -= (s->desc->compat & DF_COMPAT_HALF_D2 ? 1 : 2) / z;
+    dfi_weights(k, v, m, step.m);
+    for (int j = 0; j < k; j++) step.m[j] *= scale * z;
+    return step;
+}
+
+/* x = step.x base + sum_j m[j] answer[j] + z noise, fresh noise drawn into `noise` first if
+   `draw`. */
+static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out, const df_real *base,
+                        int k, const df_real *const *answer, df_real *noise, int draw) {
+    double c[DFI_NODES + 2];
+    const df_real *a[DFI_NODES + 2];
+    int count = k + 1;
+    c[0] = step->x;
+    a[0] = base;
+    for (int j = 0; j < k; j++) {
+        c[j + 1] = step->m[j];
+        a[j + 1] = answer[j];
+    }
+    if (step->z > 0) {
+        if (draw && df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
+        c[count] = step->z;
+        a[count++] = noise;
+    }
+    df_stage_combine(s, out, count, c, a);
     return DF_NEXT_STEP;
 }
+
+/* x = a x + b answer, and with noise c z: what one-answer samplers end with. The noise is
+   not drawn where it would count nothing. */
+static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
+    dfi_step step = { a, c, { b, 0, 0, 0, 0 } };
+    const df_real *answer = s->answer;
+    return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 1);
+}
+
+/* The answer becomes the newest of `depth` remembered ones, in buffer[0]. */
+static void dfi_remember(df_stage *s, int depth) {
+    df_real *oldest = depth > 0 ? s->buffer[depth - 1] : s->answer;
+    for (int i = depth - 1; i > 0; i--) s->buffer[i] = s->buffer[i - 1];
+    if (depth > 0) s->buffer[0] = s->answer;
+    s->answer = oldest;
+}
+
+/* ---- ancestral ---- */
 
 /* ddpm: draws from the posterior q(x_t | x_s, x_0) at the predicted x_0 (Ho et al. 2020,
    eq. 7; for any alpha and sigma: Kingma et al. 2021, app. A). With alpha_st =
@@ -3278,62 +3786,336 @@ static df_next dfi_stage_finish(df_stage *s, double a, double b, double c) {
      mean     = alpha_st (sigma_t/sigma_s)^2 x + alpha_t (sigma_st/sigma_s)^2 x_0
      variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
                 sigma_st^2 V_t/V_s             LARGE: right if the data is N(0, I)
+                SMALL + (alpha_t sigma_st^2/(alpha_s sigma_s))^2 (1 - E|eps|^2/dim)
+                                               ANALYTIC (Bao et al. 2022, eq. 8)
    with V = alpha^2 + sigma^2 (VP: 1, LARGE is beta), and none of it into sigma_t = 0.
    Their s and t are exchanged here: s is where the step starts. */
+typedef struct dfi_posterior { double x, x0, small, large; } dfi_posterior;
+static dfi_posterior dfi_posterior_of(const df_point *from, const df_point *to) {
+    double ratio = from->alpha / to->alpha, back = to->sigma / from->sigma;
+    double var = fmax(from->sigma * from->sigma - ratio * ratio * to->sigma * to->sigma, 0);
+    double V = hypot(to->alpha, to->sigma) / hypot(from->alpha, from->sigma);
+    dfi_posterior p = { ratio * back * back, to->alpha * var / (from->sigma * from->sigma),
+                        var * back * back, var * V * V };
+    return p;
+}
+
+/* A variance the model predicts, element by element: noise *= its standard deviation. */
+static void dfi_learned_noise(df_stage *s, const dfi_posterior *p, df_learned kind) {
+    size_t size = (size_t)s->n * (size_t)s->dim;
+    double small = fmax(p->small, s->desc->compat & DF_COMPAT_LAST_NOISE ? 1e-20 : 0);
+    for (size_t i = 0; i < size; i++) {
+        double v = (double)s->variance[i], f = 0.5 * (v + 1);
+        if (kind == DF_LEARNED_RANGE) v = f * log(p->large) + (1 - f) * log(small);
+        v = kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
+        s->buffer[0][i] = (df_real)(v * (double)s->buffer[0][i]);
+    }
+}
+
 static df_next dfi_stage_ddpm(df_stage *s) {
-    double ratio = s->from.alpha / s->to.alpha, back = s->to.sigma / s->from.sigma;
-    double var =
-        fmax(s->from.sigma * s->from.sigma - ratio * ratio * s->to.sigma * s->to.sigma, 0);
-    double large = hypot(s->to.alpha, s->to.sigma) / hypot(s->from.alpha, s->from.sigma);
-    double std = sqrt(var) * (s->desc->variance == DF_VARIANCE_LARGE ? large : back);
-    return dfi_stage_finish(s, ratio * back * back,
-                            s->to.alpha * var / (s->from.sigma * s->from.sigma),
-                            s->to.sigma > 0 ? std : 0);
+    dfi_posterior p = dfi_posterior_of(&s->from, &s->to);
+    df_learned learned = dfi_stage_learned(s);
+    dfi_step step = { p.x, 0, { p.x0, 0, 0, 0, 0 } };
+    const df_real *answer = s->answer;
+    double var = s->desc->variance == DF_VARIANCE_LARGE ? p.large : p.small, gain;
+    int last = s->to.sigma <= 0 && !(s->desc->compat & DF_COMPAT_LAST_NOISE);
+    if (s->desc->variance == DF_VARIANCE_ANALYTIC && s->from.alpha > 0) {
+        gain = p.x0 * s->from.sigma / s->from.alpha;
+        var += gain * gain * fmax(1 - s->desc->eps2[s->step], 0);
+    }
+    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(var);
+    if (step.z > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    if (step.z > 0 && learned != DF_LEARNED_NONE) dfi_learned_noise(s, &p, learned);
+    return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 0);
 }
 
 /* ddim (Song, Meng & Ermon 2021, eq. 12, 16): the predicted x_0 and eps set together again
    at t, a part shat of the noise fresh:
      x_t = alpha_t x_0 + sqrt(sigma_t^2 - shat^2) eps + shat z
      shat = eta sigma_t sqrt(1 - e^-2h),   e^-h = alpha_s sigma_t/(alpha_t sigma_s)
-   eps = (x - alpha_s x_0)/sigma_s is put in, so that nothing is infinite at alpha_s = 0 or
-   sigma_t = 0. eta = 1 is ddpm with SMALL variance, on every process. */
-static df_next dfi_ddim_step(df_stage *s, double eta) {
-    double e = s->from.alpha * s->to.sigma / (s->to.alpha * s->from.sigma); /* e^-h */
-    double fresh = fmax(1 - e * e, 0);
-    double a = s->to.sigma * sqrt(fmax(1 - eta * eta * fresh, 0)) / s->from.sigma;
-    return dfi_stage_finish(s, a, s->to.alpha - a * s->from.alpha,
-                            eta * s->to.sigma * sqrt(fresh));
-}
-static df_next dfi_stage_ddim(df_stage *s) { return dfi_ddim_step(s, s->desc->eta); }
-
-/* euler: one Euler step of dr/d rho = eps, x_t/alpha_t = x_s/alpha_s + (rho_t - rho_s)
-   eps. The line through r with slope eps meets x_0 at rho = 0, so this is ddim with eta =
-   0, and that form also holds at alpha_s = 0, where r and rho are infinite. */
-static df_next dfi_stage_euler(df_stage *s) { return dfi_ddim_step(s, 0); }
-
-/* heun: the trapezium rule in rho (Karras et al. 2022, alg. 1): an Euler step, the slope
-   asked again where it arrived, and half the difference of the slopes added. The step into
-   sigma = 0 stays Euler's, whose end is x_0 itself. */
-static df_next dfi_stage_heun(df_stage *s) {
-    double h = s->to.sigma / s->to.alpha - s->from.sigma / s->from.alpha; /* < 0 */
-    double c[3];
-    const df_real *a[3];
-    if (s->call == 1) {
-        df_real *slope = s->answer;
-        dfi_stage_finish(s, s->to.alpha / s->from.alpha, s->to.alpha * h, 0);
-        if (s->to.sigma <= 0) return DF_NEXT_STEP;
-        s->answer = s->buffer[0]; /* arrays change places: history without a copy */
-        s->buffer[0] = slope;
-        return df_stage_ask(s, &s->to, s->x);
+   which is the exponential step with one node: sqrt(sigma_t^2 - shat^2) is keep sigma_t.
+   eta = 1 is ddpm with SMALL variance, on every process. euler is the same with eta = 0:
+   the line through y = x/alpha with slope eps meets x_0 at rho = 0. */
+static df_next dfi_stage_ddim(df_stage *s) {
+    dfi_step step = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
+    const df_real *answer[2];
+    answer[0] = s->answer;
+    answer[1] = s->unclipped;
+    if (s->unclipped) {                         /* eps = (x - alpha_s x_0)/sigma_s as it was */
+        step.m[1] = step.m[0] - s->to.alpha;
+        step.m[0] = s->to.alpha;
     }
-    c[0] = 1;
-    c[1] = .5 * s->to.alpha * h;
-    c[2] = -c[1];
-    a[0] = s->x;
-    a[1] = s->answer;
-    a[2] = s->buffer[0];
-    df_stage_combine(s, s->x, 3, c, a);
+    return dfi_stage_take(s, &step, s->x, s->x, s->unclipped ? 2 : 1, answer, s->buffer[0], 1);
+}
+
+/* ---- with history: dpmpp_2m, dpmpp_3m, their SDE forms, deis, unipc, sa_solver ----
+   The polynomial through the answers at this step's start and before it. A corrector
+   (Zhao et al. 2023; Xue et al. 2023) goes over the last step again, from where it began
+   and with the same noise, once the answer at its end is there: that answer is one more
+   node, and no further question is asked. A first step of order 1 makes the whole second
+   order; dpmpp_3m takes a second-order step there, with one question at the middle. */
+
+/* The order of this step: what history and the steps left allow. */
+static int dfi_order_now(const df_stage *s, int order, int known, int left) {
+    df_final final = s->desc->final;
+    if (final == DF_FINAL_OWN) final = s->steps < 15 ? DF_FINAL_LOWER : DF_FINAL_KEEP;
+    if (final == DF_FINAL_EULER && left == 1) order = 1;
+    if (final == DF_FINAL_LOWER && order > left) order = left;
+    return order < known ? order : known;
+}
+
+/* Answers kept from one step to the next; behind them stand base and noise. */
+static int dfi_history(const df_sample_desc *d) {
+    int most = d->order > d->corrector ? d->order : d->corrector;
+    return most - 1;
+}
+
+/* Over the last step again: node 0 is its end, where x stands now. */
+static df_next dfi_correct(df_stage *s) {
+    int depth = dfi_history(s->desc), left = s->steps - s->step + 2, known = s->known, k;
+    const df_real *answer[DFI_NODES];
+    df_point node[DFI_NODES];
+    dfi_step step;
+    while (s->past[known - 1].alpha <= 0) known--;       /* pure noise is no node */
+    k = dfi_order_now(s, s->desc->corrector, known + 1, left);
+    for (int j = 0; j < k; j++) {
+        node[j] = j > 0 ? s->past[j - 1] : s->from;
+        answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
+    }
+    step = dfi_exponential(s, &s->past[0], &s->from, k, node, s->desc->slope);
+    return dfi_stage_take(s, &step, s->x, s->buffer[depth], k, answer, s->buffer[depth + 1], 0);
+}
+
+/* The second-order first step of dpmpp_3m: asks at the middle, then the line through both
+   answers (DPM-Solver++(2S)). The first of them is remembered. */
+static df_next dfi_start_third(df_stage *s) {
+    const df_real *answer[2];
+    df_point node[2], *middle = &node[1];
+    df_real *spare = s->buffer[2];
+    dfi_step step;
+    node[0] = s->from;
+    *middle = df_process_at_lambda(s->process, 0.5 * (s->from.lambda + s->to.lambda));
+    if (s->call == 1) {
+        answer[0] = s->answer;
+        step = dfi_exponential(s, &s->from, middle, 1, node, DF_SLOPE_EXACT);
+        dfi_stage_take(s, &step, spare, s->x, 1, answer, NULL, 0);
+        dfi_remember(s, 2);
+        return df_stage_ask(s, middle, spare);
+    }
+    answer[0] = s->buffer[0];
+    answer[1] = s->answer;
+    step = dfi_exponential(s, &s->from, &s->to, 2, node, DF_SLOPE_EXACT);
+    return dfi_stage_take(s, &step, s->x, s->x, 2, answer, NULL, 0);
+}
+
+static df_next dfi_stage_multistep(df_stage *s) {
+    int depth = dfi_history(s->desc), known = 1, corrects = s->desc->corrector > 0, k;
+    const df_real *answer[DFI_NODES];
+    df_point node[DFI_NODES];
+    dfi_step step;
+    if (s->row->start_order > 2 && s->row->corrector == 0 && s->desc->order > 2 && !corrects &&
+        s->known == 0 && s->from.alpha > 0 && s->to.sigma > 0 && s->desc->eta <= 0 &&
+        !(s->desc->compat & DF_COMPAT_HALF_D2))
+        return dfi_start_third(s);
+    if (corrects && s->known > 0 && s->past[0].alpha > 0) dfi_correct(s);
+    while (known <= s->known && known < DFI_NODES - 1 && s->past[known - 1].alpha > 0) known++;
+    k = dfi_order_now(s, s->desc->order, known, s->steps - s->step);
+    if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 1;   /* h is infinite */
+    for (int j = 0; j < k; j++) {
+        node[j] = j > 0 ? s->past[j - 1] : s->from;
+        answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
+    }
+    step = dfi_exponential(s, &s->from, &s->to, k, node, s->desc->slope);
+    if (corrects) memcpy(s->buffer[depth], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[depth + corrects], 1) !=
+        DF_NEXT_STEP)
+        return DF_NEXT_FAIL;
+    dfi_remember(s, depth);
     return DF_NEXT_STEP;
+}
+
+/* ---- in blocks: dpm_solver_2, dpm_solver_3, dpmpp_2s, dpmpp_3s ----
+   The singlestep solvers of Lu et al. 2022, one question a grid step: a block of `order`
+   steps starts anew from its first point, and the points inside it are the stages of one
+   Runge-Kutta method, taken with rising order. Their places are the grid's, so that a list
+   of one's own gives any r_1, r_2; on a grid uniform in lambda they are 1/2 or 1/3, 2/3. A
+   third-order block ends with the nodes (0, r_2), as theirs, or with all three (EXACT,
+   their "taylor"). */
+
+/* Where step i stands in its block: place (0 ..), and the block's size. The steps left
+   over at the end make a shorter block; into sigma = 0 goes a block of one. Each restart
+   begins anew. */
+static int dfi_block_place(const df_stage *s, int *size) {
+    int alone = s->grid[0].alpha <= 0;          /* the first step's h is infinite */
+    int begin = s->step, end = s->step + 1, jumps = s->desc->restarts > 0;
+    int p = s->desc->order, into0, shorter = s->desc->final == DF_FINAL_LOWER, N, i, rest;
+    while (begin > 0 && !(jumps && s->grid[begin - 1].lambda > s->grid[begin].lambda)) begin--;
+    while (end < s->points && !(jumps && s->grid[end].lambda > s->grid[end + 1].lambda)) end++;
+    if (begin > 0) alone = 0;
+    N = end - begin - alone, i = s->step - begin - alone, rest = N % p;
+    into0 = s->grid[end].sigma <= 0;
+    if (i < 0) {
+        *size = 1;
+        return 0;
+    }
+    if (s->desc->final == DF_FINAL_OWN) shorter = p > 2;
+    if (rest == 0 && p > 1 && (into0 || shorter)) rest = p;
+    *size = p;
+    if (i < N - rest) return i % p;
+    i -= N - rest;
+    if (rest == p || (into0 && rest > 1)) {     /* the last one alone */
+        *size = i < rest - 1 ? rest - 1 : 1;
+        return i < rest - 1 ? i : 0;
+    }
+    *size = rest;
+    return i;
+}
+
+static df_next dfi_stage_block(df_stage *s) {
+    int size, place = dfi_block_place(s, &size), k = place + 1;
+    df_slope slope = s->desc->slope;
+    const df_real *answer[3];
+    df_point node[3], start = place > 0 ? s->past[place - 1] : s->from;
+    dfi_step step;
+    if (place == 0)
+        memcpy(s->buffer[0], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    for (int j = 0; j <= place; j++) {          /* the block's answers, the oldest first */
+        node[j] = j < place ? s->past[place - 1 - j] : s->from;
+        answer[j] = j < place ? s->buffer[1 + j] : s->answer;
+    }
+    if (place == 2 && slope != DF_SLOPE_EXACT) {
+        node[1] = node[2];
+        answer[1] = answer[2];
+        k = 2;
+    }
+    if (size == 3 && (place == 2 || !(s->desc->compat & DF_COMPAT_BLOCK_HALF)))
+        slope = DF_SLOPE_EXACT;
+    step = dfi_exponential(s, &start, &s->to, k, node, slope);
+    if (dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 1) != DF_NEXT_STEP)
+        return DF_NEXT_FAIL;
+    if (place < 2) {                            /* keep this answer for the block's rest */
+        df_real *old = s->buffer[1 + place];
+        s->buffer[1 + place] = s->answer;
+        s->answer = old;
+    }
+    return DF_NEXT_STEP;
+}
+
+/* ---- two stages on the lambda clock: dpmpp_2s_ancestral, dpmpp_sde ----
+   Ask at `ratio` of the step in lambda, then step with D = (1 - 1/(2r)) D_s + 1/(2r) D_r
+   (Lu et al. 2022; k-diffusion). dpmpp_sde draws noise on the way to both. */
+static df_next dfi_stage_two(df_stage *s) {
+    double r = s->desc->ratio;
+    df_point node[2];
+    const df_real *answer[2];
+    dfi_step step;
+    if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
+    node[0] = s->from;
+    node[1] = df_process_at_lambda(s->process,
+                                   s->from.lambda + r * (s->to.lambda - s->from.lambda));
+    answer[0] = s->call == 1 ? s->answer : s->buffer[1];
+    answer[1] = s->answer;
+    if (s->call == 1) {
+        df_point to = s->to;
+        df_next next;
+        step = dfi_exponential(s, &s->from, &node[1], 1, node, DF_SLOPE_EXACT);
+        s->to = node[1];                        /* the stretch of this draw */
+        next = dfi_stage_take(s, &step, s->buffer[2], s->x, 1, answer, s->buffer[0], 1);
+        s->to = to;
+        if (next != DF_NEXT_STEP) return next;
+        s->answer = s->buffer[1];
+        s->buffer[1] = (df_real *)answer[0];
+        return df_stage_ask(s, &node[1], s->buffer[2]);
+    }
+    step = dfi_exponential(s, &s->from, &s->to, 1, node, DF_SLOPE_EXACT);
+    step.m[1] = step.m[0] / (2 * r);
+    step.m[0] -= step.m[1];
+    return dfi_stage_take(s, &step, s->x, s->x, 2, answer, s->buffer[0], 1);
+}
+
+/* ---- Runge-Kutta: heun, midpoint, ralston, dpm_2, rk4 and their forms in t ----
+   In the clock c of row->wants (eps: rho; straight: s; velocity: t) the ODE is dy/dc =
+   answer, y = x/scale, so the textbook's methods apply as they are. The step into sigma =
+   0 stays Euler's, whose end is x_0 itself; the answer there need not exist. */
+
+static double dfi_ode_scale(const df_stage *s, const df_point *q) {
+    if (s->row->wants == DF_VELOCITY) return 1;
+    return s->row->wants == DF_EPS ? q->alpha : q->alpha + q->sigma;
+}
+static double dfi_ode_clock(const df_stage *s, const df_point *q) {
+    if (s->row->wants == DF_VELOCITY) return q->t;
+    return s->row->wants == DF_EPS ? q->sigma / q->alpha : dfi_straight_time(q);
+}
+static df_point dfi_ode_point(const df_stage *s, double clock) {
+    if (s->row->wants == DF_VELOCITY) return df_process_at(s->process, clock);
+    if (s->row->wants == DF_EPS) return df_process_at_rho(s->process, clock);
+    return clock < 1 ? df_process_at_rho(s->process, clock / (1 - clock))
+                     : df_process_at(s->process, 1);
+}
+
+/* out at point q = scale_q (x/scale_from + dc sum_j b[j] slope[j]). */
+static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
+                          const double *b, const df_real *const *slope, df_real *out) {
+    double c[DFI_TERMS], scale = dfi_ode_scale(s, q);
+    const df_real *a[DFI_TERMS];
+    c[0] = scale / dfi_ode_scale(s, &s->from);
+    a[0] = s->x;
+    for (int j = 0; j < count; j++) {
+        c[j + 1] = scale * dc * b[j];
+        a[j + 1] = slope[j];
+    }
+    df_stage_combine(s, out, count + 1, c, a);
+}
+
+/* Two stages: asks at the fraction a of the step, then weights 1 - 1/(2a), 1/(2a) (heun
+   a = 1, ralston 2/3, midpoint 1/2). dpm_2 (Karras et al. 2022; k-diffusion) takes the
+   second answer alone, at the geometric mean of the two rho: ratio 0. */
+static df_next dfi_stage_rk2(df_stage *s) {
+    double from = dfi_ode_clock(s, &s->from), to = dfi_ode_clock(s, &s->to);
+    double a = s->desc->ratio, dc = to - from, b[2] = { 1, 0 };
+    const df_real *slope[2];
+    df_point inner = s->to;
+    slope[0] = s->call == 1 ? s->answer : s->buffer[0];
+    slope[1] = s->answer;
+    if (s->to.sigma <= 0) {
+        dfi_ode_state(s, &s->to, dc, 1, b, slope, s->x);
+        return DF_NEXT_STEP;
+    }
+    if (a <= 0) inner = dfi_ode_point(s, sqrt(from * to));
+    else if (a < 1) inner = dfi_ode_point(s, from + a * dc);
+    if (s->call == 1) {
+        dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, b, slope, s->buffer[1]);
+        dfi_remember(s, 1);
+        return df_stage_ask(s, &inner, s->buffer[1]);
+    }
+    b[1] = a > 0 ? 1 / (2 * a) : 1;
+    b[0] = 1 - b[1];
+    dfi_ode_state(s, &s->to, dc, 2, b, slope, s->x);
+    return DF_NEXT_STEP;
+}
+
+/* The classical fourth order (Kutta 1901): slopes at 0, 1/2, 1/2, 1, weights 1 2 2 1. */
+static df_next dfi_stage_rk4(df_stage *s) {
+    static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 }, one = 1;
+    double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
+    double part = s->call < 3 ? 0.5 : 1;
+    const df_real *slope[4];
+    df_point inner = s->to;
+    for (int j = 0; j < 3; j++) slope[j] = s->buffer[j];
+    slope[3] = s->answer;
+    if (s->to.sigma <= 0) {
+        dfi_ode_state(s, &s->to, dc, 1, &one, &slope[3], s->x);
+        return DF_NEXT_STEP;
+    }
+    if (s->call == 4) {
+        dfi_ode_state(s, &s->to, dc, 4, sixth, slope, s->x);
+        return DF_NEXT_STEP;
+    }
+    if (part < 1) inner = dfi_ode_point(s, from + part * dc);
+    dfi_ode_state(s, &inner, part * dc, 1, &one, &slope[3], s->buffer[3]);
+    s->answer = s->buffer[s->call - 1];
+    s->buffer[s->call - 1] = (df_real *)slope[3];
+    return df_stage_ask(s, &inner, s->buffer[3]);
 }
 
 /* euler_t: x += (t - s) u in plain time, u = dx/dt the velocity. Where alpha and sigma are
@@ -3343,6 +4125,384 @@ static df_next dfi_stage_euler_t(df_stage *s) {
     return dfi_stage_finish(s, 1, s->to.t - s->from.t, 0);
 }
 
+/* ---- Adams methods on eps: lms, ipndm, plms, pndm, gradient_estimation, deis_t ----
+   y = x/alpha moves by int eps d rho. lms integrates the polynomial in rho through the last
+   four answers exactly; the others take Adams-Bashforth's weights of equal steps (Liu et
+   al. 2022), as if rho were linear in the step's number, which leaves order 2. */
+
+/* x to `to` with slopes: the remembered answers, the newest first, weights b [k]. */
+static df_next dfi_adams(df_stage *s, int k, const double *b, int depth) {
+    double dc = dfi_ode_clock(s, &s->to) - dfi_ode_clock(s, &s->from);
+    const df_real *slope[4];
+    for (int j = 0; j < k; j++) slope[j] = j > 0 ? s->buffer[j - 1] : s->answer;
+    dfi_ode_state(s, &s->to, dc, k, b, slope, s->x);
+    dfi_remember(s, depth);
+    return DF_NEXT_STEP;
+}
+
+static df_next dfi_stage_lms(df_stage *s) {
+    static const double moment[4] = { 1, 1 / 2.0, 1 / 3.0, 1 / 4.0 };
+    double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
+    double v[4] = { 0, 0, 0, 0 }, b[4];
+    int k = s->desc->order < s->known + 1 ? s->desc->order : s->known + 1;
+    for (int j = 1; j < k; j++) v[j] = (dfi_ode_clock(s, &s->past[j - 1]) - from) / dc;
+    dfi_weights(k, v, moment, b);
+    return dfi_adams(s, k, b, s->desc->order - 1);
+}
+
+/* tAB-DEIS (Zhang & Chen 2023): the polynomial is one in t. moment[q] = int (d rho/dt) v^q
+   dt/dc by Gauss-Legendre, d rho/dt = w/alpha^2. */
+static df_next dfi_stage_deis_t(df_stage *s) {
+    static const double node[4] = { .1834346424956498, .5255324099163290, .7966664774136267,
+                                    .9602898564975363 };
+    static const double weight[4] = { .3626837833783620, .3137066458778873,
+                                      .2223810344533745, .1012285362903763 };
+    double dt = s->to.t - s->from.t, v[4] = { 0, 0, 0, 0 }, moment[4] = { 1, 0, 0, 0 }, b[4];
+    double dc = dfi_ode_clock(s, &s->to) - dfi_ode_clock(s, &s->from);
+    int k = s->desc->order < s->known + 1 ? s->desc->order : s->known + 1;
+    if (s->to.sigma <= 0) k = 1;
+    for (int i = -4; k > 1 && i < 4; i++) {
+        int pair = i < 0 ? -1 - i : i;
+        double u = .5 * (1 + (i < 0 ? -node[pair] : node[pair])), power = .5 * weight[pair];
+        df_point q = df_process_at(s->process, s->from.t + u * dt);
+        df_rates rates;
+        if (df_stage_rates(s, &q, DF_RATE_W, &rates) != DF_OK) return DF_NEXT_FAIL;
+        power *= rates.w / (q.alpha * q.alpha) * dt / dc;
+        if (i == -4) moment[0] = 0;
+        for (int j = 0; j < k; j++, power *= u) moment[j] += power;
+    }
+    for (int j = 1; j < k; j++) v[j] = (s->past[j - 1].t - s->from.t) / dt;
+    dfi_weights(k, v, moment, b);
+    return dfi_adams(s, k, b, s->desc->order - 1);
+}
+
+/* plms begins with a step of the trapezium rule, pndm with three of Runge-Kutta's, their
+   middle in t (Liu et al. 2022, alg. 2); ipndm with none. begins: questions of such a
+   step, or 0. Buffers: three answers, the state inside, two slopes of Runge-Kutta's. */
+static df_next dfi_plms(df_stage *s, int begins) {
+    static const double adams[4][4] = {
+        { 1, 0, 0, 0 }, { 1.5, -.5, 0, 0 }, { 23 / 12.0, -16 / 12.0, 5 / 12.0, 0 },
+        { 55 / 24.0, -59 / 24.0, 37 / 24.0, -9 / 24.0 } };
+    static const double half[2] = { .5, .5 };
+    static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 };
+    double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
+    int known = s->known < 3 ? s->known : 3, call = s->call;
+    const df_real *slope[4];
+    df_point inner = s->to;
+    if (begins == 0 || s->to.sigma <= 0) return dfi_adams(s, known + 1, adams[known], 3);
+    slope[0] = call == 1 ? s->answer : s->buffer[0];
+    for (int j = 1; j < 4; j++) slope[j] = j < call - 1 ? s->buffer[3 + j] : s->answer;
+    if (call == begins) {
+        dfi_ode_state(s, &s->to, dc, begins, begins == 2 ? half : sixth, slope, s->x);
+        return DF_NEXT_STEP;
+    }
+    if (begins == 4 && call < 3) inner = df_process_at(s->process, .5 * (s->from.t + s->to.t));
+    dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, adams[0], &slope[call - 1],
+                  s->buffer[3]);
+    if (call == 1) {
+        dfi_remember(s, 3);
+    } else {
+        s->answer = s->buffer[2 + call];
+        s->buffer[2 + call] = (df_real *)slope[call - 1];
+    }
+    return df_stage_ask(s, &inner, s->buffer[3]);
+}
+static df_next dfi_stage_plms(df_stage *s) { return dfi_plms(s, s->known == 0 ? 2 : 0); }
+static df_next dfi_stage_pndm(df_stage *s) { return dfi_plms(s, s->known < 3 ? 4 : 0); }
+static df_next dfi_stage_ipndm(df_stage *s) { return dfi_plms(s, 0); }
+
+/* Gradient estimation (Permenter & Yuan 2024, alg. 3): the noise is read as 2 eps - eps of
+   the step before, a projection that overshoots. Of first order. */
+static df_next dfi_stage_gradient(df_stage *s) {
+    static const double b[2][2] = { { 1, 0 }, { 2, -1 } };
+    return dfi_adams(s, s->known > 0 ? 2 : 1, b[s->known > 0], 1);
+}
+
+/* ---- adaptive: rk45, dpm_adaptive ----
+   Each sample has a clock and a step of its own, so that it takes the same path alone and
+   in a batch; one that has arrived waits. A trial step has a result and a cruder one; err,
+   their difference over atol + rtol |x|, root mean square, decides. The last point, where
+   sigma = 0, is reached by one step of Euler's from the point before it. */
+
+enum { DFI_WHERE, DFI_LENGTH, DFI_ERR, DFI_ERR_BEFORE, DFI_ARRIVED, DFI_FROM, DFI_GOOD };
+enum { DFI_MOST_TRIALS = 100000 };
+
+/* Where the adaptive part ends, in the grid; is there a step of Euler's behind it? */
+static int dfi_adaptive_last(const df_stage *s) {
+    return s->grid[s->points].sigma <= 0 && s->points > 1;
+}
+static const df_point *dfi_adaptive_end(const df_stage *s) {
+    return &s->grid[s->points - dfi_adaptive_last(s)];
+}
+
+/* How far a trial goes from where its sample stands. */
+static double dfi_adaptive_go(const double *own, double end) {
+    double rest = end - own[DFI_WHERE];
+    return fabs(own[DFI_LENGTH]) < fabs(rest) ? own[DFI_LENGTH] : rest;
+}
+
+/* One row of a combination. */
+static void dfi_row_combine(df_stage *s, int row, df_real *out, int count, const double *c,
+                            const df_real *const *a) {
+    size_t dim = (size_t)s->dim, at = (size_t)row * dim;
+    const df_real *part[DFI_TERMS];
+    for (int j = 0; j < count; j++) part[j] = a[j] + at;
+    s->ctx->k->combine(dim, count, c, part, out + at);
+}
+
+/* The next trial's first question, for all rows at their own points; or the end. */
+static df_next dfi_adaptive_ask(df_stage *s) {
+    int open = 0, lambda = s->row->stage == dfi_stage_dpm_adaptive;
+    for (int i = 0; i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN, at = own[DFI_WHERE];
+        open += own[DFI_ARRIVED] <= 0;
+        s->each[i] = own[DFI_ARRIVED] > 0 ? *dfi_adaptive_end(s)
+                     : lambda ? df_process_at_lambda(s->process, at) : dfi_ode_point(s, at);
+    }
+    s->number[0] = 0;
+    if (open > 0 && ++s->number[1] > (int)DFI_MOST_TRIALS) {
+        dfi_stage_wrong(s, "the adaptive step does not reach the end in 100000 trials; ask "
+                           "for less accuracy (rtol, atol), or end at a larger t_min");
+        return DF_NEXT_FAIL;
+    }
+    if (open > 0) return df_stage_ask_each(s, s->n, s->x);
+    if (!dfi_adaptive_last(s)) return DF_NEXT_STEP;
+    s->from = *dfi_adaptive_end(s);
+    s->number[2] = 1;                           /* Euler's step remains */
+    return df_stage_ask(s, &s->from, s->x);
+}
+
+/* Root mean square of (a - b)/tolerance into own of each sample. The tolerance is atol S +
+   rtol max(|a|, |b|), S = alpha + sigma at each: the same on every process. The coupled
+   modes take what they publish, max(atol, rtol max(|a|, |before|)). */
+static void dfi_adaptive_error(df_stage *s, const df_real *a, const df_real *b,
+                               const df_real *before) {
+    size_t dim = (size_t)s->dim;
+    int hard = (s->desc->compat & (DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST)) != 0;
+    double rtol = s->desc->rtol;
+    for (int i = 0; i < s->n; i++) {
+        double sum = 0, atol = s->desc->atol;
+        if (!hard) atol *= s->each[i].alpha + s->each[i].sigma;
+        for (size_t j = (size_t)i * dim; j < ((size_t)i + 1) * dim; j++) {
+            double other = fabs((double)(hard ? before : b)[j]);
+            double size = rtol * fmax(fabs((double)a[j]), other);
+            double e = (double)a[j] - (double)b[j];
+            e /= hard ? fmax(atol, size) : atol + size;
+            sum += e * e;
+        }
+        s->own[(size_t)i * DF_OWN + DFI_ERR] = sqrt(sum / (double)dim);
+    }
+}
+
+/* Accept, and the next step's length: the PI rule (Soederlind 2002), or what the coupled
+   modes do: k-diffusion's (I control, smooth limit), DPM-Solver's. */
+static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double order) {
+    double factor, before = fmax(own[DFI_ERR_BEFORE], 1e-2);
+    int good = err <= 1;
+    if (s->desc->compat & DF_COMPAT_ERROR_BATCH) {
+        factor = 1 + atan(pow(1 / (err + 1e-8), 1 / order) - 1);
+        good = factor >= .81;
+    } else if (s->desc->compat & DF_COMPAT_ERROR_MOST) {
+        factor = .9 * pow(err, -1 / order);
+    } else {
+        factor = .9 * pow(err, -.7 / order) * pow(before, .4 / order);
+        factor = fmin(fmax(factor, .2), good ? 5 : 1);
+    }
+    own[DFI_LENGTH] *= factor;
+    if (good) own[DFI_ERR_BEFORE] = err;
+    return good;
+}
+
+/* Judges the trial of every sample: x becomes `result` where it is good enough, `before`
+   (unless NULL) what `crude` said there. */
+static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
+                               df_real *before, double order, double end) {
+    size_t dim = (size_t)s->dim, bytes = dim * sizeof *s->x;
+    double sum = 0, most = 0;
+    for (int i = 0; i < s->n; i++) {
+        double err = s->own[(size_t)i * DF_OWN + DFI_ERR];
+        sum += err * err / s->n;
+        most = fmax(most, err);
+    }
+    for (int i = 0; i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN, err = own[DFI_ERR];
+        double go = dfi_adaptive_go(own, end);
+        own[DFI_GOOD] = 0;
+        if (own[DFI_ARRIVED] > 0) continue;
+        if (s->desc->compat & DF_COMPAT_ERROR_BATCH) err = sqrt(sum);
+        if (s->desc->compat & DF_COMPAT_ERROR_MOST) {
+            err = most;
+            own[DFI_LENGTH] = go;                 /* their step never looks past the end */
+        }
+        own[DFI_FROM] = own[DFI_WHERE];
+        own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
+        if (own[DFI_GOOD] <= 0) continue;
+        own[DFI_WHERE] += go;
+        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
+        memcpy(s->x + (size_t)i * dim, result + (size_t)i * dim, bytes);
+        if (before) memcpy(before + (size_t)i * dim, crude + (size_t)i * dim, bytes);
+    }
+}
+
+/* rk45: Dormand & Prince 1980 in the clock s, order 5 with an error of order 4. */
+static const double dfi_dp_a[7][7] = {
+    { 0, 0, 0, 0, 0, 0, 0 },
+    { 1 / 5.0, 0, 0, 0, 0, 0, 0 },
+    { 3 / 40.0, 9 / 40.0, 0, 0, 0, 0, 0 },
+    { 44 / 45.0, -56 / 15.0, 32 / 9.0, 0, 0, 0, 0 },
+    { 19372 / 6561.0, -25360 / 2187.0, 64448 / 6561.0, -212 / 729.0, 0, 0, 0 },
+    { 9017 / 3168.0, -355 / 33.0, 46732 / 5247.0, 49 / 176.0, -5103 / 18656.0, 0, 0 },
+    { 35 / 384.0, 0, 500 / 1113.0, 125 / 192.0, -2187 / 6784.0, 11 / 84.0, 0 } };
+static const double dfi_dp_c[7] = { 0, .2, .3, .8, 8 / 9.0, 1, 1 };
+static const double dfi_dp_crude[7] = { 5179 / 57600.0, 0, 7571 / 16695.0, 393 / 640.0,
+                                        -92097 / 339200.0, 187 / 2100.0, 1 / 40.0 };
+
+/* After k answers: the state for the next question into buffer[6], or for k = 7 the cruder
+   result into buffer[7]. */
+static void dfi_dp_state(df_stage *s, int k, double end) {
+    const double *b = k < 7 ? dfi_dp_a[k] : dfi_dp_crude;
+    const df_real *a[DFI_TERMS];
+    a[0] = s->x;
+    for (int j = 0; j < 7; j++) a[j + 1] = j < 6 ? s->buffer[j] : s->answer;
+    for (int i = 0; i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN, go = dfi_adaptive_go(own, end), c[DFI_TERMS];
+        df_point from = dfi_ode_point(s, own[DFI_WHERE]);
+        df_point q = dfi_ode_point(s, own[DFI_WHERE] + go * dfi_dp_c[k < 7 ? k : 6]);
+        double scale = dfi_ode_scale(s, &q);
+        c[0] = scale / dfi_ode_scale(s, &from);
+        for (int j = 0; j < 7; j++) c[j + 1] = scale * go * b[j];
+        if (k < 7) s->each[i] = q;
+        dfi_row_combine(s, i, s->buffer[k < 7 ? 6 : 7], k < 7 ? k + 1 : 8, c, a);
+    }
+}
+
+static df_next dfi_stage_rk45(df_stage *s) {
+    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from), one = 1;
+    int k = (int)s->number[0];
+    const df_real *answer = s->answer;
+    if (s->number[2] > 0) {
+        dfi_ode_state(s, &s->to, dfi_ode_clock(s, &s->to) - from, 1, &one, &answer, s->x);
+        return DF_NEXT_STEP;
+    }
+    for (int i = 0; s->call == 1 && i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN;
+        own[DFI_WHERE] = from;
+        own[DFI_LENGTH] = .02 * (end - from);
+        own[DFI_ERR_BEFORE] = 1;
+    }
+    if (k < 6) {
+        s->answer = s->buffer[k];
+        s->buffer[k] = (df_real *)answer;
+    }
+    s->number[0] = ++k;
+    dfi_dp_state(s, k, end);
+    if (k < 7) return df_stage_ask_each(s, s->n, s->buffer[6]);
+    dfi_adaptive_error(s, s->buffer[6], s->buffer[7], s->x);
+    dfi_adaptive_judge(s, s->buffer[6], NULL, NULL, 5, end);
+    return dfi_adaptive_ask(s);
+}
+
+/* dpm_adaptive (Lu et al. 2022, alg. 3 with k-diffusion's constants): DPM-Solver-2 judged
+   by -1, or -3 by -2, in lambda. An ancestral eta aims below, then adds noise. */
+
+/* The trial of sample i: node[0] its start, node[1], node[2] inside; where it aims. */
+static df_point dfi_dpm_trial(const df_stage *s, int i, double go, df_point *node) {
+    const double *own = s->own + (size_t)i * DF_OWN;
+    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE], end = dfi_adaptive_end(s)->lambda;
+    df_point to = df_process_at_lambda(s->process, l + go), aim = to;
+    double r = s->desc->order > 2 ? 1 / 3.0 : 0.5;
+    node[0] = df_process_at_lambda(s->process, l);
+    if (s->desc->eta > 0)
+        aim = df_process_at_lambda(s->process, fmin(end, to.lambda + dfi_extra(s, &node[0], &to)));
+    node[1] = df_process_at_lambda(s->process, l + r * (aim.lambda - l));
+    node[2] = df_process_at_lambda(s->process, l + 2 * r * (aim.lambda - l));
+    return aim;
+}
+
+/* With fresh noise from where a good trial aimed up to where it was to end. */
+static df_next dfi_dpm_noise(df_stage *s) {
+    const df_real *a[2];
+    df_point node[3], aim, to;
+    double c[2];
+    int any = !(s->desc->compat & (DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST));
+    for (int i = 0; i < s->n; i++) any |= s->own[(size_t)i * DF_OWN + DFI_GOOD] > 0;
+    if (!any || s->desc->eta <= 0) return DF_NEXT_STEP;
+    if (df_stage_noise(s, s->buffer[5]) != DF_OK) return DF_NEXT_FAIL;
+    a[0] = s->x;
+    a[1] = s->buffer[5];
+    for (int i = 0; i < s->n; i++) {
+        const double *own = s->own + (size_t)i * DF_OWN;
+        if (own[DFI_GOOD] <= 0) continue;
+        aim = dfi_dpm_trial(s, i, own[DFI_WHERE] - own[DFI_FROM], node);
+        to = df_process_at_lambda(s->process, own[DFI_WHERE]);
+        c[0] = to.alpha / aim.alpha;
+        c[1] = sqrt(fmax(to.sigma * to.sigma - pow(aim.sigma * c[0], 2), 0));
+        dfi_row_combine(s, i, s->x, 2, c, a);
+    }
+    return DF_NEXT_STEP;
+}
+
+static df_next dfi_stage_dpm_adaptive(df_stage *s) {
+    int k = (int)s->number[0] + 1, order = s->desc->order, last = k == order;
+    double end = dfi_adaptive_end(s)->lambda, c[3];
+    const df_real *a[3], *newest = s->answer;
+    df_point node[3];
+    if (s->number[2] > 0) return dfi_stage_ddim(s);
+    for (int i = 0; s->call == 1 && i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN;
+        own[DFI_WHERE] = s->from.lambda;
+        own[DFI_LENGTH] = 0.05;
+        own[DFI_ERR_BEFORE] = 1;
+    }
+    if (s->call == 1) memcpy(s->buffer[4], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + DFI_GOOD] = 0;
+    a[0] = s->x;
+    a[1] = k > 1 ? s->buffer[0] : newest;
+    for (int i = 0; i < s->n; i++) {
+        double *own = s->own + (size_t)i * DF_OWN;
+        df_point aim = dfi_dpm_trial(s, i, dfi_adaptive_go(own, end), node);
+        df_point two[2], *to = last ? &aim : &node[k];
+        dfi_step step;
+        if (own[DFI_ARRIVED] > 0) {             /* it waits: no step, no error */
+            size_t at = (size_t)i * (size_t)s->dim, bytes = (size_t)s->dim * sizeof *s->x;
+            memcpy(s->buffer[2] + at, s->x + at, bytes);
+            memcpy(s->buffer[3] + at, s->x + at, bytes);
+            s->each[i] = *dfi_adaptive_end(s);
+            continue;
+        }
+        two[0] = node[0];
+        two[1] = node[k - 1];
+        a[2] = newest;
+        step = dfi_exponential(s, node, to, k > 1 ? 2 : 1, two,
+                               order == 2 ? DF_SLOPE_BH2 : DF_SLOPE_EXACT);
+        c[0] = step.x;
+        c[1] = step.m[0];
+        c[2] = step.m[1];
+        dfi_row_combine(s, i, s->buffer[2], k > 1 ? 3 : 2, c, a);
+        s->each[i] = *to;
+        if (!last) continue;
+        two[1] = node[1];                       /* the cruder result: one order less */
+        a[2] = s->buffer[1];
+        step = dfi_exponential(s, node, to, order - 1, two, DF_SLOPE_BH2);
+        c[1] = step.m[0];
+        c[2] = step.m[1];
+        dfi_row_combine(s, i, s->buffer[3], order, c, a);
+    }
+    s->number[0] = k;
+    if (!last) {
+        s->answer = s->buffer[k - 1];
+        s->buffer[k - 1] = (df_real *)newest;
+        return df_stage_ask_each(s, s->n, s->buffer[2]);
+    }
+    dfi_adaptive_error(s, s->buffer[3], s->buffer[2], s->buffer[4]);
+    dfi_adaptive_judge(s, s->buffer[2], s->buffer[3], s->buffer[4],
+                       s->desc->eta > 0 ? 1.5 : order, end);
+    if (dfi_dpm_noise(s) != DF_NEXT_STEP) return DF_NEXT_FAIL;
+    return dfi_adaptive_ask(s);
+}
+
+/* ---- SDE, one question a step: euler_maruyama, reverse_diffusion, er_sde ---- */
+
 /* euler_maruyama: one Euler step of the family's SDE at the head of this chapter, over dt
    = s - t > 0:  x_t = x - [f x - (1 + eta^2)/2 g^2 score] dt + eta g sqrt(dt) z. Its noise
    would stand unremoved in the result of a step into sigma = 0, which is therefore taken
@@ -3350,30 +4510,590 @@ static df_next dfi_stage_euler_t(df_stage *s) {
 static df_next dfi_stage_euler_maruyama(df_stage *s) {
     double dt = s->from.t - s->to.t, eta = s->desc->eta;
     df_rates rates;
+    if (s->desc->compat & DF_COMPAT_DT) dt = 1.0 / s->points;
     if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
         return DF_NEXT_FAIL;
     return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta * eta) * rates.g2 * dt,
                             s->to.sigma > 0 ? eta * sqrt(rates.g2 * dt) : 0);
 }
 
-/* name, aliases, paper; clock, order, order with its own start-up, evaluations a step;
-   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; its own eta,
-   most eta; wanted row, buffers, stage */
+/* reverse_diffusion (Song et al. 2021, app. E): the forward step t -> s is x_s = a x_t +
+   sqrt(b) z exactly, a = alpha_s/alpha_t, b = sigma_s^2 - a^2 sigma_t^2; its drift and noise
+   are reversed as they stand: x_t = (2 - a) x + (1 + eta^2)/2 b score + eta sqrt(b) z. */
+static df_next dfi_stage_reverse(df_stage *s) {
+    double a = s->from.alpha / s->to.alpha, eta = s->desc->eta;
+    double b = fmax(s->from.sigma * s->from.sigma - a * a * s->to.sigma * s->to.sigma, 0);
+    return dfi_stage_finish(s, 2 - a, .5 * (1 + eta * eta) * b,
+                            s->to.sigma > 0 ? eta * sqrt(b) : 0);
+}
+
+/* er_sde (Cui et al. 2023): in y = x/alpha and rho the noise that a step keeps is psi(rho_t)
+   rho_s/(psi(rho_s) rho_t), psi = rho (e^{rho^.3} + 10), a choice made for images, and
+     y_t = r y_s + int_t^s psi_t psi'/psi^2 x_0(rho) d rho + sqrt(rho_t^2 - r^2 rho_s^2) z,
+   r = psi_t/psi_s, x_0 the polynomial in rho through three answers. Integrating by parts
+   leaves int v^{q-1}/psi, v = (rho - rho_s)/(rho_t - rho_s), found by Gauss-Legendre in
+   log rho (theirs: 200 rectangles, and a backward difference for the first derivative). */
+static double dfi_er_psi(double rho) { return rho * (exp(pow(rho, .3)) + 10); }
+static df_next dfi_stage_er_sde(df_stage *s) {
+    static const double node[4] = { .1834346424956498, .5255324099163290, .7966664774136267,
+                                    .9602898564975363 };
+    static const double weight[4] = { .3626837833783620, .3137066458778873,
+                                      .2223810344533745, .1012285362903763 };
+    double a = s->from.sigma / s->from.alpha, b = s->to.sigma / s->to.alpha, scale, r;
+    double moment[3] = { 1, 0, 0 }, v[3] = { 0, 0, 0 };
+    const df_real *answer[3];
+    int k = s->known + 1 < s->desc->order ? s->known + 1 : s->desc->order;
+    dfi_step step = { 0, 0, { 0, 0, 0, 0, 0 } };
+    if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
+    r = dfi_er_psi(b) / dfi_er_psi(a);
+    for (int i = 0; i < 8; i++) {               /* moment[q] = q psi_t int v^{q-1}/psi dv */
+        double u = .5 * (1 + (i < 4 ? node[i] : -node[i - 4]));
+        double rho = a * pow(b / a, u), x = (rho - a) / (b - a);
+        double w = .5 * weight[i % 4] * log(b / a) * rho / (b - a) / dfi_er_psi(rho);
+        for (int q = 1; q < 3; q++, w *= x) moment[q] += q * dfi_er_psi(b) * w;
+    }
+    moment[0] = 1 - r;
+    for (int q = 1; q < 3; q++) moment[q] = 1 - moment[q];
+    for (int j = 0; j < k; j++) {
+        answer[j] = j > 0 ? s->buffer[j] : s->answer;
+        if (j > 0) v[j] = (s->past[j - 1].sigma / s->past[j - 1].alpha - a) / (b - a);
+        if (j > 0 && s->past[j - 1].alpha <= 0) k = j;
+    }
+    scale = s->to.alpha;
+    dfi_weights(k, v, moment, step.m);
+    for (int j = 0; j < k; j++) step.m[j] *= scale;
+    step.x = scale * r / s->from.alpha;
+    step.z = scale * sqrt(fmax(b * b - r * r * a * a, 0));
+    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[0], 1) != DF_NEXT_STEP)
+        return DF_NEXT_FAIL;
+    {
+        df_real *oldest = s->buffer[2];
+        s->buffer[2] = s->buffer[1];
+        s->buffer[1] = s->answer;
+        s->answer = oldest;
+    }
+    return DF_NEXT_STEP;
+}
+
+/* ---- Langevin: the family with the clock stopped ----
+   dx = grad log p dt + sqrt 2 dW leaves p alone. A step of length h, at one t:
+     x += h score + sqrt(2 h) z                (unadjusted; variance of N(0,1) 1/(1 - h/2))
+   h is 2 r^2 sigma_t^2, r the signal-to-noise ratio of the step: what Song et al. 2021, alg.
+   4 and 5 mean, whose norms |z|/|score| estimate sigma_t, and badly where dim is small. */
+
+/* ... of row i, from score and noise [n, dim]. */
+static double dfi_langevin_length(const df_stage *s, int i, const df_real *score,
+                                  const df_real *noise) {
+    int batch = (s->desc->compat & DF_COMPAT_NORM_BATCH) != 0, table;
+    int norms = batch || (s->desc->compat & DF_COMPAT_NORM_SAMPLE), dim = s->dim;
+    double sigma = s->at.sigma, h = s->desc->langevin_step, g = 0, z = 0;
+    df_point next;
+    if (h > 0) return h;
+    for (int r = batch ? 0 : i; norms && r < (batch ? s->n : i + 1); r++) {
+        size_t row = (size_t)r * (size_t)dim;
+        g += sqrt(s->ctx->k->dot((size_t)dim, score + row, score + row));
+        z += sqrt(s->ctx->k->dot((size_t)dim, noise + row, noise + row));
+    }
+    if (norms) sigma = g > 0 ? z / g : 0;
+    h = 2 * s->desc->snr * s->desc->snr * sigma * sigma;
+    table = s->process->kind == DF_PROCESS_TABLE && s->desc->compat & DF_COMPAT_SCORE_SDE;
+    if (!table) return h;
+    next = df_process_at(s->process, s->at.t - 1.0 / s->process->table_size);
+    return h * pow(s->at.alpha / next.alpha, 2);
+}
+
+/* out = x + h answer + sqrt(2 h) noise, row by row. */
+static void dfi_langevin_move(df_stage *s, df_real *out, const df_real *noise) {
+    const df_real *a[3];
+    a[0] = s->x;
+    a[1] = s->answer;
+    a[2] = noise;
+    for (int i = 0; i < s->n; i++) {
+        double c[3] = { 1, 0, 0 };
+        c[1] = dfi_langevin_length(s, i, s->answer, noise);
+        c[2] = sqrt(2 * c[1]);
+        dfi_row_combine(s, i, out, 3, c, a);
+    }
+}
+
+static df_next dfi_stage_ula(df_stage *s) {
+    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    dfi_langevin_move(s, s->x, s->buffer[0]);
+    return DF_NEXT_STEP;
+}
+
+/* annealed_langevin (Song & Ermon 2019, alg. 1): some steps at each level of the grid, then
+   the same y = x/alpha stands at the next one. Their epsilon is 4 r^2 sigma_L^2. */
+static df_next dfi_stage_annealed(df_stage *s) {
+    int most = s->desc->corrections > 0 ? s->desc->corrections : 1;
+    double c = s->from.alpha > 0 ? s->to.alpha / s->from.alpha : 1;
+    const df_real *x = s->x;
+    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    dfi_langevin_move(s, s->x, s->buffer[0]);
+    if (s->call < most) return df_stage_ask(s, &s->from, s->x);
+    if (!(s->desc->compat & DF_COMPAT_SCORE_SDE)) df_stage_combine(s, s->x, 1, &c, &x);
+    return DF_NEXT_STEP;
+}
+
+/* log q(b | a) of the unadjusted step from a with score g, less what cancels. */
+static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const df_real *g,
+                             const df_real *b, double h) {
+    double sum = 0;
+    for (size_t j = (size_t)i * (size_t)s->dim; j < ((size_t)i + 1) * (size_t)s->dim; j++) {
+        double e = (double)b[j] - (double)a[j] - h * (double)g[j];
+        sum += e * e;
+    }
+    return -sum / (4 * h);
+}
+
+/* mala: the unadjusted step proposes y; taken with probability min(1, p(y) q(x|y)/(p(x)
+   q(y|x))) it is exact for any h (Besag 1994; Roberts & Tweedie 1996). Its uniform number
+   is Phi of a normal one. Buffers: noise, y, score at x. */
+static df_next dfi_stage_mala(df_stage *s) {
+    size_t dim = (size_t)s->dim;
+    df_real *y = s->buffer[1], *score = s->buffer[2];
+    if (s->call == 1) {
+        if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+        dfi_langevin_move(s, y, s->buffer[0]);
+        s->buffer[2] = s->answer;
+        s->answer = score;
+        return df_stage_ask_density(s, &s->from, s->x);
+    }
+    if (s->call == 2) {
+        for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN] = (double)s->answer[i];
+        return df_stage_ask_density(s, &s->from, y);
+    }
+    if (s->call == 3) {
+        for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + 1] = (double)s->answer[i];
+        return df_stage_ask(s, &s->from, y);
+    }
+    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    for (int i = 0; i < s->n; i++) {
+        const double *own = s->own + (size_t)i * DF_OWN;
+        double h = dfi_langevin_length(s, i, NULL, NULL), log_a = own[1] - own[0];
+        double u = 0.5 * erfc((double)s->buffer[0][(size_t)i * dim] / sqrt(2.0));
+        log_a += dfi_mala_log_q(s, i, y, s->answer, s->x, h);
+        log_a -= dfi_mala_log_q(s, i, s->x, score, y, h);
+        if (log(u) < log_a)
+            memcpy(s->x + (size_t)i * dim, y + (size_t)i * dim, dim * sizeof *y);
+    }
+    return DF_NEXT_STEP;
+}
+
+/* baoab: underdamped, dx = p dt, dp = (score - gamma p) dt + sqrt(2 gamma) dW, split into
+   kick, drift, friction, drift, kick (Leimkuhler & Matthews 2013): x of a Gaussian has the
+   right variance for every h. The last kick of a step and the first of the next share a
+   score; it is given here at once. Buffer 0 is p, 1 the noise. */
+static df_next dfi_stage_baoab(df_stage *s) {
+    double h = s->desc->langevin_step > 0 ? s->desc->langevin_step
+                                          : sqrt(2.0) * s->desc->snr * s->at.sigma;
+    double keep = exp(-s->desc->friction * h), c[3];
+    const df_real *a[3];
+    int first = s->step == 0;
+    if (first && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    if (df_stage_noise(s, s->buffer[1]) != DF_OK) return DF_NEXT_FAIL;
+    a[0] = s->buffer[0];
+    a[1] = s->answer;
+    c[0] = 1;
+    c[1] = first ? h / 2 : h;
+    df_stage_combine(s, s->buffer[0], 2, c, a);                    /* B B */
+    a[0] = s->x;
+    a[1] = s->buffer[0];
+    a[2] = s->buffer[1];
+    c[1] = h / 2 * (1 + keep);
+    c[2] = h / 2 * sqrt(1 - keep * keep);
+    df_stage_combine(s, s->x, 3, c, a);                            /* A O A of x */
+    c[0] = keep;
+    c[1] = sqrt(1 - keep * keep);
+    df_stage_combine(s, s->buffer[0], 2, c, a + 1);                /* O of p */
+    return DF_NEXT_STEP;
+}
+
+/* ---- few steps: consistency, tcd, flow_map ----
+   A model that answers the map question carries x along the flow to any later point, or to
+   the end. The map aims at t_s = (1 - eta) t (Kim et al. 2024, alg. 3; Zheng et al. 2024),
+   the end of the grid for eta = 1 (Song et al. 2023, alg. 1), and the exact forward kernel
+   brings x up to t. On a table the target is an entry, which is what models know. */
+static df_point dfi_map_target(const df_stage *s) {
+    const df_point *end = &s->grid[s->points];
+    double t = (1 - s->desc->eta) * s->to.t, T = s->process->table_size;
+    if (s->desc->eta <= 0) return s->to;
+    if (s->to.sigma <= end->sigma || s->desc->eta >= 1) return *end;
+    if (s->process->kind == DF_PROCESS_TABLE)
+        t = (floor((1 - s->desc->eta) * (T * s->to.t - 1) + 1e-9) + 1) / T;
+    return t > end->t ? df_process_at(s->process, t) : *end;
+}
+static df_next dfi_stage_map(df_stage *s) {
+    df_point target = dfi_map_target(s);
+    double c = s->to.alpha / target.alpha;
+    dfi_step step = { 0, 0, { 1, 0, 0, 0, 0 } };
+    const df_real *answer = s->answer;
+    step.m[0] = c;
+    step.z = sqrt(fmax(s->to.sigma * s->to.sigma - c * c * target.sigma * target.sigma, 0));
+    if (s->to.sigma <= s->grid[s->points].sigma) step.z = 0;
+    return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 1);
+}
+
+/* ---- paradigms (Shih et al. 2023): many steps asked at once ----
+   Picard's iteration on Euler's sum in the clock s, y = x/(alpha+sigma),
+     y_{j+1} = y_b + sum_{i=b}^{j} (s_{i+1} - s_i) slope(y_i),
+   over a window of W points from b on, asked in one question. What has stopped changing is
+   done, at least one point each time, for it is exact; each sample slides a window of its
+   own. The result is ddim's to the tolerance. wide[0] [W + 1, n, dim] holds y of the
+   points b .. b + W, wide[1] the x that are asked. */
+static df_real *dfi_window(df_stage *s, int w, int i) {
+    return s->wide[0] + ((size_t)w * (size_t)s->n + (size_t)i) * (size_t)s->dim;
+}
+static df_next dfi_paradigms_ask(df_stage *s) {
+    size_t dim = (size_t)s->dim;
+    int open = 0;
+    for (int r = 0; r < s->rows; r++) {
+        int base = (int)s->own[(size_t)(r % s->n) * DF_OWN], at = base + r / s->n;
+        const df_real *y = dfi_window(s, r / s->n, r % s->n);
+        double scale;
+        open |= base < s->points;
+        s->each[r] = s->grid[at < s->points ? at : s->points - 1];
+        scale = dfi_ode_scale(s, &s->each[r]);
+        s->ctx->k->combine(dim, 1, &scale, &y, s->wide[1] + (size_t)r * dim);
+    }
+    if (open) return df_stage_ask_each(s, s->rows, s->wide[1]);
+    for (int i = 0; i < s->n; i++) {
+        const df_real *y = dfi_window(s, 0, i);
+        double scale = dfi_ode_scale(s, &s->to);
+        s->ctx->k->combine(dim, 1, &scale, &y, s->x + (size_t)i * dim);
+    }
+    return DF_NEXT_STEP;
+}
+
+/* Sample i: the sum from its slopes; returns how many points are done. */
+static int dfi_paradigms_sum(df_stage *s, int i, int base, int W) {
+    size_t dim = (size_t)s->dim, size = dim * (size_t)s->n;
+    double tolerance = .1 * s->desc->atol, one[2] = { 1, 0 };
+    const df_real *a[2];
+    int done = 0;
+    for (int w = 0; w < W && base + w < s->points; w++) {
+        const df_point *q = &s->grid[base + w];
+        df_real *now = dfi_window(s, w + 1, i), *old = s->wide[1] + (size_t)i * dim;
+        double error = 0;
+        memcpy(old, now, dim * sizeof *now);
+        a[0] = dfi_window(s, w, i);
+        a[1] = s->answer + (size_t)w * size + (size_t)i * dim;
+        one[1] = dfi_straight_time(q + 1) - dfi_straight_time(q);
+        s->ctx->k->combine(dim, 2, one, a, now);
+        for (size_t j = 0; j < dim; j++) error += pow((double)now[j] - (double)old[j], 2);
+        if (w == done && (w == 0 || sqrt(error / (double)dim) <= tolerance)) done++;
+    }
+    return done;
+}
+static df_next dfi_stage_paradigms(df_stage *s) {
+    size_t dim = (size_t)s->dim;
+    int W = s->rows / s->n;
+    for (int r = 0; s->call == 1 && r < s->rows + s->n; r++) {
+        int i = r % s->n, at = r / s->n < s->points ? r / s->n : s->points;
+        const df_real *a[2];
+        double c[2];
+        a[0] = s->x + (size_t)i * dim;          /* the first guess: one straight line */
+        a[1] = s->answer + (size_t)i * dim;
+        c[0] = 1 / dfi_ode_scale(s, &s->from);
+        c[1] = dfi_straight_time(&s->grid[at]) - dfi_straight_time(&s->from);
+        s->ctx->k->combine(dim, 2, c, a, dfi_window(s, r / s->n, i));
+    }
+    for (int i = 0; s->call > 1 && i < s->n; i++) {
+        int base = (int)s->own[(size_t)i * DF_OWN], done;
+        if (base >= s->points) continue;
+        done = dfi_paradigms_sum(s, i, base, W);
+        s->own[(size_t)i * DF_OWN] = base + done;
+        for (int w = 0; w <= W; w++)            /* the rest begins as the last value known */
+            memmove(dfi_window(s, w, i), dfi_window(s, w + done < W ? w + done : W, i),
+                    dim * sizeof *s->x);
+    }
+    return dfi_paradigms_ask(s);
+}
+
+/* ---- dpm_solver_v3 (Zheng et al. 2023) ----
+   y = x/alpha obeys dy/d lambda = y - x_0. Split off the part that is linear in y as the
+   model sees it, l, and let s, b say how the rest moves by itself, element by element:
+     dy/d lambda = -l y - f,   f = (1 - l) y - x_0,   f' = s f + b + what the solver must see.
+   l = 1, s = b = 0 is DPM-Solver++; the statistics make what is left smallest. With L, S, B
+   the integrals of l, s, e^{-S} b from lambda_s on, g = e^{-S} f - B is the polynomial, and
+     y_t = e^{-L_t} (y - int e^{L+S} (g + B) d lambda).
+   Buffers: x_0 of the two steps before, then their y, then spare. */
+typedef struct dfi_v3 { double l, s, b; } dfi_v3;
+
+/* The statistics of element j at lambda: linear between the measured ones; *k: where it was
+   found last. */
+static dfi_v3 dfi_v3_at(const df_v3_statistics *e, double lambda, int j, int *k) {
+    size_t a, b;
+    double w = 0;
+    dfi_v3 v;
+    while (*k + 2 < e->count && e->lambda[*k + 1] < lambda) ++*k;
+    a = b = (size_t)*k * (size_t)e->dim + (size_t)j;
+    if (e->count > 1) {
+        b += (size_t)e->dim;
+        w = (lambda - e->lambda[*k]) / (e->lambda[*k + 1] - e->lambda[*k]);
+        w = fmin(fmax(w, 0), 1);
+    }
+    v.l = e->l[a] + w * (e->l[b] - e->l[a]);
+    v.s = e->s[a] + w * (e->s[b] - e->s[a]);
+    v.b = e->b[a] + w * (e->b[b] - e->b[a]);
+    return v;
+}
+
+/* From lambda = from to `to` in Simpson's steps: L, S, B at its end, and the integrals of
+   e^{L+S} v^q and e^{L+S} B in v = (lambda - from)/(to - from). */
+typedef struct dfi_v3_path { double L, S, B, moment[3], drift; } dfi_v3_path;
+static dfi_v3_path dfi_v3_walk(const df_v3_statistics *e, int j, double from, double to) {
+    const int parts = 16;
+    dfi_v3_path p = { 0, 0, 0, { 0, 0, 0 }, 0 };
+    double h = (to - from) / parts;
+    int k = 0;
+    dfi_v3 a = dfi_v3_at(e, from, j, &k);
+    for (int i = 0; i < parts; i++) {
+        dfi_v3 m, b;
+        double L[3], S[3], B[3], f0, f1, f2;
+        if (h < 0) k = 0;
+        m = dfi_v3_at(e, from + (i + .5) * h, j, &k);
+        if (h < 0) k = 0;
+        b = dfi_v3_at(e, from + (i + 1) * h, j, &k);
+        L[0] = p.L, L[1] = p.L + h / 24 * (5 * a.l + 8 * m.l - b.l);
+        S[0] = p.S, S[1] = p.S + h / 24 * (5 * a.s + 8 * m.s - b.s);
+        L[2] = p.L + h / 6 * (a.l + 4 * m.l + b.l);
+        S[2] = p.S + h / 6 * (a.s + 4 * m.s + b.s);
+        f0 = exp(-S[0]) * a.b, f1 = exp(-S[1]) * m.b, f2 = exp(-S[2]) * b.b;
+        B[0] = p.B, B[1] = p.B + h / 24 * (5 * f0 + 8 * f1 - f2);
+        B[2] = p.B + h / 6 * (f0 + 4 * f1 + f2);
+        for (int n = 0; n < 3; n++) {
+            double v = (i + .5 * n) / parts, w = (n == 1 ? 4 : 1) / (6.0 * parts);
+            w *= exp(L[n] + S[n]);
+            p.drift += w * B[n];
+            for (int q = 0; q < 3; q++, w *= v) p.moment[q] += w;
+        }
+        p.L = L[2], p.S = S[2], p.B = B[2];
+        a = b;
+    }
+    return p;
+}
+
+static df_next dfi_stage_v3(df_stage *s) {
+    const df_v3_statistics *e = s->desc->statistics;
+    double ls = s->from.lambda, h = s->to.lambda - ls, v[3] = { 0, 0, 0 };
+    int k = dfi_order_now(s, s->desc->order, s->known + 1, s->steps - s->step), hint;
+    df_real *x0 = s->answer, *oldest = s->buffer[3];
+    if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 0;
+    for (int m = 1; m < k; m++) {
+        if (s->past[m - 1].alpha <= 0) k = m;
+        else v[m] = (s->past[m - 1].lambda - ls) / h;
+    }
+    if (s->from.alpha > 0)                      /* y, remembered with its x_0 */
+        for (size_t i = 0; i < (size_t)s->n * (size_t)s->dim; i++)
+            s->buffer[4][i] = (df_real)((double)s->x[i] / s->from.alpha);
+    if (k == 0) dfi_stage_ddim(s);
+    for (int j = 0; k > 0 && j < s->dim; j++) {
+        dfi_v3_path path = dfi_v3_walk(e, j, ls, s->to.lambda), back[3];
+        double l[3], w[3], keep = exp(-path.L);
+        for (int m = 0; m < k; m++) {
+            hint = 0;
+            l[m] = dfi_v3_at(e, ls + v[m] * h, j, &hint).l;
+            if (m > 0) back[m] = dfi_v3_walk(e, j, ls, ls + v[m] * h);
+        }
+        back[0].S = back[0].B = 0;
+        dfi_weights(k, v, path.moment, w);
+        for (size_t at = (size_t)j; at < (size_t)s->n * (size_t)s->dim; at += (size_t)s->dim) {
+            double now = (double)s->x[at] / s->from.alpha, sum = path.drift;
+            for (int m = 0; m < k; m++) {
+                double y = m > 0 ? (double)s->buffer[1 + m][at] : now;
+                double f = (1 - l[m]) * y - (double)(m > 0 ? s->buffer[m - 1] : x0)[at];
+                sum += w[m] * (exp(-back[m].S) * f - back[m].B);
+            }
+            s->x[at] = (df_real)(s->to.alpha * keep * (now - h * sum));
+        }
+    }
+    dfi_remember(s, 2);
+    s->buffer[3] = s->buffer[2];
+    s->buffer[2] = s->buffer[4];
+    s->buffer[4] = oldest;
+    return DF_NEXT_STEP;
+}
+
+/* ---- the registry ---- */
+
+/* restart, predictor_corrector: known by these names, and settings of any method. */
+static df_next dfi_stage_restart(df_stage *s) { return dfi_stage_rk2(s); }
+static df_next dfi_stage_pc(df_stage *s) { return dfi_stage_reverse(s); }
+
+#define DFI_INF DBL_MAX
+#define DFI_PREDICT DF_ASK_PREDICT, 0          /* asks for predictions, step by step */
+#define DFI_WHOLE DF_ASK_PREDICT, 1
+#define DFI_NO_ETA 0, 0, DF_ETA_OWN, 0
+#define DFI_ANCESTRAL(own) own, 1, DF_ETA_DDIM, 1
+/* name, aliases, paper; clock, order, order with its own start-up, questions a step;
+   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; most order; eta:
+   its own, the most, what it counts, ancestral?; wanted row, question, whole?; buffers,
+   corrector, slope, ratio; stage */
 static const df_sampler_row dfi_sampler_rows[] = {
+    /* ancestral */
     {"ddpm", "ancestral", "Ho et al. 2020",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, DF_X0, 1, dfi_stage_ddpm},
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddpm},
     {"ddim", "", "Song, Meng & Ermon 2021",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 1, DF_X0, 1, dfi_stage_ddim},
-    {"euler", "k_euler euler_discrete", "Karras et al. 2022, alg. 1, uncorrected",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_X0, 0, dfi_stage_euler},
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_DDIM, 0,
+     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+    /* ODE, one step */
+    {"euler", "k_euler euler_discrete dpm_solver_1 dpmpp_1", "Karras et al. 2022, alg. 1",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_ANCESTRAL(0),
+     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
     {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, 0, DF_EPS, 1, dfi_stage_heun},
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, DFI_ANCESTRAL(0),
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+    {"midpoint", "", "Runge 1895",
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, .5, dfi_stage_rk2},
+    {"ralston", "", "Ralston 1962",
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 2 / 3.0, dfi_stage_rk2},
+    {"rk4", "", "Kutta 1901",
+     DF_CLOCK_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
+     DF_STRAIGHT, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+    {"dpm_2", "k_dpm_2 kdpm2", "Karras et al. 2022; k-diffusion",
+     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+    {"dpm_solver_2", "dpm_solver", "Lu et al. 2022a, alg. 1",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+    {"dpm_solver_3", "dpm_fast", "Lu et al. 2022a, alg. 2",
+     DF_CLOCK_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+    {"dpmpp_2s", "dpm_solver++_2s", "Lu et al. 2022b, alg. 1",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+    {"dpmpp_3s", "dpm_solver++_3s", "Lu et al. 2022b",
+     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+    {"rk45", "dopri5 dormand_prince", "Dormand & Prince 1980; Song et al. 2021",
+     DF_CLOCK_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
+     DF_STRAIGHT, DFI_WHOLE, 8, -1, DF_SLOPE_OWN, 0, dfi_stage_rk45},
+    {"dpm_adaptive", "k_dpm_adaptive", "Lu et al. 2022a, alg. 3; k-diffusion",
+     DF_CLOCK_RHO, 3, 3, 0, 0, 0, 1, 0, 0, 3, 0, 1, DF_ETA_DDIM, 1,
+     DF_EPS, DFI_WHOLE, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_dpm_adaptive},
     {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
-     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, DF_VELOCITY, 0, dfi_stage_euler_t},
+     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_VELOCITY, DFI_PREDICT, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_t},
+    {"heun_t", "flow_heun", "Heun 1900",
+     DF_CLOCK_T, 2, 2, 2, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
+     DF_VELOCITY, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+    {"rk4_t", "", "Kutta 1901",
+     DF_CLOCK_T, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
+     DF_VELOCITY, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+    /* ODE, with history */
+    {"lms", "k_lms", "Katherine Crowson 2022, k-diffusion",
+     DF_CLOCK_RHO, 4, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_lms},
+    {"plms", "", "Liu et al. 2022, as Stable Diffusion starts it",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_plms},
+    {"pndm", "", "Liu et al. 2022, alg. 2",
+     DF_CLOCK_T, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_pndm},
+    {"ipndm", "", "Zhang & Chen 2023",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_ipndm},
+    {"deis", "deis_multistep", "Zhang & Chen 2023, rho-AB in log rho",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_EPS, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+    {"deis_t", "tab_deis", "Zhang & Chen 2023, tAB",
+     DF_CLOCK_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_deis_t},
+    {"dpmpp_2m", "dpm_solver++ k_dpmpp_2m", "Lu et al. 2022b, alg. 2",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+    {"dpmpp_3m", "", "Lu et al. 2022b, with the factor 2",
+     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+    {"unipc", "uni_pc", "Zhao et al. 2023",
+     DF_CLOCK_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 6, 1, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+    {"dpm_solver_v3", "", "Zheng et al. 2023",
+     DF_CLOCK_RHO, 3, 2, 1, 0, 1, 1, 0, 0, 3, DFI_NO_ETA,
+     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_OWN, 0, dfi_stage_v3},
+    {"res_multistep", "res_2m", "Zhang et al. 2023, RES",
+     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ANCESTRAL(0),
+     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+    {"gradient_estimation", "ge", "Permenter & Yuan 2024",
+     DF_CLOCK_RHO, 1, 1, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_gradient},
+    /* SDE */
     {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 1, DBL_MAX, DF_SCORE, 1,
-     dfi_stage_euler_maruyama},
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_maruyama},
+    {"reverse_diffusion", "rd", "Song et al. 2021, app. E",
+     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_reverse},
+    {"predictor_corrector", "pc", "Song et al. 2021, alg. 1",
+     DF_CLOCK_T, 1, 1, 2, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_pc},
+    {"exponential", "sde sde_dpmpp_1", "Gonzalez et al. 2023; the family, exactly",
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+    {"euler_ancestral", "euler_a k_euler_ancestral k_euler_a", "Crowson 2022, k-diffusion",
+     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
+     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+    {"dpm_2_ancestral", "dpm_2_a kdpm2_ancestral", "Crowson 2022, k-diffusion",
+     DF_CLOCK_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1),
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+    {"dpmpp_2s_ancestral", "dpmpp_2s_a", "Lu et al. 2022b; k-diffusion",
+     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
+     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+    {"dpmpp_sde", "k_dpmpp_sde dpm_solver_sde", "Lu et al. 2022b; k-diffusion",
+     DF_CLOCK_RHO, 1, 1, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
+     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+    {"dpmpp_2m_sde", "k_dpmpp_2m_sde", "Lu et al. 2022b; k-diffusion",
+     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
+     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+    {"dpmpp_3m_sde", "k_dpmpp_3m_sde", "Lu et al. 2022b; k-diffusion",
+     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
+     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+    {"sa_solver", "sa", "Xue et al. 2023",
+     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_FAMILY, 0,
+     DF_X0, DFI_PREDICT, 6, 2, DF_SLOPE_BH1, 0, dfi_stage_multistep},
+    {"er_sde", "", "Cui et al. 2023",
+     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 3, DFI_NO_ETA,
+     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_er_sde},
+    {"restart", "", "Xu et al. 2023",
+     DF_CLOCK_RHO, 0, 0, 2, 1, 0, 1, 1, 0, 0, DFI_NO_ETA,
+     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_restart},
+    /* Langevin */
+    {"langevin", "ula unadjusted_langevin", "Parisi 1981; Roberts & Tweedie 1996",
+     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
+     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ula},
+    {"mala", "metropolis_adjusted_langevin", "Besag 1994; Roberts & Tweedie 1996",
+     DF_CLOCK_STOPPED, 0, 0, 4, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
+     DF_SCORE, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_mala},
+    {"baoab", "underdamped_langevin", "Leimkuhler & Matthews 2013",
+     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
+     DF_SCORE, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_baoab},
+    {"annealed_langevin", "ncsn", "Song & Ermon 2019, alg. 1",
+     DF_CLOCK_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
+     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_annealed},
+    /* few steps, of maps */
+    {"consistency", "lcm cm scm consistency_multistep", "Song et al. 2023; Luo et al. 2023",
+     DF_CLOCK_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0,
+     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+    {"tcd", "", "Zheng et al. 2024",
+     DF_CLOCK_T, 0, 0, 1, 1, 1, 1, 0, 0, 0, .3, 1, DF_ETA_OWN, 0,
+     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+    {"flow_map", "ctm meanflow", "Kim et al. 2024; Geng et al. 2025",
+     DF_CLOCK_RHO, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_OWN, 0,
+     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+    /* parallel */
+    {"paradigms", "parallel", "Shih et al. 2023",
+     DF_CLOCK_RHO, 1, 1, 0, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
+     DF_STRAIGHT, DFI_WHOLE, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_paradigms},
 };
+#undef DFI_INF
+#undef DFI_PREDICT
+#undef DFI_WHOLE
+#undef DFI_NO_ETA
+#undef DFI_ANCESTRAL
 enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
 
 DF_API const df_sampler_row *df_sampler_rows(int *count) {
@@ -3462,11 +5182,17 @@ static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const 
                     ctx->code != DF_OK ? ctx->message : "");
 }
 
+/* Numbers in one row of an answer. */
+static size_t dfi_answer_width(const df_model *m, df_ask ask) {
+    if (ask == DF_ASK_LOG_DENSITY) return 1;
+    return (size_t)m->dim * (ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1);
+}
+
 /* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
    question that holds the samples twice (guidance) is also cut where they begin again. */
 static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
                          df_real *out) {
-    size_t dim = (size_t)q->dim, width = q->ask == DF_ASK_LOG_DENSITY ? 1 : dim;
+    size_t dim = (size_t)q->dim, width = dfi_answer_width(model, q->ask);
     int most = model->max_batch; /* 0: any */
     if (most <= 0 || q->n <= most) return dfi_predict(ctx, model, q, out);
     for (int at = 0; at < q->n;) {
@@ -3483,8 +5209,15 @@ static df_result dfi_ask(df_ctx *ctx, const df_model *model, const df_query *q,
         part.alpha = q->alpha + at;
         part.sigma = q->sigma + at;
         part.t_model = q->t_model + at;
+        if (q->t_to) {
+            part.t_to = q->t_to + at;
+            part.alpha_to = q->alpha_to + at;
+            part.sigma_to = q->sigma_to + at;
+            part.t_model_to = q->t_model_to + at;
+        }
         if (q->labels) part.labels = q->labels + at;
-        if (q->condition) part.condition = q->condition + (size_t)at * q->condition_stride;
+        if (q->condition)
+            part.condition = q->condition + (size_t)inside * q->condition_stride;
         r = dfi_predict(ctx, model, &part, out + (size_t)at * width);
         if (r != DF_OK) return r;
         at += rows;
@@ -3526,9 +5259,10 @@ static df_result dfi_model_map(df_ctx *ctx, const df_model *m, df_prediction to,
     return result;
 }
 
-/* NULL for anything but one of the four. */
+/* NULL for anything but one of the five. */
 static const char *dfi_ask_name(df_ask ask) {
     switch (ask) {
+    case DF_ASK_MAP: return "MAP";
     case DF_ASK_PREDICT: return "PREDICT";
     case DF_ASK_JVP: return "JVP";
     case DF_ASK_VJP: return "VJP";
@@ -3552,7 +5286,7 @@ static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q
     if (dfi_nonfinite(m->input_sigma_data))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
                         dfi_nonfinite_name(m->input_sigma_data));
-    if (!name || !(m->answers & (unsigned)q->ask))
+    if (!name || q->ask == DF_ASK_MAP || !(m->answers & (unsigned)q->ask))
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "df_model_ask: this model does not answer %s (ask = %d, its "
                         "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
@@ -3610,7 +5344,7 @@ static const df_real *dfi_ask_scaled(df_ctx *ctx, const df_query *q, const doubl
 /* The chain rule for y = F(c x): (dy/dx) v = F' (c v) and v^T dy/dx = c (v^T F'). So JVP
    scales its v, VJP its answer. */
 static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_real *out) {
-    size_t width = q->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)q->dim;
+    size_t width = dfi_answer_width(m, q->ask);
     size_t total = (size_t)q->n * width, bad;
     int scaled = m->input_sigma_data > 0;
     double *scale;
@@ -3669,18 +5403,28 @@ enum dfi_phase { DFI_PHASE_NEW, DFI_PHASE_READY, DFI_PHASE_ASKED, DFI_PHASE_DONE
 struct df_sampler {
     df_stage stage; /* first, so that a stage's helpers find the sampler again */
     df_model model;
-    df_sample_desc desc; /* strings and lists gone, eta < 0 replaced by the method's own */
+    df_sample_desc desc; /* strings and lists gone, the row's own values filled in */
     df_sampler_row row;
     char name[64];             /* of a user's row, cut to fit */
     size_t bytes;              /* of the one allocation that holds all of this */
     size_t size;               /* n dim */
-    df_point *grid;            /* [steps + 1] */
-    double *t, *alpha, *sigma; /* [n] of the question */
-    df_real *t_model;          /* [n] */
-    df_real *input;            /* [n, dim] x times c_in; NULL: the model takes x itself */
+    df_point *grid;            /* [points + 1] */
+    double *t;                 /* [6, rows] of the question: t, alpha, sigma; the same of
+                                  where a map goes */
+    df_real *t_model;          /* [2, rows] */
+    df_real *input;            /* [rows, dim] x times c_in; NULL: the model takes x itself */
     df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
+    df_real *raw;              /* [n, 2 dim] answers that hold a variance, or NULL */
+    df_real *spare;            /* [n, dim] noise of corrections and of late churn */
+    int *labels;               /* [rows] where rows > n and there are labels, or NULL */
     df_query query;
+    df_ask ask;                /* what the next question asks, of so many rows, and to
+                                  where a map goes */
+    int rows;
+    df_point aim;
     enum dfi_phase phase;
+    int correction;            /* Langevin steps still to do before this step */
+    int late;                  /* churn is due once the answer is there */
     int busy;      /* within df_sampler_next or _answer: callbacks may not call them */
     uint32_t draw; /* of the next noise */
     int evaluations;
@@ -3699,10 +5443,15 @@ DF_API df_sample_desc df_sample_defaults(void) {
     d.t_min = -1;
     d.end = DF_END_DATA;
     d.points_in = DF_POINTS_T;
+    d.restart_steps = 4;
+    d.restart_min = .06;
+    d.restart_max = .3;
+    d.corrector = d.predicts = -1;
     d.eta = -1;
-    d.variance = DF_VARIANCE_SMALL;
-    d.churn_max = HUGE_VAL;
-    d.churn_noise = 1;
+    d.eta_max = d.churn_max = d.threshold_max = DBL_MAX;
+    d.noise_scale = d.friction = d.threshold_min = 1;
+    d.snr = .16;
+    d.window = 8;
     d.start = DF_START_NOISE;
     return d;
 }
@@ -3841,16 +5590,43 @@ static df_result dfi_stage_wrong(df_stage *stage, const char *why) {
     return s->result != DF_OK ? s->result : dfi_sampler_fail(s, DF_ERR_ARGUMENT, why);
 }
 
-DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
-    if (dfi_sampler_of(s)->result != DF_OK) return DF_NEXT_FAIL;
-    if (at == NULL || x == NULL) {
-        dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL" DFI_STAGE_HINT);
+static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *at,
+                             const df_real *x) {
+    df_sampler *sampler = dfi_sampler_of(s);
+    if (sampler->result != DF_OK) return DF_NEXT_FAIL;
+    if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0) {
+        dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL, or too many rows"
+                        DFI_STAGE_HINT);
         return DF_NEXT_FAIL;
     }
     s->at = *at;
     s->asked = x;
-    dfi_sampler_of(s)->phase = DFI_PHASE_READY;
+    sampler->ask = ask;
+    sampler->rows = rows;
+    sampler->phase = DFI_PHASE_READY;
     return DF_NEXT_ASK;
+}
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
+    return dfi_stage_ask(s, DF_ASK_PREDICT, s->n, at, x);
+}
+DF_API df_next df_stage_ask_each(df_stage *s, int rows, const df_real *x) {
+    return dfi_stage_ask(s, DF_ASK_PREDICT, rows, &s->each[0], x);
+}
+DF_API df_next df_stage_ask_map(df_stage *s, const df_point *at, const df_point *to,
+                                const df_real *x) {
+    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
+    if (to) dfi_sampler_of(s)->aim = *to;
+    return dfi_stage_ask(s, DF_ASK_MAP, s->n, to ? at : NULL, x);
+}
+DF_API df_next df_stage_ask_density(df_stage *s, const df_point *at, const df_real *x) {
+    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
+    return dfi_stage_ask(s, DF_ASK_LOG_DENSITY, s->n, at, x);
+}
+
+static df_learned dfi_stage_learned(const df_stage *s) {
+    if (s->desc->variance != DF_VARIANCE_OWN) return DF_LEARNED_NONE;
+    return ((const df_sampler *)(const void *)s)->model.learned;
 }
 
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
@@ -3928,9 +5704,15 @@ static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_po
 }
 
 DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
+    double scale = s->desc->noise_scale;
+    const df_real *noise = out;
+    df_result r;
     if (out == NULL || dfi_sampler_of(s)->result != DF_OK)
         return dfi_stage_wrong(s, "df_stage_noise: out is NULL" DFI_STAGE_HINT);
-    return dfi_sampler_noise(dfi_sampler_of(s), s->step, s->from, s->to, out);
+    r = dfi_sampler_noise(dfi_sampler_of(s), s->step, s->from, s->to, out);
+    if (r == DF_OK && fabs(scale - 1) > 0)
+        dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, 1, &scale, &noise);
+    return r;
 }
 
 /* ---- create: check, allocate once ---- */
@@ -4024,65 +5806,212 @@ static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
     return DF_OK;
 }
 
-/* eta means another thing in each method (DDIM's fraction of the posterior's noise, the
-   family's multiple of the SDE's): a method without one refuses it. */
+/* Numbers of a descriptor and the least each may be; all but the open ones are finite. */
+static const struct dfi_number {
+    const char *name;
+    size_t at;
+    double least;
+    int open;                  /* may be infinite */
+} dfi_numbers[] = {
+    { "churn", offsetof(df_sample_desc, churn), 0, 0 },
+    { "churn_min", offsetof(df_sample_desc, churn_min), -DBL_MAX, 1 },
+    { "churn_max", offsetof(df_sample_desc, churn_max), -DBL_MAX, 1 },
+    { "noise_scale", offsetof(df_sample_desc, noise_scale), 0, 0 },
+    { "eta", offsetof(df_sample_desc, eta), -DBL_MAX, 0 },
+    { "eta_min", offsetof(df_sample_desc, eta_min), -DBL_MAX, 1 },
+    { "eta_max", offsetof(df_sample_desc, eta_max), -DBL_MAX, 1 },
+    { "ratio", offsetof(df_sample_desc, ratio), 0, 0 },
+    { "snr", offsetof(df_sample_desc, snr), 0, 0 },
+    { "langevin_step", offsetof(df_sample_desc, langevin_step), 0, 0 },
+    { "friction", offsetof(df_sample_desc, friction), 0, 0 },
+    { "rtol", offsetof(df_sample_desc, rtol), 0, 0 },
+    { "atol", offsetof(df_sample_desc, atol), 0, 0 },
+    { "clip", offsetof(df_sample_desc, clip), 0, 0 },
+    { "threshold", offsetof(df_sample_desc, threshold), 0, 0 },
+    { "threshold_min", offsetof(df_sample_desc, threshold_min), 0, 0 },
+    { "threshold_max", offsetof(df_sample_desc, threshold_max), 0, 1 },
+};
+
+static df_result dfi_sample_check_ranges(df_ctx *ctx, const df_sample_desc *d) {
+    for (size_t i = 0; i < sizeof dfi_numbers / sizeof dfi_numbers[0]; i++) {
+        double x = *(const double *)(const void *)((const char *)d + dfi_numbers[i].at);
+        int wild = dfi_numbers[i].open ? dfi_is_nan(x) : dfi_nonfinite(x);
+        if (!wild && x >= dfi_numbers[i].least) continue;
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %g, wants a number%s",
+                        dfi_numbers[i].name, x, dfi_numbers[i].least >= 0 ? " >= 0" : "");
+    }
+    if (d->churn_min > d->churn_max || d->eta_min > d->eta_max)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: churn_min is %g, churn_max %g, "
+                        "eta_min %g, eta_max %g: wants min <= max", d->churn_min,
+                        d->churn_max, d->eta_min, d->eta_max);
+    if (d->threshold > 1 || d->threshold_min > d->threshold_max || d->ratio > 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: threshold is %g, threshold_min %g, "
+                        "threshold_max %g, ratio %g: wants threshold and ratio at most 1, "
+                        "min <= max", d->threshold, d->threshold_min, d->threshold_max,
+                        d->ratio);
+    if (d->threshold > 0 && d->clip > 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: clip %g and threshold %g both cut "
+                        "x_0; leave one of them 0", d->clip, d->threshold);
+    return DF_OK;
+}
+
+/* eta means another thing in each method, and is bounded where it is a fraction of the
+   noise: a method without one refuses it. */
 static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
                                       const df_sampler_row *row) {
-    double most = row->eta_max;
-    if (dfi_nonfinite(d->eta))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta is %s",
-                        dfi_nonfinite_name(d->eta));
-    if (d->eta < 0 || (most > 0 && d->eta <= most)) return DF_OK;
-    if (most > 0)
+    int in = (int)(d->eta_in == DF_ETA_OWN ? row->eta_in : d->eta_in);
+    double most = in == DF_ETA_DDIM || in == DF_ETA_STRAIGHT ? 1 : row->eta_max;
+    if (in != DF_ETA_OWN && in != DF_ETA_DDIM && in != DF_ETA_STRAIGHT) most = DBL_MAX;
+    if ((unsigned)d->eta_in > (unsigned)DF_ETA_STRAIGHT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta_in %d is unknown", in);
+    if (d->eta >= 0 && row->eta_max <= 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
+                        row->name);
+    if (d->eta_in != DF_ETA_OWN && row->eta_in == DF_ETA_OWN)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta_in is %d, but %s has an eta of "
+                        "its own kind, or none; leave it OWN", in, row->name);
+    if (d->eta > most)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
                         d->eta, row->name, most);
-    return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
-                    row->name);
+    return DF_OK;
 }
 
-/* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. */
-static df_result dfi_sample_check_churn(df_ctx *ctx, const df_sample_desc *d,
+/* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. And
+   only an ODE can be walked backwards. */
+static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
                                         const df_sampler_row *row) {
-    if (dfi_nonfinite(d->churn) || d->churn < 0 || dfi_nonfinite(d->churn_noise) ||
-        d->churn_noise < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: churn is %g, churn_noise %g: wants numbers >= 0",
-                        d->churn, d->churn_noise);
-    if (dfi_is_nan(d->churn_min) || dfi_is_nan(d->churn_max) ||
-        d->churn_min > d->churn_max)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: churn_min is %g, churn_max %g: wants min <= max",
-                        d->churn_min, d->churn_max);
-    if (d->churn > 0 && (row->stochastic || d->eta > 0))
+    int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
+    int plain = row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED && !row->whole;
+    if (d->churn > 0 && noisy)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: churn %g is for ODE samplers, but %s (eta %g) draws "
                         "its own noise; set one of them to 0",
                         d->churn, row->name, d->eta);
+    if (d->inverse && (noisy || d->churn > 0 || d->restarts > 0 || d->corrections > 0 ||
+                       row->clock == DF_CLOCK_STOPPED || row->asks != DF_ASK_PREDICT ||
+                       d->start != DF_START_GIVEN))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
+                        "%g, restarts %d, corrections %d: use an ODE method without noise, "
+                        "and start GIVEN", row->name, d->eta, d->churn, d->restarts,
+                        d->corrections);
+    if (!plain && (d->churn > 0 || d->restarts > 0 || d->corrections > 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s takes no churn (%g), restarts (%d) or corrections "
+                        "(%d); leave them 0", row->name, d->churn, d->restarts,
+                        d->corrections);
+    if (d->corrections < 0 || d->restarts < 0 || d->window < 1 || d->restart_steps < 1 ||
+        !(d->restart_min > 0 && d->restart_min < d->restart_max) ||
+        dfi_nonfinite(d->restart_max))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: corrections is %d, restarts %d, restart_steps %d in "
+                        "sigma/alpha %g .. %g, window %d: wants counts of at least 0, 0, 1, "
+                        "0 < restart_min < restart_max, window >= 1", d->corrections,
+                        d->restarts, d->restart_steps, d->restart_min, d->restart_max,
+                        d->window);
+    return DF_OK;
+}
+
+/* Choices that only some methods have. */
+static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
+                                          const df_sampler_row *row) {
+    const char *what = NULL;
+    int found = 0;
+    int either = row->slope != DF_SLOPE_OWN || row->stage == dfi_stage_dpm_adaptive;
+    if (d->order != 0 && (d->order < 1 || d->order > row->most_order))
+        what = "order", found = d->order;
+    if (d->corrector > 0 && (row->corrector < 0 || d->corrector > DFI_NODES))
+        what = "corrector", found = d->corrector;
+    if (d->predicts >= 0 && (!either || (d->predicts != DF_X0 && d->predicts != DF_EPS)))
+        what = "predicts", found = d->predicts;
+    if ((int)d->slope != 0 && (row->slope == DF_SLOPE_OWN || (int)d->slope > DF_SLOPE_BH2))
+        what = "slope", found = (int)d->slope;
+    if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER) what = "final", found = (int)d->final;
+    if (d->ratio > 0 && row->ratio <= 0) what = "ratio", found = 1;
+    if ((unsigned)d->start > (unsigned)DF_START_DATA) what = "start", found = (int)d->start;
+    if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
+        what = "variance", found = (int)d->variance;
+    if (d->compat >= 2 * (unsigned)DF_COMPAT_LAST_NOISE) what = "compat", found = (int)d->compat;
+    if (what)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s %d is unknown, or none of %s's "
+                        "(orders up to %d, corrector %s, ratio %s)", what, found, row->name,
+                        row->most_order, row->corrector < 0 ? "no" : "yes",
+                        row->ratio > 0 ? "yes" : "no");
+    if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
+        row->stage != dfi_stage_ddpm && d->row == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: variance LARGE or ANALYTIC belongs to ddpm, not to %s",
+                        row->name);
+    if (d->variance == DF_VARIANCE_ANALYTIC && d->eps2 == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC wants eps2; "
+                        "measure it with df_sample_eps2");
+    if (d->order > d->steps && d->steps > 0 && d->points == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: order %d takes at least as many "
+                        "steps, not %d; lower the order or raise steps", d->order, d->steps);
+    return DF_OK;
+}
+
+/* What a method asks the model for. */
+static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
+                                          const df_sample_desc *d,
+                                          const df_sampler_row *row) {
+    unsigned want = (unsigned)row->asks;
+    unsigned norms = (unsigned)(DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
+    if (row->stage == dfi_stage_mala) want |= (unsigned)DF_ASK_LOG_DENSITY;
+    if ((m->answers & want) != want && m->predict)
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_sample: %s asks for %s, which this model does not answer (its "
+                        "`answers` = %u); set the flag if it does, or use another method",
+                        row->name, want & DF_ASK_MAP ? "maps" : "the log density",
+                        m->answers);
+    if (row->stage == dfi_stage_v3 && (d->statistics == NULL || d->statistics->dim != m->dim ||
+                                       d->statistics->count < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: dpm_solver_v3 wants statistics of "
+                        "dim %d; measure them with df_v3_estimate", m->dim);
+    if (d->compat & norms && (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s takes steps of a fixed length; "
+                        "leave COMPAT_NORM_... away", row->name);
+    if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
+                        "unknown", (int)m->learned);
     return DF_OK;
 }
 
 /* Settings that do not go with the method, and numbers out of range. */
 static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
                                          const df_sampler_row *row) {
-    df_result r = dfi_sample_check_eta(ctx, d, row);
-    if (r == DF_OK) r = dfi_sample_check_churn(ctx, d, row);
-    if (r != DF_OK) return r;
-    if ((int)d->variance < 0 || d->variance > DF_VARIANCE_LARGE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance %d is unknown",
-                        (int)d->variance);
-    if (d->row == NULL && d->variance != DF_VARIANCE_SMALL && row->stage != dfi_stage_ddpm)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: variance LARGE belongs to ddpm, not to %s", row->name);
-    if (dfi_nonfinite(d->clip) || d->clip < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: clip is %g, wants the largest |x_0|, or 0 for off",
-                        d->clip);
-    if ((int)d->start < 0 || d->start > DF_START_DATA)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: start %d is unknown",
-                        (int)d->start);
-    return DF_OK;
+    df_result r = dfi_sample_check_ranges(ctx, d);
+    if (r == DF_OK) r = dfi_sample_check_eta(ctx, d, row);
+    if (r == DF_OK) r = dfi_sample_check_noise(ctx, d, row);
+    return r == DF_OK ? dfi_sample_check_choices(ctx, d, row) : r;
+}
+
+/* What the user left open becomes the row's own. */
+static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
+    if (d->eta < 0) d->eta = row->eta;
+    if (d->eta_in == DF_ETA_OWN) d->eta_in = row->eta_in;
+    if (d->order <= 0) d->order = row->order > 0 ? row->order : 1;
+    if (d->slope == DF_SLOPE_OWN) d->slope = row->slope;
+    if (d->ratio <= 0) d->ratio = row->ratio;
+    if (d->corrector < 0)
+        d->corrector = row->corrector <= 0 ? 0 : d->order + (row->corrector == 1);
+    if (d->predicts >= 0) row->wants = (df_prediction)d->predicts;
+    if (row->wants == DF_EPS && row->stage == dfi_stage_multistep) {
+        row->from_alpha0 = 0;
+        if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
+    }
+    if (row->stage == dfi_stage_restart && d->restarts == 0) d->restarts = 2;
+    if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
+    if (row->stage == dfi_stage_rk45) {
+        if (d->rtol <= 0) d->rtol = 1e-5;
+        if (d->atol <= 0) d->atol = 1e-5;
+    }
+    if (d->rtol <= 0) d->rtol = .05;
+    if (d->atol <= 0) d->atol = row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
+    if (d->compat & (DF_COMPAT_NORM_BATCH | DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST))
+        row->batch_coupled = 1;
 }
 
 /* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
@@ -4093,6 +6022,13 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                                        int steps) {
     char names[192];
     const df_point *first = &grid[0], *last = &grid[steps];
+    if (row->clock == DF_CLOCK_STOPPED && first->sigma > 0) return DF_OK;
+    if (first->sigma <= 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
+                        "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
+    if (last->alpha <= 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, where "
+                        "alpha = 0; set t_max = .999", last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s cannot start where alpha = 0 (%s at t = "
@@ -4124,29 +6060,41 @@ static void *dfi_cut_take(dfi_cut *cut, size_t bytes) {
                     : dfi_plus(at, (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN);
     return cut->base ? cut->base + at : NULL;
 }
-static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, int wanted) {
-    return wanted ? (df_real *)dfi_cut_take(cut, dfi_mul(s->size, sizeof(df_real))) : NULL;
+static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, size_t rows) {
+    size_t size = dfi_mul(rows, dfi_mul((size_t)s->stage.dim, sizeof(df_real)));
+    return rows > 0 ? (df_real *)dfi_cut_take(cut, size) : NULL;
+}
+static int dfi_sampler_keeps_eps(const df_sampler *s) {
+    return s->row.stage == dfi_stage_ddim && s->row.wants == DF_X0 &&
+           s->desc.compat & DF_COMPAT_KEEP_EPS && (s->desc.clip > 0 || s->desc.threshold > 0);
 }
 
 /* One allocation, so one failure to handle and one free. Arrays a run does not need
    (scaled input, preview) are not there. Returns the bytes. */
 static size_t dfi_sampler_layout(df_sampler *s, char *base) {
-    size_t n = (size_t)s->stage.n;
+    size_t n = (size_t)s->stage.n, rows = (size_t)s->stage.rows;
     dfi_cut cut;
     cut.base = base;
     cut.used = 0;
     dfi_cut_take(&cut, sizeof *s);
     s->grid = (df_point *)dfi_cut_take(
-        &cut, dfi_mul((size_t)s->stage.steps + 2, sizeof(df_point)));
-    s->t = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
-    s->alpha = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
-    s->sigma = (double *)dfi_cut_take(&cut, dfi_mul(n, sizeof(double)));
-    s->t_model = (df_real *)dfi_cut_take(&cut, dfi_mul(n, sizeof(df_real)));
-    s->stage.answer = dfi_cut_array(&cut, s, 1);
-    s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0);
-    s->preview = dfi_cut_array(&cut, s, s->desc.on_step != NULL);
-    for (int i = 0; i < s->row.buffers; i++)
-        s->stage.buffer[i] = dfi_cut_array(&cut, s, 1);
+        &cut, dfi_mul((size_t)s->stage.points + 1, sizeof(df_point)));
+    s->t = (double *)dfi_cut_take(&cut, dfi_mul(rows, 6 * sizeof(double)));
+    s->t_model = (df_real *)dfi_cut_take(&cut, dfi_mul(rows, 2 * sizeof(df_real)));
+    s->stage.each = (df_point *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(df_point)));
+    s->stage.own = (double *)dfi_cut_take(&cut, dfi_mul(n, DF_OWN * sizeof(double)));
+    s->stage.answer = dfi_cut_array(&cut, s, rows);
+    s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0 ? rows : 0);
+    s->preview = dfi_cut_array(&cut, s, s->desc.on_step || s->desc.edit ? n : 0);
+    s->raw = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? 2 * rows : 0);
+    s->stage.variance = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? n : 0);
+    s->stage.unclipped = dfi_cut_array(&cut, s, dfi_sampler_keeps_eps(s) ? n : 0);
+    s->spare = dfi_cut_array(&cut, s, s->desc.corrections > 0 || s->desc.churn > 0 ? n : 0);
+    s->labels = rows > n && s->desc.labels
+                    ? (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int))) : NULL;
+    for (int i = 0; i < 2; i++)
+        s->stage.wide[i] = dfi_cut_array(&cut, s, rows > n ? rows + n : 0);
+    for (int i = 0; i < s->row.buffers; i++) s->stage.buffer[i] = dfi_cut_array(&cut, s, n);
     return cut.used;
 }
 
@@ -4156,17 +6104,18 @@ DF_API void df_sampler_free(df_sampler *s) {
 
 enum { DFI_MOST_STEPS = 1000000 };
 
-/* Everything but the arrays, in a sampler on the stack. The steps are at most as many. */
+/* Everything but the arrays, in a sampler on the stack. */
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
-    int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps;
+    int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps, more = 1;
     if (r != DF_OK) return r;
     if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
         return DF_ERR_ARGUMENT;
     if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
     if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
+    if ((r = dfi_sample_check_answers(ctx, model, d, row)) != DF_OK) return r;
     if (steps < 1 || steps > DFI_MOST_STEPS)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %d, wants %d .. %d",
                         d->points ? "points_count" : "steps",
@@ -4176,12 +6125,19 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     s->model = *model;
     s->desc = *d;
     s->row = *row;
-    if (d->eta < 0) s->desc.eta = row->eta;
+    dfi_sample_resolve(&s->desc, &s->row);
+    if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %d restarts of %d steps are more "
+                        "than %d steps in all", s->desc.restarts, s->desc.restart_steps,
+                        DFI_MOST_STEPS);
+    more += s->desc.restarts * (s->desc.restart_steps + 1);
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
     s->stage.ctx = ctx;
-    s->stage.n = n;
+    s->stage.n = s->stage.rows = n;
+    if (row->stage == dfi_stage_paradigms)
+        s->stage.rows = n > INT_MAX / s->desc.window ? INT_MAX / n * n : n * s->desc.window;
     s->stage.dim = model->dim;
-    s->stage.steps = steps;
+    s->stage.points = steps + more;             /* room; the grid says how many there are */
     s->stage.x = x;
     return DF_OK;
 }
@@ -4199,15 +6155,41 @@ static void dfi_sampler_own(df_sampler *s) {
     s->desc.row = NULL;
     s->desc.grid = NULL;
     s->desc.points = NULL;
+    s->stage.desc = &s->desc;
+    s->stage.process = &s->model.process;
+    s->stage.row = &s->row;
+    s->stage.grid = s->grid;
 }
 
-/* Checks come first and allocate nothing; the grid is made in the sampler's own memory,
-   and only then is it known whether the method can touch its ends. */
+/* The grid, in the sampler's own memory, and whether the method can touch its ends. A
+   stopped clock has one point; who takes the whole grid takes it as one step. */
+static df_result dfi_sampler_grid(df_sampler *s, df_sample_desc *d) {
+    df_stage *st = &s->stage;
+    int count = st->points + 1;
+    df_result r = DF_OK;
+    d->restarts = s->desc.restarts;
+    if (s->row.clock == DF_CLOCK_STOPPED) {
+        if (dfi_nonfinite(d->t_max) || d->t_max < 0 || d->t_max > 1)
+            return dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: t_max is %g, wants the t "
+                            "in [0, 1] at which %s runs", d->t_max, s->row.name);
+        count = d->steps + 1;
+        for (int i = 0; i < count; i++) s->grid[i] = df_process_at(&s->model.process, d->t_max);
+    } else {
+        r = df_grid(st->ctx, &s->model.process, d, s->grid, count, &count);
+    }
+    if (r == DF_OK)
+        r = dfi_sample_check_ends(st->ctx, &s->model.process, &s->row, s->grid, count - 1);
+    st->points = count - 1;
+    st->steps = s->row.whole ? 1 : st->points;
+    st->at = s->grid[0];
+    return r;
+}
+
+/* Checks come first and allocate nothing. */
 DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
                                      const df_sample_desc *desc, df_real *x, int n) {
     df_sampler plan, *s;
     df_sample_desc d = desc ? *desc : df_sample_defaults();
-    int count = 0;
     if (ctx == NULL) return NULL;
     if (d.cookie != DFI_COOKIE) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -4220,18 +6202,10 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
     if (s == NULL) return NULL;
     *s = plan;
     dfi_sampler_layout(s, (char *)(void *)s);
-    s->stage.desc = &s->desc;
-    s->stage.process = &s->model.process;
-    s->stage.row = &s->row;
-    if (df_grid(ctx, &s->model.process, &d, s->grid, s->stage.steps + 2, &count) !=
-            DF_OK ||
-        dfi_sample_check_ends(ctx, &s->model.process, &s->row, s->grid, count - 1) !=
-            DF_OK) {
+    if (dfi_sampler_grid(s, &d) != DF_OK) {
         df_sampler_free(s);
         return NULL;
     }
-    s->stage.steps = count - 1;
-    s->stage.at = s->grid[0];
     dfi_sampler_own(s);
     return s;
 }
@@ -4276,127 +6250,295 @@ static df_result dfi_sampler_start(df_sampler *s) {
                          : DF_OK;
 }
 
-/* Churn (Karras et al. 2022, alg. 2): the exact forward kernel from rho to rho_hat =
-   (1 + gamma) rho, at most the process's end; the step then starts there.
-     x_hat = (alpha_hat/alpha) x + alpha_hat sqrt(rho_hat^2 - rho^2) S_noise z */
+/* x at `from` goes up to `to`, where sigma/alpha is larger, by the exact forward kernel:
+     x = (alpha_t/alpha_s) x + sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2) z
+   Churn, the last part of ancestral steps and restarts all are this; `stretch` is where
+   the noise's part of the path begins. */
+static df_result dfi_sampler_renoise(df_sampler *s, df_point from, df_point to,
+                                     const df_point *stretch, df_real *noise) {
+    df_stage *st = &s->stage;
+    double c[2];
+    const df_real *a[2];
+    c[0] = to.alpha / from.alpha;
+    c[1] = sqrt(fmax(to.sigma * to.sigma - c[0] * c[0] * from.sigma * from.sigma, 0));
+    c[1] *= s->desc.noise_scale;
+    a[0] = st->x;
+    a[1] = noise;
+    if (dfi_sampler_noise(s, st->step, *stretch, to, noise) != DF_OK) return s->result;
+    dfi_combine(st->ctx, s->size, st->x, 2, c, a);
+    return DF_OK;
+}
+
+/* Inside a block x is a stage of a longer step: nothing may be added to it. */
+static int dfi_sampler_inside(const df_sampler *s) {
+    int size;
+    return s->row.stage == dfi_stage_block && dfi_block_place(&s->stage, &size) > 0;
+}
+
+/* Churn (Karras et al. 2022, alg. 2): up from rho to rho_hat = (1 + gamma) rho, at most the
+   process's end; the step then starts there. */
 static df_result dfi_sampler_churn(df_sampler *s) {
     df_stage *st = &s->stage;
-    double gamma = fmin(s->desc.churn / st->steps, sqrt(2.0) - 1), rho, rho_hat, c[2];
-    const df_real *a[2];
-    df_point hat;
-    if (gamma <= 0 || st->from.alpha <= 0) return DF_OK;
-    rho = st->from.sigma / st->from.alpha;
+    double gamma = fmin(s->desc.churn / st->steps, sqrt(2.0) - 1), rho;
+    df_point hat, from = st->from;
+    s->late = 0;
+    if (gamma <= 0 || from.alpha <= 0 || dfi_sampler_inside(s)) return DF_OK;
+    rho = from.sigma / from.alpha;
     if (!(rho >= s->desc.churn_min && rho <= s->desc.churn_max)) return DF_OK;
     hat = df_process_at_rho(st->process, rho * (1 + gamma));
-    rho_hat = hat.sigma / hat.alpha;
-    if (rho_hat <= rho) return DF_OK;
-    if (dfi_sampler_noise(s, st->step, st->from, hat, st->answer) != DF_OK)
-        return s->result;
-    c[0] = hat.alpha / st->from.alpha;
-    c[1] = hat.alpha * sqrt(rho_hat * rho_hat - rho * rho) * s->desc.churn_noise;
-    a[0] = st->x;
-    a[1] = st->answer;
-    dfi_combine(st->ctx, s->size, st->x, 2, c, a);
+    if (hat.sigma / hat.alpha <= rho) return DF_OK;
+    s->late = (s->desc.compat & DF_COMPAT_CHURN_LATE) != 0;
+    if (s->late) return DF_OK;
     st->from = hat;
-    return DF_OK;
+    return dfi_sampler_renoise(s, from, hat, &from, s->spare);
 }
 
-/* Step number stage.step: its ends, churn, and the first question, always at `from`. A
-   stage sees the point after churn as its `from` and need not know of churn. */
+/* The first question of a step is always about x at `from`. */
+static df_result dfi_sampler_open(df_sampler *s) {
+    df_stage *st = &s->stage;
+    df_point target;
+    if (s->row.asks == DF_ASK_MAP) {
+        target = dfi_map_target(st);
+        df_stage_ask_map(st, &st->from, &target, st->x);
+    } else {
+        df_stage_ask(st, &st->from, st->x);
+    }
+    return s->result;
+}
+
+/* Where this step is to end: the next point; T/N entries down as diffusers' DDIM counts; or
+   further down, if the method is ancestral and adds noise afterwards. */
+static df_point dfi_sampler_aim(const df_sampler *s) {
+    const df_stage *st = &s->stage;
+    df_point to = s->grid[s->row.whole ? st->points : st->step + 1];
+    int T = st->process->table_size;
+    double extra, index = T * st->from.t - 1 - T / st->points;
+    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0)
+        to = index >= 0 ? df_process_at(st->process, (index + 1) / T) : s->grid[st->points];
+    if (!s->row.ancestral || s->row.whole) return to;
+    extra = dfi_extra(st, &st->from, &to);
+    return extra > 0 ? df_process_at_lambda(st->process, to.lambda + extra) : to;
+}
+
+static df_result dfi_sampler_tell(df_sampler *s);
+
+/* Step number stage.step: jumps up (restarts) first, then its ends, churn, and the first
+   question, or the first of the corrections before it. A stage sees the point after churn
+   as its `from` and need not know of churn. */
 static df_result dfi_sampler_begin(df_sampler *s) {
     df_stage *st = &s->stage;
-    st->from = s->grid[st->step];
-    st->to = s->grid[st->step + 1];
+    const df_point *q = &s->grid[st->step];
+    while (s->desc.restarts > 0 && q[1].sigma * q->alpha > q->sigma * q[1].alpha) {
+        if (dfi_sampler_renoise(s, q[0], q[1], &q[0], st->answer) != DF_OK) return s->result;
+        st->known = 0;
+        st->step++;
+        st->at = *++q;
+        if (dfi_sampler_tell(s) != DF_OK) return s->result;
+    }
+    st->from = *q;
     st->call = 0;
     if (dfi_sampler_churn(s) != DF_OK) return s->result;
-    df_stage_ask(st, &st->from, st->x);
+    st->to = dfi_sampler_aim(s);
+    if (s->row.stage != dfi_stage_annealed && !dfi_sampler_inside(s))
+        s->correction = s->desc.corrections;
+    return dfi_sampler_open(s);
+}
+
+/* Native times of the question's rows, and where a map goes. Rows at one point share what
+   is computed. */
+static df_result dfi_sampler_times(df_sampler *s) {
+    df_stage *st = &s->stage;
+    const df_model *m = &s->model;
+    double native = 0, *t = s->t;
+    size_t rows = (size_t)st->rows;
+    int same = 1;
+    for (int r = 0; r < s->rows; r++) {
+        const df_point *q = &st->each[r];
+        if (r == 0 || memcmp(q, q - 1, sizeof *q) != 0) {
+            df_result e = df_time_at(st->ctx, &m->process, &m->time, q, &native, NULL);
+            if (e != DF_OK) return dfi_sampler_fail(s, e, st->ctx->message);
+            same &= r == 0;
+        }
+        t[r] = q->t;
+        t[rows + (size_t)r] = q->alpha;
+        t[2 * rows + (size_t)r] = q->sigma;
+        s->t_model[r] = (df_real)native;
+    }
+    s->query.same_time = same;
+    if (s->ask != DF_ASK_MAP) return DF_OK;
+    if (df_time_at(NULL, &m->process, &m->time, &s->aim, &native, NULL) != DF_OK) native = 0;
+    for (int r = 0; r < s->rows; r++) {
+        t[3 * rows + (size_t)r] = s->aim.t;
+        t[4 * rows + (size_t)r] = s->aim.alpha;
+        t[5 * rows + (size_t)r] = s->aim.sigma;
+        s->t_model[rows + (size_t)r] = (df_real)native;
+    }
     return DF_OK;
 }
 
-/* The question about stage.asked at stage.at, in the model's own time and input scale. All
-   rows stand at one point today; the arrays are per row because models must not care. */
+/* The question about stage.asked, its rows at stage.each, in the model's own time and input
+   scale. Row r is sample r mod n. */
 static df_result dfi_sampler_question(df_sampler *s) {
     df_stage *st = &s->stage;
-    const df_model *m = &s->model;
     df_query *q = &s->query;
-    double native, scale = dfi_model_scale(m, &st->at);
-    df_result r = df_time_at(st->ctx, &m->process, &m->time, &st->at, &native, NULL);
-    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
-    for (int i = 0; i < st->n; i++) {
-        s->t[i] = st->at.t;
-        s->alpha[i] = st->at.alpha;
-        s->sigma[i] = st->at.sigma;
-        s->t_model[i] = (df_real)native;
-    }
-    if (s->input) dfi_combine(st->ctx, s->size, s->input, 1, &scale, &st->asked);
+    size_t rows = (size_t)st->rows, dim = (size_t)st->dim;
+    int same;
     memset(q, 0, sizeof *q);
-    q->ask = DF_ASK_PREDICT;
-    q->n = q->samples = st->n;
+    if (dfi_sampler_times(s) != DF_OK) return s->result;
+    same = q->same_time;
+    for (int r = 0; s->input && r < s->rows; r += same ? s->rows : 1) {
+        double scale = dfi_model_scale(&s->model, &st->each[r]);
+        const df_real *x = st->asked + (size_t)r * dim;
+        dfi_combine(st->ctx, same ? (size_t)s->rows * dim : dim, s->input + (size_t)r * dim, 1,
+                    &scale, &x);
+    }
+    q->ask = s->ask;
+    q->n = s->rows;
+    q->samples = st->n;
     q->dim = st->dim;
     q->x = s->input ? s->input : st->asked;
     q->t = s->t;
-    q->alpha = s->alpha;
-    q->sigma = s->sigma;
+    q->alpha = s->t + rows;
+    q->sigma = s->t + 2 * rows;
     q->t_model = s->t_model;
-    q->same_time = 1;
+    if (s->ask == DF_ASK_MAP) {
+        q->t_to = s->t + 3 * rows;
+        q->alpha_to = s->t + 4 * rows;
+        q->sigma_to = s->t + 5 * rows;
+        q->t_model_to = s->t_model + rows;
+    }
     q->first_sample = s->desc.first_sample;
     q->step = st->step;
-    q->labels = s->desc.labels;
+    for (int r = 0; s->labels && r < s->rows; r++) s->labels[r] = s->desc.labels[r % st->n];
+    q->labels = s->labels ? s->labels : s->desc.labels;
     q->condition = s->desc.condition;
     q->condition_stride = s->desc.condition_stride;
     return DF_OK;
 }
 
-/* One pass of a conversion cx x + cp in at the question's point, into out. Where x does
-   not enter it is not read, and where nothing changes nothing is written. */
-static size_t dfi_sampler_map(df_sampler *s, double cx, double cp, const df_real *in,
-                              const df_real *check, double clip, df_real *out) {
+/* Dynamic thresholding (Saharia et al. 2022, app. C): x_0 of one sample is cut at the
+   quantile s of its own |x_0|, at least threshold_min, and divided by it. */
+static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
+    size_t dim = (size_t)s->stage.dim, low;
+    df_scope mark = dfi_scratch_mark(s->stage.ctx);
+    double *sorted = (double *)dfi_scratch(s->stage.ctx, dfi_mul(dim, 2 * sizeof(double)));
+    double place = s->desc.threshold * (double)(dim - 1), cut;
+    if (sorted == NULL) return dfi_sampler_fail(s, DF_ERR_MEMORY, s->stage.ctx->message);
+    for (size_t i = 0; i < dim; i++) sorted[i] = fabs((double)x[i]);
+    dfi_merge_sort(dim, sorted, sorted + dim);
+    low = (size_t)place;
+    cut = sorted[low];
+    if (low + 1 < dim) cut += (place - (double)low) * (sorted[low + 1] - cut);
+    dfi_scratch_release(s->stage.ctx, mark);
+    cut = fmin(fmax(cut, s->desc.threshold_min), s->desc.threshold_max);
+    for (size_t i = 0; i < dim && cut > 0; i++)
+        x[i] = (df_real)(fmin(fmax((double)x[i], -cut), cut) / cut);
+    return DF_OK;
+}
+
+/* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does not
+   enter it is not read, and where nothing changes nothing is written. */
+static size_t dfi_sampler_map(df_sampler *s, int row, int rows, double cx, double cp,
+                              const df_real *in, const df_real *check, double clip,
+                              df_real *out) {
+    size_t at = (size_t)row * (size_t)s->stage.dim;
     dfi_sweep w;
     memset(&w, 0, offsetof(dfi_sweep, bad));
-    w.size = s->size;
-    w.check = check;
+    w.size = (size_t)rows * (size_t)s->stage.dim;
+    w.check = check ? check + at : NULL;
     w.clip = clip;
-    w.out = out;
+    w.out = out + at;
     w.c[0] = cp;
-    w.in[0] = in;
+    w.in[0] = in + at;
     w.c[1] = cx;
-    w.in[1] = s->stage.asked;
+    w.in[1] = s->stage.asked + at;
     w.count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
     return dfi_sweep_run(s->stage.ctx, &w);
 }
 
-/* The model's answer becomes row->wants in stage.answer (`out` may be that very array);
-   clipping goes through x_0, and what is wanted is derived from the clipped x_0 again. */
-static df_result dfi_sampler_convert(df_sampler *s, const df_real *out) {
+/* Rows at one point: the model's answer becomes `wants` in stage.answer (`out` may be that
+   very array); cutting goes through x_0, and what is wanted is derived from that again. */
+static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_real *out,
+                                     df_prediction wants) {
     df_stage *st = &s->stage;
-    double cx, cp, clip = s->desc.clip;
-    df_prediction to = clip > 0 ? DF_X0 : s->row.wants;
-    size_t bad;
-    df_result r = dfi_model_map(st->ctx, &s->model, to, &st->at, &cx, &cp);
+    const df_point *at = &st->each[row];
+    int cuts = s->desc.clip > 0 || s->desc.threshold > 0;
+    size_t bad, first = (size_t)row * (size_t)st->dim, size = (size_t)rows * (size_t)st->dim;
+    df_prediction to = cuts ? DF_X0 : wants;
+    double cx, cp, px, pp;
+    df_result r = dfi_model_map(st->ctx, &s->model, to, at, &cx, &cp);
     if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
-    if (s->preview && to != DF_X0) {
-        double px, pp;
-        if (dfi_model_map(NULL, &s->model, DF_X0, &st->at, &px, &pp) == DF_OK)
-            dfi_sampler_map(s, px, pp, out, NULL, 0, s->preview);
-    }
-    bad = dfi_sampler_map(s, cx, cp, out, out, clip, st->answer);
-    if (bad < s->size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
-    if (s->preview && to == DF_X0)
-        memcpy(s->preview, st->answer, s->size * sizeof(df_real));
-    if (to == s->row.wants) return DF_OK;
-    r = df_plane_map(st->ctx, &s->model.process, DF_X0, s->row.wants, &st->at, &cx, &cp);
+    if (s->preview && to != DF_X0 && row + rows <= st->n &&
+        dfi_model_map(NULL, &s->model, DF_X0, at, &px, &pp) == DF_OK)
+        dfi_sampler_map(s, row, rows, px, pp, out, NULL, 0, s->preview);
+    if (st->unclipped) dfi_sampler_map(s, row, rows, cx, cp, out, NULL, 0, st->unclipped);
+    bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
+    if (bad < size) return dfi_sampler_nonfinite(s, "the model answered", out, first + bad);
+    for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
+        if (dfi_sampler_threshold(s, st->answer + (size_t)i * (size_t)st->dim) != DF_OK)
+            return s->result;
+    if (s->preview && to == DF_X0 && row + rows <= st->n)
+        memcpy(s->preview + first, st->answer + first, size * sizeof(df_real));
+    if (to == wants) return DF_OK;
+    r = df_plane_map(st->ctx, &s->model.process, DF_X0, wants, at, &cx, &cp);
     if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
-    dfi_sampler_map(s, cx, cp, st->answer, NULL, 0, st->answer);
+    dfi_sampler_map(s, row, rows, cx, cp, st->answer, NULL, 0, st->answer);
     return DF_OK;
 }
 
-/* on_step: x stands at stage.at after stage.step steps (0: the start, no x_0 yet). The
-   callback's own code ends the run and comes back as it is. */
+/* A prediction with a variance behind it, row by row: the two apart. */
+static const df_real *dfi_sampler_split(df_sampler *s, const df_real *out) {
+    size_t dim = (size_t)s->stage.dim;
+    for (size_t r = 0; r < (size_t)s->rows; r++) {
+        if (r < (size_t)s->stage.n)
+            memcpy(s->stage.variance + r * dim, out + (2 * r + 1) * dim, dim * sizeof *out);
+        memcpy(s->stage.answer + r * dim, out + 2 * r * dim, dim * sizeof *out);
+    }
+    return s->stage.answer;
+}
+
+/* An answer arrives: predictions are converted, maps and densities taken as they are. */
+static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
+    df_stage *st = &s->stage;
+    size_t size = (size_t)s->rows * (s->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)st->dim), bad;
+    df_point hat;
+    if (s->ask != DF_ASK_PREDICT) {
+        bad = dfi_nonfinite_at(st->ctx, size, out);
+        if (bad < size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+        if (out != st->answer) memcpy(st->answer, out, size * sizeof *out);
+        if (s->preview && s->ask == DF_ASK_MAP)
+            memcpy(s->preview, out, size * sizeof *out);
+        return DF_OK;
+    }
+    if (s->raw) {
+        bad = dfi_nonfinite_at(st->ctx, 2 * size, out);
+        if (bad < 2 * size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+        out = dfi_sampler_split(s, out);
+    }
+    if (s->late && st->call == 0 && s->correction == 0) {
+        hat = df_process_at_rho(st->process, st->from.sigma / st->from.alpha *
+                                (1 + fmin(s->desc.churn / st->steps, sqrt(2.0) - 1)));
+        if (dfi_sampler_renoise(s, st->from, hat, &st->from, s->spare) != DF_OK) return s->result;
+        st->at = st->from = hat;
+        st->to = dfi_sampler_aim(s);
+        for (int r = 0; r < st->n; r++) st->each[r] = hat;
+    }
+    for (int row = 0, rows; row < s->rows; row += rows) {
+        for (rows = 1; row + rows < s->rows; rows++)
+            if (memcmp(&st->each[row + rows], &st->each[row], sizeof(df_point)) != 0) break;
+        if (dfi_sampler_convert(s, row, rows, out, s->correction > 0 ? DF_SCORE
+                                                                     : s->row.wants) != DF_OK)
+            return s->result;
+    }
+    return DF_OK;
+}
+
+/* x stands at stage.at after stage.step steps (0: the start, no x_0 yet): edit, record,
+   on_step. A callback's own code ends the run and comes back as it is. */
 static df_result dfi_sampler_tell(df_sampler *s) {
     df_stage *st = &s->stage;
     df_step_info info;
     df_result before = st->ctx->code;
-    if (s->desc.on_step == NULL) return DF_OK;
     memset(&info, 0, sizeof info);
     info.step = st->step;
     info.steps = st->steps;
@@ -4407,18 +6549,36 @@ static df_result dfi_sampler_tell(df_sampler *s) {
     info.x0 = st->step > 0 ? s->preview : NULL;
     info.evaluations = s->evaluations;
     st->ctx->code = DF_OK;
-    s->result = s->desc.on_step(s->desc.user, &info);
-    dfi_returned(st->ctx, before, s->result, "df_sample: on_step", st->step, st->steps);
+    if (s->desc.edit) {
+        s->result = s->desc.edit(s->desc.user, &info, st->x);
+        dfi_returned(st->ctx, before, s->result, "df_sample: edit", st->step, st->steps);
+    }
+    if (s->desc.trajectory && s->result == DF_OK)
+        memcpy(s->desc.trajectory + (size_t)st->step * s->size, st->x,
+               s->size * sizeof(df_real));
+    if (s->desc.on_step && s->result == DF_OK) {
+        s->result = s->desc.on_step(s->desc.user, &info);
+        dfi_returned(st->ctx, before, s->result, "df_sample: on_step", st->step, st->steps);
+    }
+    if (st->ctx->code == DF_OK) st->ctx->code = before;
     if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
     return s->result;
 }
 
-/* x stands at stage.to: tell, then the next step, or the end, where samples take the
-   data's units. A NaN or Inf of the sampler's own making is found here at the latest. */
+/* x stands at stage.to, from where ancestral methods go up again: remember the step's
+   start, tell, then the next step, or the end, where samples take the data's units. A NaN
+   or Inf of the sampler's own making is found here at the latest. */
 static df_result dfi_sampler_stepped(df_sampler *s) {
     df_stage *st = &s->stage;
+    const df_point *next = &s->grid[s->row.whole ? st->points : st->step + 1];
     size_t bad;
-    st->at = st->to;
+    if (s->row.ancestral && !s->row.whole && st->to.lambda > next->lambda &&
+        dfi_sampler_renoise(s, st->to, *next, &st->from, st->answer) != DF_OK)
+        return s->result;
+    st->at = st->to = *next;
+    for (int i = DF_PAST - 1; i > 0; i--) st->past[i] = st->past[i - 1];
+    st->past[0] = st->from;
+    if (st->known < DF_PAST) st->known++;
     if (st->step + 1 == st->steps &&
         (bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
         return dfi_sampler_nonfinite(s, "x became", st->x, bad);
@@ -4426,7 +6586,7 @@ static df_result dfi_sampler_stepped(df_sampler *s) {
     if (dfi_sampler_tell(s) != DF_OK) return s->result;
     if (st->step < st->steps) return dfi_sampler_begin(s);
     s->phase = DFI_PHASE_DONE;
-    dfi_sampler_rescale(s, 1);
+    if (!s->desc.inverse) dfi_sampler_rescale(s, 1);
     if ((bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
         return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad);
     return DF_OK;
@@ -4496,6 +6656,15 @@ static df_result dfi_sampler_stage(df_sampler *s) {
     return dfi_sampler_fail(s, DF_ERR_UNSUPPORTED, "the stage failed and did not say why");
 }
 
+/* The answer was a correction's: a Langevin step at `from`, and the next question there. */
+static df_result dfi_sampler_correct(df_sampler *s) {
+    df_stage *st = &s->stage;
+    if (df_stage_noise(st, s->spare) != DF_OK) return s->result;
+    dfi_langevin_move(st, st->x, s->spare);
+    s->correction--;
+    return dfi_sampler_open(s);
+}
+
 /* One answer: converted, counted, handed to the stage. No answer ends the run, or a loop
    over df_sampler_next would see the same question for ever. */
 DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
@@ -4508,9 +6677,10 @@ DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
     if (out == NULL)
         return dfi_sampler_fail(s, DF_ERR_ARGUMENT, "df_sampler_answer: out is NULL");
     s->busy = 1;
-    if (dfi_sampler_convert(s, out) == DF_OK) {
+    if (dfi_sampler_take(s, out) == DF_OK) {
         s->evaluations++;
-        dfi_sampler_stage(s);
+        if (s->correction > 0) dfi_sampler_correct(s);
+        else dfi_sampler_stage(s);
     }
     s->busy = 0;
     return s->result;
@@ -4532,6 +6702,7 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
                            df_real *x, int n) {
     df_sampler *s = df_sampler_create(ctx, model, desc, x, n);
     df_result r, before;
+    df_real *out;
     df_query q;
     if (s == NULL) return ctx ? ctx->code : DF_ERR_ARGUMENT;
     if (s->model.predict == NULL) {
@@ -4543,15 +6714,241 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
     while (df_sampler_next(s, &q)) {
         before = ctx->code;
         ctx->code = DF_OK;
-        r = dfi_ask(ctx, &s->model, &q, s->stage.answer);
+        out = s->raw ? s->raw : s->stage.answer;
+        r = dfi_ask(ctx, &s->model, &q, out);
         r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1,
                          s->stage.steps);
         if (r != DF_OK) s->result = r;
-        if (r != DF_OK || df_sampler_answer(s, s->stage.answer) != DF_OK) break;
+        if (r != DF_OK || df_sampler_answer(s, out) != DF_OK) break;
     }
     r = df_sampler_result(s);
     df_sampler_free(s);
     return r;
+}
+
+/* ---- what some methods want to be measured first ---- */
+
+/* The grid of a descriptor in scratch memory, and a model's answers there as another row
+   of the plane: out [n, dim] = `to` at grid point q for x [n, dim]. */
+static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, df_ask ask,
+                                 df_prediction to, const df_point *q, int n,
+                                 const df_real *x, const df_real *v, df_real *out) {
+    size_t size = dfi_mul((size_t)n, (size_t)m->dim);
+    size_t width = ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1;
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(width * sizeof *raw, size));
+    const df_real *a[2];
+    df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
+    for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
+    if (r == DF_OK) r = df_model_ask(ctx, m, ask, t, n, x, v, NULL, raw);
+    if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
+    for (size_t i = 0; r == DF_OK && width == 2 && i < (size_t)n; i++)
+        memmove(raw + i * (size_t)m->dim, raw + 2 * i * (size_t)m->dim,
+                (size_t)m->dim * sizeof *raw);
+    a[0] = ask == DF_ASK_JVP ? v : x;           /* d/dx of cx x + cp answer, times v */
+    a[1] = raw;
+    if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model *m,
+                                   const df_sample_desc *d, int n) {
+    int steps = d && d->points ? d->points_count - 1 : d ? d->steps : 0;
+    if (ctx && m && m->cookie == DFI_COOKIE && m->predict && m->dim > 0 && n > 0 && d &&
+        d->cookie == DFI_COOKIE && steps > 0 && steps <= DFI_MOST_STEPS)
+        return DF_OK;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d, %d steps: wants a context, a model of "
+                    "df_model_defaults with predict and dim, n > 0, and a descriptor of "
+                    "df_sample_defaults", who, n, steps);
+}
+
+/* Bao et al. 2022, eq. 11: at each point x_t = alpha x_0 + sigma z of the data, the mean
+   of |eps|^2/dim, which is 1 for a model that knows nothing. */
+DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
+                                const df_sample_desc *desc, const df_real *x, int n,
+                                double *out) {
+    df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
+    int steps = r != DF_OK ? 0 : desc->points ? desc->points_count - 1 : desc->steps, count;
+    df_scope mark;
+    df_point *grid;
+    df_real *y;
+    size_t dim, size;
+    if (r != DF_OK) return r;
+    if (!x || !out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
+    dim = (size_t)model->dim;
+    size = dfi_mul((size_t)n, dim);
+    mark = dfi_scratch_mark(ctx);
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    r = grid && y ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
+                  : DF_ERR_MEMORY;
+    for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
+        double c[2];
+        const df_real *a[2];
+        c[0] = grid[k].sigma, c[1] = grid[k].alpha;
+        for (int i = 0; i < n; i++) {
+            df_real *row = y + (size_t)i * dim;
+            df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1, dim,
+                             row);
+            a[0] = row;
+            a[1] = x + (size_t)i * dim;
+            ctx->k->combine(dim, 2, c, a, row);
+        }
+        out[k] = 1;
+        if (grid[k].alpha > 0)                  /* at pure noise eps is x: |eps|^2 = dim */
+            r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL, y);
+        if (r == DF_OK && grid[k].alpha > 0) out[k] = ctx->k->dot(size, y, y) / (double)size;
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+DF_API void df_v3_free(df_ctx *ctx, df_v3_statistics *e) {
+    size_t numbers;
+    if (ctx == NULL || e == NULL) return;
+    numbers = dfi_mul((size_t)e->count, 1 + 3 * (size_t)e->dim);
+    dfi_delete(ctx, e, dfi_plus(sizeof *e, dfi_mul(numbers, sizeof(double))));
+}
+
+static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
+    size_t numbers = dfi_mul((size_t)count, 1 + 3 * (size_t)dim);
+    df_v3_statistics *e = (df_v3_statistics *)dfi_new(
+        ctx, dfi_plus(sizeof *e, dfi_mul(numbers, sizeof(double))));
+    if (e == NULL) return NULL;
+    e->count = count;
+    e->dim = dim;
+    e->lambda = (double *)(void *)(e + 1);
+    e->l = e->lambda + count;
+    e->s = e->l + (size_t)count * (size_t)dim;
+    e->b = e->s + (size_t)count * (size_t)dim;
+    return e;
+}
+
+/* l of one point: the mean over samples of v (sigma d eps/dx v), v of random signs; sigma
+   eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
+static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
+                               const df_real *x, uint64_t seed, uint32_t draw, df_real *v,
+                               df_real *jv, df_real *near, double *l) {
+    size_t dim = (size_t)m->dim, size = (size_t)n * dim;
+    double e = sqrt(sqrt((double)DFI_REAL_EPSILON)) * hypot(q->alpha, q->sigma);
+    df_result r = DF_OK;
+    for (int i = 0; i < n; i++) {
+        df_real *row = v + (size_t)i * dim;
+        df_random_normal(seed, (uint64_t)i, draw | 0x40000000u, dim, row);
+        for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
+    }
+    if (m->answers & DF_ASK_JVP) {
+        r = dfi_measure_ask(ctx, m, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
+    } else {
+        for (int side = 0; side < 2 && r == DF_OK; side++) {
+            df_real *out = side ? near : jv;
+            for (size_t i = 0; i < size; i++)
+                near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
+            r = dfi_measure_ask(ctx, m, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
+        }
+        for (size_t i = 0; r == DF_OK && i < size; i++)
+            jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
+    }
+    for (size_t j = 0; r == DF_OK && j < dim; j++) {
+        l[j] = 1;
+        for (size_t i = j; i < size; i += dim)
+            l[j] -= q->alpha * (double)v[i] * (double)jv[i] / n;
+    }
+    return r;
+}
+
+/* s, b of point k, from f = (1 - l) y - x_0 with this l at the points around it: the line
+   that predicts df/d lambda from f best (Zheng et al. 2023, eq. 11). Near pure noise f
+   hardly varies and any slope would do: a ridge of 1 % of x_0's own variance keeps s small
+   there, and its time scale is no shorter than one unit of lambda. */
+static void dfi_v3_regress(df_v3_statistics *e, int k, const df_point *grid, int n,
+                           const df_real *x, const df_real *x0) {
+    size_t dim = (size_t)e->dim, size = (size_t)n * dim;
+    int low = k > 0 ? k - 1 : k, high = k + 1 < e->count ? k + 1 : k;
+    double dl = grid[high].lambda - grid[low].lambda;
+    for (size_t j = 0; j < dim; j++) {
+        double l = 1 - e->l[(size_t)k * dim + j], f1 = 0, d1 = 0, ff = 0, fd = 0, s;
+        const df_real *end = x0 + ((size_t)e->count - 1) * size;
+        double m1 = 0, m2 = 0;
+        for (size_t i = j; i < size; i += dim) {
+            double f[3];
+            for (int p = 0; p < 3; p++) {
+                int at = p == 0 ? low : p == 1 ? k : high;
+                f[p] = l * (double)x[(size_t)at * size + i] / grid[at].alpha -
+                       (double)x0[(size_t)at * size + i];
+            }
+            f1 += f[1] / n;
+            d1 += (f[2] - f[0]) / dl / n;
+            ff += f[1] * f[1] / n;
+            fd += f[1] * (f[2] - f[0]) / dl / n;
+            m1 += (double)end[i] / n;
+            m2 += (double)end[i] * (double)end[i] / n;
+        }
+        s = (fd - f1 * d1) / (ff - f1 * f1 + .01 * (m2 - m1 * m1) + 1e-30);
+        s = fmin(fmax(s, -1), 1);
+        e->s[(size_t)k * dim + j] = s;
+        e->b[(size_t)k * dim + j] = d1 - s * f1;
+    }
+}
+
+/* Along ddim's trajectories of n samples, at the grid's points inside (0, inf). */
+DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
+                                        const df_sample_desc *desc, int n) {
+    df_result r = dfi_measure_check(ctx, "df_v3_estimate", model, desc, n);
+    int steps = r != DF_OK ? 0 : desc->points ? desc->points_count - 1 : desc->steps;
+    int count = 0, first, last;
+    size_t size = r != DF_OK ? 0 : dfi_mul((size_t)n, (size_t)model->dim), all;
+    df_v3_statistics *e = NULL;
+    df_sample_desc d;
+    df_model plain;
+    df_point *grid;
+    df_real *x, *x0, *spare;
+    df_scope mark;
+    if (r != DF_OK) return NULL;
+    mark = dfi_scratch_mark(ctx);
+    all = dfi_mul(dfi_mul((size_t)steps + 2, size), sizeof(df_real));
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    x = (df_real *)dfi_scratch(ctx, all);
+    x0 = (df_real *)dfi_scratch(ctx, all);
+    spare = (df_real *)dfi_scratch(ctx, dfi_mul(4 * sizeof *spare, size));
+    if (grid && x && x0 && spare) r = df_grid(ctx, &model->process, desc, grid, steps + 2, &count);
+    else r = DF_ERR_MEMORY;
+    d = *desc;
+    d.method = "ddim";
+    d.row = NULL;
+    d.order = 0, d.eta = d.corrector = d.predicts = -1;
+    d.slope = DF_SLOPE_OWN, d.eta_in = DF_ETA_OWN, d.ratio = 0, d.statistics = NULL;
+    d.trajectory = x;
+    plain = *model;
+    plain.mean = plain.scale = NULL;
+    if (r == DF_OK) r = df_sample(ctx, &plain, &d, spare, n);
+    first = r == DF_OK && grid[0].alpha <= 0, last = count - 1;
+    if (r == DF_OK && grid[last].sigma <= 0) last--;
+    if (r == DF_OK && last - first < 2)
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_v3_estimate: %d points inside the path, wants "
+                     "3 or more; raise steps", last - first + 1);
+    if (r == DF_OK && (e = dfi_v3_new(ctx, last - first + 1, model->dim)) == NULL)
+        r = DF_ERR_MEMORY;
+    for (int k = 0; r == DF_OK && k < e->count; k++) {
+        const df_point *q = &grid[first + k];
+        const df_real *at = x + (size_t)(first + k) * size;
+        e->lambda[k] = q->lambda;
+        r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
+                            x0 + (size_t)(first + k) * size);
+        if (r == DF_OK)
+            r = dfi_v3_linear(ctx, model, q, n, at, desc->seed, (uint32_t)k, spare,
+                              spare + size, spare + 2 * size,
+                              e->l + (size_t)k * (size_t)model->dim);
+    }
+    for (int k = 0; r == DF_OK && k < e->count; k++)
+        dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
+                       x0 + (size_t)first * size);
+    dfi_scratch_release(ctx, mark);
+    if (r == DF_OK) return e;
+    df_v3_free(ctx, e);
+    return NULL;
 }
 /* -------------------------------------------------------------------------------------
    // >>guidance: samples that are more like their label
@@ -4606,6 +7003,7 @@ static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_
          a->clock.b != b->clock.b))
         what = "clocks of velocity";
     if (b && a->input_sigma_data != b->input_sigma_data) what = "input scales";
+    if (b && a->learned != b->learned) what = "learned variances";
     if (b && (a->process.a != b->process.a || a->process.b != b->process.b ||
               a->process.sigma_data != b->process.sigma_data ||
               a->process.interp != b->process.interp ||
@@ -4693,7 +7091,8 @@ static df_result dfi_guidance_uncond(df_ctx *ctx, const df_guidance *g, const df
 static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_query *q,
                                    df_real *out) {
     const df_model *m = g->model;
-    size_t size = dfi_mul((size_t)q->n, (size_t)q->dim);
+    size_t dim = (size_t)q->dim, width = dfi_answer_width(m, q->ask);
+    size_t size = dfi_mul((size_t)q->n, width);
     int each_has_condition = q->condition && q->condition_stride > 0;
     int stack = !g->uncond && m->stackable && q->n <= INT_MAX / 2 && !each_has_condition &&
                 (m->max_batch <= 0 || q->n <= m->max_batch / 2);
@@ -4715,6 +7114,8 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     a[0] = answers;
     a[1] = answers + size;
     dfi_combine(ctx, size, out, 2, c, a);
+    for (size_t i = 0; width > dim && i < (size_t)q->n; i++)   /* a variance: the label's */
+        memcpy(out + i * width + dim, answers + i * width + dim, dim * sizeof *out);
     return DF_OK;
 }
 

@@ -16,7 +16,7 @@
 enum { GOLDEN_KEYS = 64, GOLDEN_ARRAYS = 16, GOLDEN_LINE = 1024, GOLDEN_DIM = 16 };
 
 typedef struct golden_array {
-    char name[32];
+    char name[48];
     int rows, cols;
     double *v; // [rows, cols]
 } golden_array;
@@ -69,7 +69,7 @@ static inline int golden_read(FILE *f, golden_case *c) {
             return 1;
         else if (strncmp(line, "array ", 6) == 0 && c->arrays < GOLDEN_ARRAYS) {
             golden_array *a = &c->array[c->arrays++];
-            if (sscanf(line, "array %31s %d %d", a->name, &a->rows, &a->cols) != 3 ||
+            if (sscanf(line, "array %47s %d %d", a->name, &a->rows, &a->cols) != 3 ||
                 !golden_numbers(f, a)) {
                 golden_free(c);
                 return 0;

@@ -197,7 +197,7 @@ TEST(published) {
 }
 
 // What the ends answer: 0 fine, 1 SINGULAR. Rows from, columns to: eps x_0 score velocity
-// v F.
+// v F straight.
 static void end_table(int k, double t, const char *const want[ROWS]) {
     df_point at = df_process_at(&paths[k], t);
     for (int from = 0; from < ROWS; from++)
@@ -214,14 +214,14 @@ static void end_table(int k, double t, const char *const want[ROWS]) {
 }
 
 TEST(ends) {
-    static const char *const noise[ROWS] = {"010111", "000000", "010111",
-                                            "000000", "000000", "000000"};
-    static const char *const vp0[ROWS] = {"001100", "101111", "110111",
-                                          "111011", "001100", "001100"};
-    static const char *const flow0[ROWS] = {"001000", "101111", "110111",
-                                            "001000", "001000", "001000"};
-    static const char *const open[ROWS] = {"000000", "000000", "000000",
-                                           "000000", "000000", "000000"};
+    static const char *const noise[ROWS] = {"0101111", "0000000", "0101111", "0000000",
+                                            "0000000", "0000000", "0000000"};
+    static const char *const vp0[ROWS] = {"0011000", "1011111", "1101111", "1110111",
+                                          "0011000", "0011000", "0011000"};
+    static const char *const flow0[ROWS] = {"0010000", "1011111", "1101111", "0010000",
+                                            "0010000", "0010000", "0010000"};
+    static const char *const open[ROWS] = {"0000000", "0000000", "0000000", "0000000",
+                                           "0000000", "0000000", "0000000"};
     static const int to_noise[4] = {1, 5, 6, 8}, steep[4] = {0, 1, 7, 8},
                      plain[4] = {3, 4, 5, 6};
     for (int i = 0; i < 4; i++) {
