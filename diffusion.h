@@ -611,7 +611,8 @@ typedef struct df_noise {
 /* One Brownian path W(s) for each sample, s = sigma/(alpha + sigma) in [0, 1], by midpoint
    bridges down to 2^-32: the noise of a stretch is its increment over the root of its
    length. The same path whatever the number of steps; ancestral methods and the family's
-   converge along it. Two draws of one stretch are the same. */
+   converge along it. Two draws of one stretch are the same; Langevin steps and restarts
+   have none, theirs are ordinary draws. */
 DF_API df_noise df_noise_brownian(void);
 /* Recorded draws: draws [count, n, dim], the start (unless given) first. More than count:
    an error. */
@@ -1570,7 +1571,8 @@ typedef struct dfi_kernels {
     /* y[i] += a[i * sa] * b[i * sb] */
     void (*muladd)(size_t n, const df_real *a, size_t sa, const df_real *b, size_t sb,
                    df_real *y);
-    /* y = sum_j c[j] * x[j], j = 0 .. count-1 <= DFI_TERMS; y may be one of the x */
+    /* y = sum_j c[j] * x[j], j = 0 .. count-1 <= DFI_TERMS; y may be one of the x. Exact to
+       a rounding of the scalar for each term. */
     void (*combine)(size_t n, int count, const double *c, const df_real *const *x,
                     df_real *y);
 
@@ -3409,6 +3411,10 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     if (desc->points) result = dfi_grid_list(&g);
     else if (g.rule->clock > DF_POINTS_LAMBDA) result = dfi_grid_entries(&g);
     else result = dfi_grid_divide(&g);
+    if (result == DF_OK && g.count < 2)         /* entry 0 is both first and last */
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" with N = %d gives one point, "
+                          "t = %g: take more steps, or end = DF_END_DATA", g.name,
+                          desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
     if (result == DF_OK && desc->restarts > 0) result = dfi_grid_restart(&g, capacity);
@@ -3643,6 +3649,16 @@ static df_next dfi_stage_dpm_adaptive(df_stage *s);
 
 static double dfi_straight_time(const df_point *q) {
     return q->sigma / (q->alpha + q->sigma);
+}
+
+/* A draw of no stretch of the path: Langevin steps, trials of each sample's own length. */
+static df_result dfi_noise_apart(df_stage *s, df_real *out) {
+    df_point to = s->to;
+    df_result r;
+    s->to = s->from;
+    r = df_stage_noise(s, out);
+    s->to = to;
+    return r;
 }
 
 static double dfi_extra(const df_stage *s, const df_point *from, const df_point *to) {
@@ -4427,7 +4443,7 @@ static df_next dfi_dpm_noise(df_stage *s) {
     int any = !(s->desc->compat & (DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST));
     for (int i = 0; i < s->n; i++) any |= s->own[(size_t)i * DF_OWN + DFI_GOOD] > 0;
     if (!any || s->desc->eta <= 0) return DF_NEXT_STEP;
-    if (df_stage_noise(s, s->buffer[5]) != DF_OK) return DF_NEXT_FAIL;
+    if (dfi_noise_apart(s, s->buffer[5]) != DF_OK) return DF_NEXT_FAIL;
     a[0] = s->x;
     a[1] = s->buffer[5];
     for (int i = 0; i < s->n; i++) {
@@ -4604,13 +4620,14 @@ static double dfi_langevin_length(const df_stage *s, int i, const df_real *score
 
 /* out = x + h answer + sqrt(2 h) noise, row by row. */
 static void dfi_langevin_move(df_stage *s, df_real *out, const df_real *noise) {
+    int batch = (s->desc->compat & DF_COMPAT_NORM_BATCH) != 0;     /* one length for all */
+    double c[3] = { 1, 0, 0 };
     const df_real *a[3];
     a[0] = s->x;
     a[1] = s->answer;
     a[2] = noise;
     for (int i = 0; i < s->n; i++) {
-        double c[3] = { 1, 0, 0 };
-        c[1] = dfi_langevin_length(s, i, s->answer, noise);
+        if (i == 0 || !batch) c[1] = dfi_langevin_length(s, i, s->answer, noise);
         c[2] = sqrt(2 * c[1]);
         dfi_row_combine(s, i, out, 3, c, a);
     }
@@ -4628,7 +4645,7 @@ static df_next dfi_stage_annealed(df_stage *s) {
     int most = s->desc->corrections > 0 ? s->desc->corrections : 1;
     double c = s->from.alpha > 0 ? s->to.alpha / s->from.alpha : 1;
     const df_real *x = s->x;
-    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    if (dfi_noise_apart(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
     dfi_langevin_move(s, s->x, s->buffer[0]);
     if (s->call < most) return df_stage_ask(s, &s->from, s->x);
     if (!(s->desc->compat & DF_COMPAT_SCORE_SDE)) df_stage_combine(s, s->x, 1, &c, &x);
@@ -5394,6 +5411,107 @@ DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
     return result;
 }
 
+/* ---- one pass over arrays ---- */
+
+/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf; and in
+   the same pass `then`, over arrays that are still in the nearest cache: a step costs
+   reading its arrays from memory, not arithmetic. Blocks of a few thousand elements; parts
+   of a large array go to the workers. Elements do not see each other, so cuts do not show
+   in the result. */
+#define DFI_SWEEP_BLOCK ((size_t)2048)
+#define DFI_SWEEP_PART  ((size_t)131072)
+#define DFI_SWEEP_PARTS 64
+typedef struct dfi_sweep {
+    const dfi_kernels *k;
+    size_t size, part;
+    int count;
+    double c[DFI_TERMS];
+    const df_real *in[DFI_TERMS];
+    df_real *out;
+    double clip;                 /* 0: off */
+    const df_real *check;        /* [size], or NULL */
+    const struct dfi_sweep *then;        /* of the same size, or NULL */
+    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
+} dfi_sweep;
+
+/* NaN passes both comparisons and stays; it was reported before. */
+static void dfi_clip(size_t n, df_real limit, df_real *x) {
+    for (size_t i = 0; i < n; i++) {
+        df_real v = x[i] > limit ? limit : x[i];
+        x[i] = v < -limit ? -limit : v;
+    }
+}
+
+static void dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at, size_t n) {
+    const df_real *in[DFI_TERMS];
+    if (w->count == 0) return;
+    for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
+    k->combine(n, w->count, w->c, in, w->out + at);
+    if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
+}
+
+static void dfi_sweep_part(void *arg, int index) {
+    dfi_sweep *w = (dfi_sweep *)arg;
+    size_t begin = (size_t)index * w->part;
+    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
+    w->bad[index] = w->size;
+    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
+        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
+        size_t bad = w->check ? w->k->nonfinite(n, w->check + at) : n;
+        if (bad < n) {
+            w->bad[index] = at + bad; /* left as it is, for the error to name */
+            return;
+        }
+        dfi_sweep_block(w, w->k, at, n);
+        if (w->then) dfi_sweep_block(w->then, w->k, at, n);
+    }
+}
+
+/* Runs the pass; returns the first bad element of `check`, or size. */
+static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
+    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
+    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
+    if (parts < 1 || ctx->threads < 2) parts = 1;
+    w->k = ctx->k;
+    w->part = (w->size + parts - 1) / parts;
+    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
+    parts = (w->size + w->part - 1) / w->part;
+    if (parts < 2)
+        dfi_sweep_part(w, 0);
+    else
+        dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
+    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
+    return bad;
+}
+
+static void dfi_sweep_set(dfi_sweep *w, size_t size, df_real *out, int count,
+                          const double *c, const df_real *const *a) {
+    memset(w, 0, offsetof(dfi_sweep, bad));
+    w->size = size;
+    w->count = count < DFI_TERMS ? count : DFI_TERMS;
+    for (int j = 0; j < w->count; j++) {
+        w->c[j] = c[j];
+        w->in[j] = a[j];
+    }
+    w->out = out;
+}
+
+/* First NaN or Inf of x [size], or size. */
+static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, NULL, 0, NULL, NULL);
+    w.check = x;
+    return dfi_sweep_run(ctx, &w);
+}
+
+/* out = sum_j c[j] a[j] over whole arrays. */
+static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
+                        const df_real *const *a) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, out, count, c, a);
+    dfi_sweep_run(ctx, &w);
+}
+
 /* ---- the machine: a sampler's state ---- */
 
 /* NEW: x is not set up. READY: a question is due. ASKED: it is out, its answer is awaited.
@@ -5425,6 +5543,10 @@ struct df_sampler {
     enum dfi_phase phase;
     int correction;            /* Langevin steps still to do before this step */
     int late;                  /* churn is due once the answer is there */
+    int waits;                 /* `pending`, the conversion of the last answer, is to be done
+                                  in one pass with the stage's first combination */
+    dfi_sweep pending;
+    int steady;                /* its stage is of ours and reads arrays by combining only */
     int busy;      /* within df_sampler_next or _answer: callbacks may not call them */
     uint32_t draw; /* of the next noise */
     int evaluations;
@@ -5454,96 +5576,6 @@ DF_API df_sample_desc df_sample_defaults(void) {
     d.window = 8;
     d.start = DF_START_NOISE;
     return d;
-}
-
-/* ---- one pass over arrays ---- */
-
-/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf. Blocks
-   of a few thousand elements keep every array of the pass in the nearest cache; parts of a
-   large array go to the workers. Elements do not see each other, so cuts do not show in
-   the result. */
-#define DFI_SWEEP_BLOCK ((size_t)4096)
-#define DFI_SWEEP_PART  ((size_t)16384)
-#define DFI_SWEEP_PARTS 64
-typedef struct dfi_sweep {
-    const dfi_kernels *k;
-    size_t size, part;
-    int count;
-    double c[DFI_TERMS];
-    const df_real *in[DFI_TERMS];
-    df_real *out;
-    double clip;                 /* 0: off */
-    const df_real *check;        /* [size], or NULL */
-    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
-} dfi_sweep;
-
-/* NaN passes both comparisons and stays; it was reported before. */
-static void dfi_clip(size_t n, df_real limit, df_real *x) {
-    for (size_t i = 0; i < n; i++) {
-        df_real v = x[i] > limit ? limit : x[i];
-        x[i] = v < -limit ? -limit : v;
-    }
-}
-
-static void dfi_sweep_part(void *arg, int index) {
-    dfi_sweep *w = (dfi_sweep *)arg;
-    size_t begin = (size_t)index * w->part;
-    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
-    w->bad[index] = w->size;
-    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
-        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
-        const df_real *in[DFI_TERMS];
-        size_t bad = w->check ? w->k->nonfinite(n, w->check + at) : n;
-        if (bad < n) {
-            w->bad[index] = at + bad; /* left as it is, for the error to name */
-            return;
-        }
-        if (w->count == 0) continue;
-        for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
-        w->k->combine(n, w->count, w->c, in, w->out + at);
-        if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
-    }
-}
-
-/* Runs the pass; returns the first bad element of `check`, or size. */
-static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
-    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
-    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
-    if (parts < 1 || ctx->threads < 2) parts = 1;
-    w->k = ctx->k;
-    w->part = (w->size + parts - 1) / parts;
-    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
-    parts = (w->size + w->part - 1) / w->part;
-    if (parts < 2)
-        dfi_sweep_part(w, 0);
-    else
-        dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
-    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
-    return bad;
-}
-
-/* First NaN or Inf of x [size], or size. */
-static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
-    dfi_sweep w;
-    memset(&w, 0, offsetof(dfi_sweep, bad));
-    w.size = size;
-    w.check = x;
-    return dfi_sweep_run(ctx, &w);
-}
-
-/* out = sum_j c[j] a[j] over whole arrays. */
-static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
-                        const df_real *const *a) {
-    dfi_sweep w;
-    memset(&w, 0, offsetof(dfi_sweep, bad));
-    w.size = size;
-    w.count = count < DFI_TERMS ? count : DFI_TERMS;
-    for (int j = 0; j < w.count; j++) {
-        w.c[j] = c[j];
-        w.in[j] = a[j];
-    }
-    w.out = out;
-    dfi_sweep_run(ctx, &w);
 }
 
 /* ---- what a stage function may call ---- */
@@ -5588,6 +5620,16 @@ static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df
 static df_result dfi_stage_wrong(df_stage *stage, const char *why) {
     df_sampler *s = dfi_sampler_of(stage);
     return s->result != DF_OK ? s->result : dfi_sampler_fail(s, DF_ERR_ARGUMENT, why);
+}
+
+/* The pending conversion, and after it, block by block, `then`. */
+static void dfi_sampler_settle(df_sampler *s, const dfi_sweep *then) {
+    size_t bad;
+    s->waits = 0;
+    s->pending.then = then;
+    bad = dfi_sweep_run(s->stage.ctx, &s->pending);
+    if (bad < s->size)
+        dfi_sampler_nonfinite(s, "the model answered", s->pending.check, bad);
 }
 
 static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *at,
@@ -5635,8 +5677,12 @@ DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double 
     for (int j = 0; j < count && j < DFI_TERMS && !missing; j++) missing = a[j] == NULL;
     if (missing)
         dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
-    else if (dfi_sampler_of(s)->result == DF_OK)
-        dfi_combine(s->ctx, dfi_sampler_of(s)->size, out, count, c, a);
+    else if (dfi_sampler_of(s)->result == DF_OK) {
+        dfi_sweep w;
+        dfi_sweep_set(&w, dfi_sampler_of(s)->size, out, count, c, a);
+        if (dfi_sampler_of(s)->waits) dfi_sampler_settle(dfi_sampler_of(s), &w);
+        else dfi_sweep_run(s->ctx, &w);
+    }
 }
 
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
@@ -5998,8 +6044,8 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
     if (d->corrector < 0)
         d->corrector = row->corrector <= 0 ? 0 : d->order + (row->corrector == 1);
     if (d->predicts >= 0) row->wants = (df_prediction)d->predicts;
-    if (row->wants == DF_EPS && row->stage == dfi_stage_multistep) {
-        row->from_alpha0 = 0;
+    if (row->wants == DF_EPS && row->slope != DF_SLOPE_OWN) {
+        row->from_alpha0 = 0;                   /* alpha_t/alpha_s is infinite there */
         if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
     }
     if (row->stage == dfi_stage_restart && d->restarts == 0) d->restarts = 2;
@@ -6040,6 +6086,12 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                         "df_sample: %s cannot end where sigma = 0; set end = "
                         "DF_END_T_MIN, or use one of %s",
                         row->name, dfi_sampler_names(1, names, sizeof names));
+    if (last->sigma <= 0 && steps < 2 &&
+        (row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s adapts its steps down to the point before sigma = 0, "
+                        "and %d step has none; take 2 or more, or end = DF_END_T_MIN",
+                        row->name, steps);
     if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s walks t, and on %s the data point lies "
@@ -6126,6 +6178,9 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     s->desc = *d;
     s->row = *row;
     dfi_sample_resolve(&s->desc, &s->row);
+    s->steady = d->row == NULL && row->asks == DF_ASK_PREDICT && !row->whole &&
+                row->clock != DF_CLOCK_STOPPED && row->stage != dfi_stage_v3 &&
+                row->stage != dfi_stage_annealed;
     if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %d restarts of %d steps are more "
                         "than %d steps in all", s->desc.restarts, s->desc.restart_steps,
@@ -6329,7 +6384,7 @@ static df_result dfi_sampler_begin(df_sampler *s) {
     df_stage *st = &s->stage;
     const df_point *q = &s->grid[st->step];
     while (s->desc.restarts > 0 && q[1].sigma * q->alpha > q->sigma * q[1].alpha) {
-        if (dfi_sampler_renoise(s, q[0], q[1], &q[0], st->answer) != DF_OK) return s->result;
+        if (dfi_sampler_renoise(s, q[0], q[1], &q[1], st->answer) != DF_OK) return s->result;
         st->known = 0;
         st->step++;
         st->at = *++q;
@@ -6438,22 +6493,32 @@ static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
 
 /* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does not
    enter it is not read, and where nothing changes nothing is written. */
+static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, double cx,
+                                double cp, const df_real *in, const df_real *check,
+                                double clip, df_real *out) {
+    size_t at = (size_t)row * (size_t)s->stage.dim;
+    int count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
+    const df_real *a[2];
+    double c[2];
+    c[0] = cp, c[1] = cx;
+    a[0] = in + at, a[1] = s->stage.asked + at;
+    dfi_sweep_set(w, (size_t)rows * (size_t)s->stage.dim, out + at, count, c, a);
+    w->check = check ? check + at : NULL;
+    w->clip = clip;
+}
 static size_t dfi_sampler_map(df_sampler *s, int row, int rows, double cx, double cp,
                               const df_real *in, const df_real *check, double clip,
                               df_real *out) {
-    size_t at = (size_t)row * (size_t)s->stage.dim;
     dfi_sweep w;
-    memset(&w, 0, offsetof(dfi_sweep, bad));
-    w.size = (size_t)rows * (size_t)s->stage.dim;
-    w.check = check ? check + at : NULL;
-    w.clip = clip;
-    w.out = out + at;
-    w.c[0] = cp;
-    w.in[0] = in + at;
-    w.c[1] = cx;
-    w.in[1] = s->stage.asked + at;
-    w.count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
+    dfi_sampler_map_set(s, &w, row, rows, cx, cp, in, check, clip, out);
     return dfi_sweep_run(s->stage.ctx, &w);
+}
+
+/* May the conversion wait for the stage's first combination? Where the stage touches
+   arrays through df_stage_combine alone, and nobody else looks. */
+static int dfi_sampler_waits(const df_sampler *s, int rows) {
+    return s->steady && rows == s->stage.n && rows == s->rows && s->correction == 0 &&
+           !s->preview && !s->stage.unclipped && !s->raw;
 }
 
 /* Rows at one point: the model's answer becomes `wants` in stage.answer (`out` may be that
@@ -6472,6 +6537,11 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
         dfi_model_map(NULL, &s->model, DF_X0, at, &px, &pp) == DF_OK)
         dfi_sampler_map(s, row, rows, px, pp, out, NULL, 0, s->preview);
     if (st->unclipped) dfi_sampler_map(s, row, rows, cx, cp, out, NULL, 0, st->unclipped);
+    if (!cuts && dfi_sampler_waits(s, rows)) {
+        dfi_sampler_map_set(s, &s->pending, 0, rows, cx, cp, out, out, 0, st->answer);
+        s->waits = 1;
+        return DF_OK;
+    }
     bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
     if (bad < size) return dfi_sampler_nonfinite(s, "the model answered", out, first + bad);
     for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
@@ -6642,6 +6712,7 @@ static df_result dfi_sampler_stage(df_sampler *s) {
     ctx->code = DF_OK; /* an earlier error is not the stage's */
     st->call++;
     next = s->row.stage(st);
+    if (s->waits && s->result == DF_OK) dfi_sampler_settle(s, NULL);
     if (s->result != DF_OK) return s->result;
     if (next == DF_NEXT_STEP || next == DF_NEXT_ASK) {
         if (ctx->code == DF_OK) ctx->code = before;
@@ -6659,7 +6730,7 @@ static df_result dfi_sampler_stage(df_sampler *s) {
 /* The answer was a correction's: a Langevin step at `from`, and the next question there. */
 static df_result dfi_sampler_correct(df_sampler *s) {
     df_stage *st = &s->stage;
-    if (df_stage_noise(st, s->spare) != DF_OK) return s->result;
+    if (dfi_noise_apart(st, s->spare) != DF_OK) return s->result;
     dfi_langevin_move(st, st->x, s->spare);
     s->correction--;
     return dfi_sampler_open(s);
@@ -13273,9 +13344,11 @@ static void DFI_V(colsum)(size_t rows, size_t cols, size_t stride, const float *
         for (size_t i = 0; i < DFI_GROUP && j + i < cols; i++) y[j + i] += (float)s[i];
     }
 }
-/* y = sum_j c[j] x[j], each element summed in double and rounded once */
-static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
-                           float *y) {
+/* y = sum_j c[j] x[j]. Doubles take four times as long as the memory; they are worth it
+   where large terms cancel, as in x_0 from eps near pure noise, which large coefficients
+   tell. */
+static void DFI_V(combine_wide)(size_t n, int count, const double *c,
+                                const float *const *x, float *y) {
     float pad[DFI_GROUP];
     for (size_t i = 0; i < n; i += DFI_GROUP) {
         DFI_V(vd) s[4] = {{0}, {0}, {0}, {0}};
@@ -13291,6 +13364,45 @@ static void DFI_V(combine)(size_t n, int count, const double *c, const float *co
                 __builtin_convertvector(s[part], DFI_V(half));
         if (to == pad) DFI_V(put_edge)(y + i, pad, n - i);
     }
+}
+/* A known count keeps pointers and factors in registers. Sums begin at 0, so that whoever
+   fuses products and sums has no choice which. */
+DFI_INLINE void DFI_V(combine_few)(size_t n, const int count, const float *f,
+                                   const float *const *x, float *y) {
+    const float *p[4];
+    DFI_V(v) c[4];
+    size_t i = 0;
+    DFI_UNROLL
+    for (int j = 0; j < count; j++) p[j] = x[j], c[j] = DFI_V(all)(f[j]);
+    for (; i + 2 * DFI_LANES <= n; i += 2 * DFI_LANES) {
+        DFI_V(v) a = {0}, b = {0};
+        DFI_UNROLL
+        for (int j = 0; j < count; j++) {
+            a += DFI_V(load)(p[j] + i) * c[j];
+            b += DFI_V(load)(p[j] + i + DFI_LANES) * c[j];
+        }
+        DFI_V(store)(y + i, a);
+        DFI_V(store)(y + i + DFI_LANES, b);
+    }
+    for (; i < n; i += DFI_LANES) {
+        DFI_V(v) s = {0};
+        for (int j = 0; j < count; j++) s += DFI_V(get)(p[j] + i, n - i) * c[j];
+        DFI_V(put)(y + i, s, n - i);
+    }
+}
+static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
+                           float *y) {
+    float f[DFI_TERMS];
+    int large = count > 4;
+    for (int j = 0; j < count; j++) {
+        large |= fabs(c[j]) > (count < 3 ? 16 : 2);
+        f[j] = (float)c[j];
+    }
+    if (large || count < 1) DFI_V(combine_wide)(n, count, c, x, y);
+    else if (count == 1) DFI_V(combine_few)(n, 1, f, x, y);
+    else if (count == 2) DFI_V(combine_few)(n, 2, f, x, y);
+    else if (count == 3) DFI_V(combine_few)(n, 3, f, x, y);
+    else DFI_V(combine_few)(n, 4, f, x, y);
 }
 /* Exponent bits all ones plus one more of their lowest carry into the sign bit; the signs
    of sixteen vectors are gathered by OR before anything is tested. */

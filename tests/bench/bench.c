@@ -1,11 +1,14 @@
 // bench: one JSON line per case and thread count, each in a process of its own so that peak
-// memory is that case's. `bench CASE THREADS` runs one: gemm, mlp_train, mlp_sample, cold.
+// memory is that case's. `bench CASE THREADS` runs one: gemm, mlp_train, mlp_sample, step,
+// cold.
 //
 //   gemm        C = A B for eight shapes. Where OpenBLAS is installed both are timed in turn,
 //               and the line has its rate and our part of it.
 //   mlp_train   the residual MLP of 297,218 parameters, batch 1024: T = 1000 linear betas,
 //               noise prediction, AdamW, no average: one step.
 //   mlp_sample  one evaluation of it at batch 1024 and a DDIM update: a step of 50.
+//   step        a step of dpmpp_2m, 8 samples of 12,288, a model that costs nothing and
+//               answers x_0, v or eps; beside three axpy over such arrays, in turn.
 //   cold        a new process: context, network, 16 samples in 10 steps, exit.
 // Medians; a ratio of two programs means something only when both ran on the same quiet
 // machine within the same minutes.
@@ -189,6 +192,57 @@ static void bench_mlp_sample(int threads) {
     df_ctx_free(ctx);
 }
 
+// A whole run by question and answer, the answer a constant array: microseconds of one step,
+// the first ones left out.
+enum { STEP_N = 8, STEP_DIM = 12288, STEP_SIZE = STEP_N * STEP_DIM, STEP_STEPS = 100 };
+static double step_ms(df_ctx *ctx, df_prediction prediction, df_real *x, const df_real *out) {
+    df_model m = df_model_defaults();
+    df_sample_desc d = df_sample_defaults();
+    df_sampler *s;
+    df_query q;
+    int asked = 0;
+    double start = 0, ms;
+    m.dim = STEP_DIM;
+    m.process = df_process_vp(.1, 20);
+    m.prediction = prediction;
+    d.method = "dpmpp_2m";
+    d.steps = STEP_STEPS;
+    d.t_max = .99; // eps needs alpha > 0
+    s = df_sampler_create(ctx, &m, &d, x, STEP_N);
+    while (df_sampler_next(s, &q)) {
+        if (asked++ == 5) start = now_ms();
+        df_sampler_answer(s, out);
+    }
+    ms = (now_ms() - start) / (asked - 5);
+    if (df_sampler_result(s) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
+    df_sampler_free(s);
+    return ms;
+}
+static void bench_step(int threads) {
+    static df_real x[STEP_SIZE], a[STEP_SIZE], b[STEP_SIZE], c[STEP_SIZE], out[STEP_SIZE];
+    static const df_prediction kinds[3] = { DF_X0, DF_V, DF_EPS };
+    df_ctx *ctx = context(threads);
+    for (int i = 0; i < STEP_SIZE; i++) out[i] = (df_real)(.3 * (i * 7919 % 100) / 100 - .1);
+    for (int k = 0; k < 3; k++) {
+        timing t, axpy, ratio;
+        char more[160];
+        for (int r = -1; r < RUNS; r++) {
+            double step = step_ms(ctx, kinds[k], x, out), start = now_ms(), three;
+            for (int i = 0; i < STEP_STEPS; i++) {
+                ctx->k->axpy(STEP_SIZE, (df_real).999, a, x);
+                ctx->k->axpy(STEP_SIZE, (df_real)-.3, b, x);
+                ctx->k->axpy(STEP_SIZE, (df_real).1, c, x);
+            }
+            three = (now_ms() - start) / STEP_STEPS;
+            if (r >= 0) t.ms[r] = step, axpy.ms[r] = three, ratio.ms[r] = step / three;
+        }
+        snprintf(more, sizeof more, ", \"answers\": \"%s\", \"three_axpy_ms\": %.4f, "
+                 "\"ratio\": %.2f", df_prediction_name(kinds[k]), median(&axpy), median(&ratio));
+        emit("step", threads, &t, more);
+    }
+    df_ctx_free(ctx);
+}
+
 static void cold_child(int threads) {
     static df_real x[32];
     df_ctx *ctx = context(threads);
@@ -228,16 +282,17 @@ static void bench_cold(const char *self, int threads) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const cases[] = { "gemm", "mlp_train", "mlp_sample", "cold" };
+    static const char *const cases[] = { "gemm", "mlp_train", "mlp_sample", "step", "cold" };
     int threads = argc > 2 ? atoi(argv[2]) : 0, bad = 0;
     if (argc > 2 && strcmp(argv[1], "gemm") == 0) bench_gemm(threads);
     else if (argc > 2 && strcmp(argv[1], "mlp_train") == 0) bench_mlp_train(threads);
     else if (argc > 2 && strcmp(argv[1], "mlp_sample") == 0) bench_mlp_sample(threads);
+    else if (argc > 2 && strcmp(argv[1], "step") == 0) bench_step(threads);
     else if (argc > 2 && strcmp(argv[1], "cold") == 0) bench_cold(argv[0], threads);
     else if (argc > 2 && strcmp(argv[1], "cold_child") == 0) cold_child(threads);
     else if (argc > 2) return fprintf(stderr, "bench: no case named %s\n", argv[1]), 2;
     else
-        for (int c = 0; c < 4; c++)
+        for (int c = 0; c < 5; c++)
             for (threads = 1; threads <= 2; threads++)
                 if (argc < 2 || strcmp(argv[1], cases[c]) == 0)
                     bad |= spawn(argv[0], cases[c], threads);
