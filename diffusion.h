@@ -76,11 +76,27 @@
      see the noise schedule       df_process_at, df_process_rates, df_grid
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
+     choose a sampler             below; df_sampler_rows lists all
      write a sampler              df_sampler_row with a stage function, desc.row
+     keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
+     encode data as noise         df_sample_desc.inverse (DDIM inversion, any ODE method)
      write a network              df_net_create, df_layer_..., df_run_...
      differentiate                df_record_begin, df_backward; df_set_tangent
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
+
+   SAMPLERS, by the names the libraries know
+     10 to 20 questions    unipc, dpmpp_2m, dpmpp_3m, deis, sa_solver; grid "karras" or
+                           "lambda"
+     exact ODE             rk45 or dpm_adaptive to a tolerance; heun, rk4 by steps
+     with fresh noise      euler_ancestral, dpmpp_2m_sde, dpmpp_sde, er_sde; ddpm with as
+                           many steps as training had
+     rectified flow        any: euler is flow matching's Euler step there
+     a distilled model     consistency (lcm, cm, scm), tcd, flow_map, if it answers maps
+     many cores, few rows  paradigms asks many steps of one sample at once
+     correction            corrections (predictor-corrector), churn, restarts go with all
+   order, corrector, slope, predicts, eta and eta_in tune them; compat brings back what a
+   library does where it differs from what is right.
 
    THE LOOP, TURNED INSIDE OUT
    A host that may not block in a callback (a game, a GPU queue, a browser) keeps the loop:
@@ -718,7 +734,10 @@ enum {
     DF_COMPAT_ERROR_MOST = 2048,
     /* ddpm: noise in the step into sigma = 0 too (diffusers, LARGE and learned, where the
        last entry asked is not 0; RANGE then begins at a variance of 1e-20). */
-    DF_COMPAT_LAST_NOISE = 4096
+    DF_COMPAT_LAST_NOISE = 4096,
+    /* df_grid: t_min is shifted before the points are set, and they are shifted again, so
+       that the last step begins far above t_min (diffusers' FlowMatchEuler; issue 13243). */
+    DF_COMPAT_DOUBLE_SHIFT = 8192
 };
 
 /* What sampling needs to know. df_sample_defaults gives the values in brackets. */
@@ -3250,11 +3269,14 @@ static df_point dfi_grid_place(const dfi_grid *g, const df_point *first,
    end at t_min, and the data point is one more. */
 static df_result dfi_grid_divide(dfi_grid *g) {
     int any = g->rule->clock == DF_POINTS_T, data = g->d->end == DF_END_DATA;
-    int reaches = data && any && df_process_at(g->p, 0).sigma <= 0;
+    int twice = (g->d->compat & DF_COMPAT_DOUBLE_SHIFT) != 0;
+    int reaches = data && any && !twice && df_process_at(g->p, 0).sigma <= 0;
     int M = data && !reaches ? g->d->steps : g->d->steps + 1;  /* points the rule sets */
     double t_min = g->d->t_min < 0 ? df_process_t_min(g->p) : g->d->t_min;
     df_point first = df_process_at(g->p, g->d->t_max);
     df_point last = df_process_at(g->p, reaches ? 0 : t_min);
+    if (twice && last.alpha > 0)
+        last = df_process_at_rho(g->p, g->d->shift * last.sigma / last.alpha);
     if (M > 1 && (last.t >= first.t || (!any && (first.alpha <= 0 || last.sigma <= 0))))
         return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
                         "df_grid: \"%s\" cannot divide %s from t_max = %g, lambda = %g, "
@@ -5979,7 +6001,7 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
     if ((unsigned)d->start > (unsigned)DF_START_DATA) what = "start", found = (int)d->start;
     if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
         what = "variance", found = (int)d->variance;
-    if (d->compat >= 2 * (unsigned)DF_COMPAT_LAST_NOISE) what = "compat", found = (int)d->compat;
+    if (d->compat >= 2 * (unsigned)DF_COMPAT_DOUBLE_SHIFT) what = "compat", found = (int)d->compat;
     if (what)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s %d is unknown, or none of %s's "
                         "(orders up to %d, corrector %s, ratio %s)", what, found, row->name,
@@ -6048,6 +6070,8 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
         row->from_alpha0 = 0;                   /* alpha_t/alpha_s is infinite there */
         if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
     }
+    if (row->stage == dfi_stage_multistep)
+        row->buffers = dfi_history(d) + (d->corrector > 0) + 1;
     if (row->stage == dfi_stage_restart && d->restarts == 0) d->restarts = 2;
     if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
     if (row->stage == dfi_stage_rk45) {

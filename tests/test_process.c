@@ -844,6 +844,14 @@ TEST(grid_shift) {
     expect(make_grid(&paths[5], &d) == DF_OK && grid_count == 6);
     for (int i = 0; i < 6; i++) near(grid[i].t, euler[i], 1e-14);
     d.points = NULL;
+    d.compat = DF_COMPAT_DOUBLE_SHIFT;         // ... and by name
+    d.steps = 5;
+    d.t_min = .001;
+    expect(make_grid(&paths[5], &d) == DF_OK && grid_count == 6);
+    for (int i = 0; i < 6; i++) near(grid[i].t, euler[i], 1e-14);
+    d.compat = 0;
+    d.steps = 9;
+    d.t_min = -1;
     expect(make_grid(&trig, &d) == DF_OK);     // any process: sigma/alpha times s
     for (int i = 1; i < 9; i++)
         near_rel(grid[i].sigma / grid[i].alpha, 3 * 0.5 * tan(pi / 2 * (1 - i / 9.0)),
