@@ -790,7 +790,7 @@ struct df_sample_desc {
                                 at each level of annealed_langevin [0, there 1] */
     double snr;              /* r: Langevin steps of 2 r^2 sigma^2 (Song et al. 2021, alg.
                                 4 and 5, without norms) [.16] */
-    double langevin_step;    /* > 0: this step instead, in units of x^2 (baoab: time) [0] */
+    double langevin_step; /* > 0: this step instead, in units of x^2 (baoab: time) [0] */
     double friction;         /* of baoab [1] */
     double rtol, atol;       /* of adaptive methods and paradigms, atol for sigma/(alpha +
                                 sigma) = 1 [.05, .0078] */
@@ -870,9 +870,9 @@ DF_API void df_sampler_free(df_sampler *s);
 
 /* The registry: a sampler is a row and one short stage function. Public, for menus. */
 typedef enum df_clock {
-    DF_CLOCK_RHO,            /* walks lambda or sigma/alpha: one path on every process */
-    DF_CLOCK_T,              /* walks t, or x in its own units: differs between processes */
-    DF_CLOCK_STOPPED         /* stays at t_max: Langevin dynamics on p_t for `steps` steps;
+    DF_CLOCK_RHO,    /* walks lambda or sigma/alpha: one path on every process */
+    DF_CLOCK_T,      /* walks t, or x in its own units: differs between processes */
+    DF_CLOCK_STOPPED /* stays at t_max: Langevin dynamics on p_t for `steps` steps;
                                 no grid, no data end */
 } df_clock;
 enum { DF_BUFFERS = 8, DF_STAGE_NUMBERS = 16, DF_PAST = 4, DF_OWN = 12 };
@@ -939,7 +939,7 @@ struct df_stage {
     double *own;             /* [n, DF_OWN] numbers of each sample, 0 at the start */
     df_point *each;          /* [rows] where each row of df_stage_ask_each stands */
     int rows;                /* most of them: n, or n desc->window for paradigms */
-    df_real *wide[2];        /* [rows, dim] where rows > n */
+    df_real *wide[2];        /* [rows + n, dim] for paradigms, else NULL */
 };
 /* Next question: the model at `at` on array x ([n, dim], s->x or a buffer). */
 DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x);
@@ -2175,12 +2175,13 @@ static void dfi_brownian4(uint64_t seed, uint64_t sample, uint32_t block, double
     dfi_normal4(bits, high);
     for (int level = 1; level <= 32; level++) {
         double middle = left + length / 2;
-        df_random_bits(seed + (uint64_t)level * UINT64_C(0x9e3779b97f4a7c15), sample, place,
-                       block, bits);
+        df_random_bits(seed + (uint64_t)level * UINT64_C(0x9e3779b97f4a7c15), sample,
+                       place, block, bits);
         dfi_normal4(bits, z);
         length /= 2;
         place *= 2;
-        for (int e = 0; e < 4; e++) z[e] = (low[e] + high[e]) / 2 + sqrt(length / 2) * z[e];
+        for (int e = 0; e < 4; e++)
+            z[e] = (low[e] + high[e]) / 2 + sqrt(length / 2) * z[e];
         if (s < middle) {
             memcpy(high, z, sizeof z);
         } else {
@@ -2272,7 +2273,8 @@ static double dfi_torch_one(df_torch_random *random) {
     }
     for (int i = 0; i < 2; i++) {
         uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
-        u[i] = (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
+        u[i] =
+            (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
     }
     r = sqrt(-2 * log1p(-u[1]));
     random->kept = r * sin(2 * DFI_PI * u[0]);
@@ -3385,9 +3387,12 @@ static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
     if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
     if (at == 0 || at == g->count || g->count + more > capacity ||
         q[at].sigma >= g->d->restart_max * q[at].alpha)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: no point of %d lies below "
-                        "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
-                        "steps", g->count, g->d->restart_max, g->d->restart_min);
+        return dfi_fail(
+            g->ctx, DF_ERR_ARGUMENT,
+            "df_grid: no point of %d lies below "
+            "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
+            "steps",
+            g->count, g->d->restart_max, g->d->restart_min);
     memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
     low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
     for (int k = 0; k < more; k++)
@@ -3434,9 +3439,10 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     else if (g.rule->clock > DF_POINTS_LAMBDA) result = dfi_grid_entries(&g);
     else result = dfi_grid_divide(&g);
     if (result == DF_OK && g.count < 2)         /* entry 0 is both first and last */
-        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" with N = %d gives one point, "
-                          "t = %g: take more steps, or end = DF_END_DATA", g.name,
-                          desc->steps, out[0].t);
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT,
+                          "df_grid: \"%s\" with N = %d gives one point, "
+                          "t = %g: take more steps, or end = DF_END_DATA",
+                          g.name, desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
     if (result == DF_OK && desc->restarts > 0) result = dfi_grid_restart(&g, capacity);
@@ -3692,7 +3698,7 @@ static double dfi_extra(const df_stage *s, const df_point *from, const df_point 
     case DF_ETA_FAMILY: return eta * eta * h;
     case DF_ETA_LINEAR: return eta * h;
     case DF_ETA_DDIM: return -0.5 * log1p(eta * eta * expm1(-2 * h));
-    default:                                    /* the point below t on the straight line */
+    default: /* the point below t on the straight line */
         b = dfi_straight_time(to);
         a = b * (1 + (b / dfi_straight_time(from) - 1) * eta);
         return log(b / (1 - b)) - log(a / (1 - a));
@@ -3746,8 +3752,9 @@ typedef struct dfi_step { double x, z, m[DFI_NODES]; } dfi_step;
 
 /* The step's coefficients; what is taken as the polynomial is row->wants, x_0 or eps. Two
    nodes may take another slope than the line's (df_slope). */
-static dfi_step dfi_exponential(const df_stage *s, const df_point *from, const df_point *to,
-                                int k, const df_point *node, df_slope slope) {
+static dfi_step dfi_exponential(const df_stage *s, const df_point *from,
+                                const df_point *to, int k, const df_point *node,
+                                df_slope slope) {
     dfi_step step = { 0, 0, { 0, 0, 0, 0, 0 } };
     int noise = s->row->wants == DF_EPS, other;
     double extra = s->row->ancestral ? 0 : dfi_extra(s, from, to);
@@ -3757,7 +3764,8 @@ static dfi_step dfi_exponential(const df_stage *s, const df_point *from, const d
     double whole = noise ? (1 + e) * (to->sigma - to->alpha * from->sigma / from->alpha)
                          : -to->alpha * expm1(-z);       /* scale z int p */
     step.x = noise ? to->alpha / from->alpha : to->sigma / from->sigma * exp(-extra);
-    if (extra > 0) step.z = to->sigma * sqrt(noise ? e * expm1(2 * h) : -expm1(-2 * extra));
+    if (extra > 0)
+        step.z = to->sigma * sqrt(noise ? e * expm1(2 * h) : -expm1(-2 * extra));
     step.m[0] = whole;
     if (k < 2) return step;
     for (int j = 0; j < k; j++) v[j] = (node[j].lambda - from->lambda) / h;
@@ -3780,8 +3788,9 @@ static dfi_step dfi_exponential(const df_stage *s, const df_point *from, const d
 
 /* x = step.x base + sum_j m[j] answer[j] + z noise, fresh noise drawn into `noise` first if
    `draw`. */
-static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out, const df_real *base,
-                        int k, const df_real *const *answer, df_real *noise, int draw) {
+static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
+                              const df_real *base, int k, const df_real *const *answer,
+                              df_real *noise, int draw) {
     double c[DFI_NODES + 2];
     const df_real *a[DFI_NODES + 2];
     int count = k + 1;
@@ -3831,7 +3840,8 @@ static void dfi_remember(df_stage *s, int depth) {
 typedef struct dfi_posterior { double x, x0, small, large; } dfi_posterior;
 static dfi_posterior dfi_posterior_of(const df_point *from, const df_point *to) {
     double ratio = from->alpha / to->alpha, back = to->sigma / from->sigma;
-    double var = fmax(from->sigma * from->sigma - ratio * ratio * to->sigma * to->sigma, 0);
+    double var =
+        fmax(from->sigma * from->sigma - ratio * ratio * to->sigma * to->sigma, 0);
     double V = hypot(to->alpha, to->sigma) / hypot(from->alpha, from->sigma);
     dfi_posterior p = { ratio * back * back, to->alpha * var / (from->sigma * from->sigma),
                         var * back * back, var * V * V };
@@ -3879,11 +3889,12 @@ static df_next dfi_stage_ddim(df_stage *s) {
     const df_real *answer[2];
     answer[0] = s->answer;
     answer[1] = s->unclipped;
-    if (s->unclipped) {                         /* eps = (x - alpha_s x_0)/sigma_s as it was */
+    if (s->unclipped) { /* eps = (x - alpha_s x_0)/sigma_s as it was */
         step.m[1] = step.m[0] - s->to.alpha;
         step.m[0] = s->to.alpha;
     }
-    return dfi_stage_take(s, &step, s->x, s->x, s->unclipped ? 2 : 1, answer, s->buffer[0], 1);
+    return dfi_stage_take(s, &step, s->x, s->x, s->unclipped ? 2 : 1, answer, s->buffer[0],
+                          1);
 }
 
 /* ---- with history: dpmpp_2m, dpmpp_3m, their SDE forms, deis, unipc, sa_solver ----
@@ -3921,7 +3932,8 @@ static df_next dfi_correct(df_stage *s) {
         answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
     }
     step = dfi_exponential(s, &s->past[0], &s->from, k, node, s->desc->slope);
-    return dfi_stage_take(s, &step, s->x, s->buffer[depth], k, answer, s->buffer[depth + 1], 0);
+    return dfi_stage_take(s, &step, s->x, s->buffer[depth], k, answer,
+                          s->buffer[depth + 1], 0);
 }
 
 /* The second-order first step of dpmpp_3m: asks at the middle, then the line through both
@@ -3951,12 +3963,13 @@ static df_next dfi_stage_multistep(df_stage *s) {
     const df_real *answer[DFI_NODES];
     df_point node[DFI_NODES];
     dfi_step step;
-    if (s->row->start_order > 2 && s->row->corrector == 0 && s->desc->order > 2 && !corrects &&
-        s->known == 0 && s->from.alpha > 0 && s->to.sigma > 0 && s->desc->eta <= 0 &&
-        !(s->desc->compat & DF_COMPAT_HALF_D2))
+    if (s->row->start_order > 2 && s->row->corrector == 0 && s->desc->order > 2 &&
+        !corrects && s->known == 0 && s->from.alpha > 0 && s->to.sigma > 0 &&
+        s->desc->eta <= 0 && !(s->desc->compat & DF_COMPAT_HALF_D2))
         return dfi_start_third(s);
     if (corrects && s->known > 0 && s->past[0].alpha > 0) dfi_correct(s);
-    while (known <= s->known && known < DFI_NODES - 1 && s->past[known - 1].alpha > 0) known++;
+    while (known <= s->known && known < DFI_NODES - 1 && s->past[known - 1].alpha > 0)
+        known++;
     k = dfi_order_now(s, s->desc->order, known, s->steps - s->step);
     if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 1;   /* h is infinite */
     for (int j = 0; j < k; j++) {
@@ -3964,7 +3977,8 @@ static df_next dfi_stage_multistep(df_stage *s) {
         answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
     }
     step = dfi_exponential(s, &s->from, &s->to, k, node, s->desc->slope);
-    if (corrects) memcpy(s->buffer[depth], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    if (corrects)
+        memcpy(s->buffer[depth], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
     if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[depth + corrects], 1) !=
         DF_NEXT_STEP)
         return DF_NEXT_FAIL;
@@ -3987,8 +4001,10 @@ static int dfi_block_place(const df_stage *s, int *size) {
     int alone = s->grid[0].alpha <= 0;          /* the first step's h is infinite */
     int begin = s->step, end = s->step + 1, jumps = s->desc->restarts > 0;
     int p = s->desc->order, into0, shorter = s->desc->final == DF_FINAL_LOWER, N, i, rest;
-    while (begin > 0 && !(jumps && s->grid[begin - 1].lambda > s->grid[begin].lambda)) begin--;
-    while (end < s->points && !(jumps && s->grid[end].lambda > s->grid[end + 1].lambda)) end++;
+    while (begin > 0 && !(jumps && s->grid[begin - 1].lambda > s->grid[begin].lambda))
+        begin--;
+    while (end < s->points && !(jumps && s->grid[end].lambda > s->grid[end + 1].lambda))
+        end++;
     if (begin > 0) alone = 0;
     N = end - begin - alone, i = s->step - begin - alone, rest = N % p;
     into0 = s->grid[end].sigma <= 0;
@@ -4029,7 +4045,8 @@ static df_next dfi_stage_block(df_stage *s) {
     if (size == 3 && (place == 2 || !(s->desc->compat & DF_COMPAT_BLOCK_HALF)))
         slope = DF_SLOPE_EXACT;
     step = dfi_exponential(s, &start, &s->to, k, node, slope);
-    if (dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 1) != DF_NEXT_STEP)
+    if (dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 1) !=
+        DF_NEXT_STEP)
         return DF_NEXT_FAIL;
     if (place < 2) {                            /* keep this answer for the block's rest */
         df_real *old = s->buffer[1 + place];
@@ -4122,7 +4139,8 @@ static df_next dfi_stage_rk2(df_stage *s) {
     if (a <= 0) inner = dfi_ode_point(s, sqrt(from * to));
     else if (a < 1) inner = dfi_ode_point(s, from + a * dc);
     if (s->call == 1) {
-        dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, b, slope, s->buffer[1]);
+        dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, b, slope,
+                      s->buffer[1]);
         dfi_remember(s, 1);
         return df_stage_ask(s, &inner, s->buffer[1]);
     }
@@ -4191,17 +4209,18 @@ static df_next dfi_stage_lms(df_stage *s) {
 /* tAB-DEIS (Zhang & Chen 2023): the polynomial is one in t. moment[q] = int (d rho/dt) v^q
    dt/dc by Gauss-Legendre, d rho/dt = w/alpha^2. */
 static df_next dfi_stage_deis_t(df_stage *s) {
-    static const double node[4] = { .1834346424956498, .5255324099163290, .7966664774136267,
-                                    .9602898564975363 };
+    static const double node[4] = {.1834346424956498, .5255324099163290, .7966664774136267,
+                                   .9602898564975363};
     static const double weight[4] = { .3626837833783620, .3137066458778873,
                                       .2223810344533745, .1012285362903763 };
-    double dt = s->to.t - s->from.t, v[4] = { 0, 0, 0, 0 }, moment[4] = { 1, 0, 0, 0 }, b[4];
+    double dt = s->to.t - s->from.t, v[4] = {0, 0, 0, 0}, moment[4] = {1, 0, 0, 0}, b[4];
     double dc = dfi_ode_clock(s, &s->to) - dfi_ode_clock(s, &s->from);
     int k = s->desc->order < s->known + 1 ? s->desc->order : s->known + 1;
     if (s->to.sigma <= 0) k = 1;
     for (int i = -4; k > 1 && i < 4; i++) {
         int pair = i < 0 ? -1 - i : i;
-        double u = .5 * (1 + (i < 0 ? -node[pair] : node[pair])), power = .5 * weight[pair];
+        double u = .5 * (1 + (i < 0 ? -node[pair] : node[pair])),
+               power = .5 * weight[pair];
         df_point q = df_process_at(s->process, s->from.t + u * dt);
         df_rates rates;
         if (df_stage_rates(s, &q, DF_RATE_W, &rates) != DF_OK) return DF_NEXT_FAIL;
@@ -4234,9 +4253,10 @@ static df_next dfi_plms(df_stage *s, int begins) {
         dfi_ode_state(s, &s->to, dc, begins, begins == 2 ? half : sixth, slope, s->x);
         return DF_NEXT_STEP;
     }
-    if (begins == 4 && call < 3) inner = df_process_at(s->process, .5 * (s->from.t + s->to.t));
-    dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, adams[0], &slope[call - 1],
-                  s->buffer[3]);
+    if (begins == 4 && call < 3)
+        inner = df_process_at(s->process, .5 * (s->from.t + s->to.t));
+    dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, adams[0],
+                  &slope[call - 1], s->buffer[3]);
     if (call == 1) {
         dfi_remember(s, 3);
     } else {
@@ -4295,12 +4315,14 @@ static df_next dfi_adaptive_ask(df_stage *s) {
         double *own = s->own + (size_t)i * DF_OWN, at = own[DFI_WHERE];
         open += own[DFI_ARRIVED] <= 0;
         s->each[i] = own[DFI_ARRIVED] > 0 ? *dfi_adaptive_end(s)
-                     : lambda ? df_process_at_lambda(s->process, at) : dfi_ode_point(s, at);
+                     : lambda             ? df_process_at_lambda(s->process, at)
+                                          : dfi_ode_point(s, at);
     }
     s->number[0] = 0;
     if (open > 0 && ++s->number[1] > (int)DFI_MOST_TRIALS) {
-        dfi_stage_wrong(s, "the adaptive step does not reach the end in 100000 trials; ask "
-                           "for less accuracy (rtol, atol), or end at a larger t_min");
+        dfi_stage_wrong(s,
+                        "the adaptive step does not reach the end in 100000 trials; ask "
+                        "for less accuracy (rtol, atol), or end at a larger t_min");
         return DF_NEXT_FAIL;
     }
     if (open > 0) return df_stage_ask_each(s, s->n, s->x);
@@ -4347,6 +4369,8 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
         factor = fmin(fmax(factor, .2), good ? 5 : 1);
     }
     own[DFI_LENGTH] *= factor;
+    if (fabs(own[DFI_LENGTH]) < 1e-12)          /* shorter, it would not move the clock */
+        own[DFI_LENGTH] = own[DFI_LENGTH] < 0 ? -1e-12 : 1e-12;
     if (good) own[DFI_ERR_BEFORE] = err;
     return good;
 }
@@ -4403,7 +4427,8 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
     a[0] = s->x;
     for (int j = 0; j < 7; j++) a[j + 1] = j < 6 ? s->buffer[j] : s->answer;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, go = dfi_adaptive_go(own, end), c[DFI_TERMS];
+        double *own = s->own + (size_t)i * DF_OWN, go = dfi_adaptive_go(own, end),
+               c[DFI_TERMS];
         df_point from = dfi_ode_point(s, own[DFI_WHERE]);
         df_point q = dfi_ode_point(s, own[DFI_WHERE] + go * dfi_dp_c[k < 7 ? k : 6]);
         double scale = dfi_ode_scale(s, &q);
@@ -4415,7 +4440,8 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
 }
 
 static df_next dfi_stage_rk45(df_stage *s) {
-    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from), one = 1;
+    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from),
+           one = 1;
     int k = (int)s->number[0];
     const df_real *answer = s->answer;
     if (s->number[2] > 0) {
@@ -4446,12 +4472,14 @@ static df_next dfi_stage_rk45(df_stage *s) {
 /* The trial of sample i: node[0] its start, node[1], node[2] inside; where it aims. */
 static df_point dfi_dpm_trial(const df_stage *s, int i, double go, df_point *node) {
     const double *own = s->own + (size_t)i * DF_OWN;
-    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE], end = dfi_adaptive_end(s)->lambda;
+    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE],
+           end = dfi_adaptive_end(s)->lambda;
     df_point to = df_process_at_lambda(s->process, l + go), aim = to;
     double r = s->desc->order > 2 ? 1 / 3.0 : 0.5;
     node[0] = df_process_at_lambda(s->process, l);
     if (s->desc->eta > 0)
-        aim = df_process_at_lambda(s->process, fmin(end, to.lambda + dfi_extra(s, &node[0], &to)));
+        aim = df_process_at_lambda(s->process,
+                                   fmin(end, to.lambda + dfi_extra(s, &node[0], &to)));
     node[1] = df_process_at_lambda(s->process, l + r * (aim.lambda - l));
     node[2] = df_process_at_lambda(s->process, l + 2 * r * (aim.lambda - l));
     return aim;
@@ -4492,7 +4520,8 @@ static df_next dfi_stage_dpm_adaptive(df_stage *s) {
         own[DFI_LENGTH] = 0.05;
         own[DFI_ERR_BEFORE] = 1;
     }
-    if (s->call == 1) memcpy(s->buffer[4], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    if (s->call == 1)
+        memcpy(s->buffer[4], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
     for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + DFI_GOOD] = 0;
     a[0] = s->x;
     a[1] = k > 1 ? s->buffer[0] : newest;
@@ -4573,8 +4602,8 @@ static df_next dfi_stage_reverse(df_stage *s) {
    log rho (theirs: 200 rectangles, and a backward difference for the first derivative). */
 static double dfi_er_psi(double rho) { return rho * (exp(pow(rho, .3)) + 10); }
 static df_next dfi_stage_er_sde(df_stage *s) {
-    static const double node[4] = { .1834346424956498, .5255324099163290, .7966664774136267,
-                                    .9602898564975363 };
+    static const double node[4] = {.1834346424956498, .5255324099163290, .7966664774136267,
+                                   .9602898564975363};
     static const double weight[4] = { .3626837833783620, .3137066458778873,
                                       .2223810344533745, .1012285362903763 };
     double a = s->from.sigma / s->from.alpha, b = s->to.sigma / s->to.alpha, scale, r;
@@ -4584,7 +4613,7 @@ static df_next dfi_stage_er_sde(df_stage *s) {
     dfi_step step = { 0, 0, { 0, 0, 0, 0, 0 } };
     if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
     r = dfi_er_psi(b) / dfi_er_psi(a);
-    for (int i = 0; i < 8; i++) {               /* moment[q] = q psi_t int v^{q-1}/psi dv */
+    for (int i = 0; i < 8; i++) { /* moment[q] = q psi_t int v^{q-1}/psi dv */
         double u = .5 * (1 + (i < 4 ? node[i] : -node[i - 4]));
         double rho = a * pow(b / a, u), x = (rho - a) / (b - a);
         double w = .5 * weight[i % 4] * log(b / a) * rho / (b - a) / dfi_er_psi(rho);
@@ -4678,7 +4707,8 @@ static df_next dfi_stage_annealed(df_stage *s) {
 static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const df_real *g,
                              const df_real *b, double h) {
     double sum = 0;
-    for (size_t j = (size_t)i * (size_t)s->dim; j < ((size_t)i + 1) * (size_t)s->dim; j++) {
+    for (size_t j = (size_t)i * (size_t)s->dim; j < ((size_t)i + 1) * (size_t)s->dim;
+         j++) {
         double e = (double)b[j] - (double)a[j] - h * (double)g[j];
         sum += e * e;
     }
@@ -4703,7 +4733,8 @@ static df_next dfi_stage_mala(df_stage *s) {
         return df_stage_ask_density(s, &s->from, y);
     }
     if (s->call == 3) {
-        for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + 1] = (double)s->answer[i];
+        for (int i = 0; i < s->n; i++)
+            s->own[(size_t)i * DF_OWN + 1] = (double)s->answer[i];
         return df_stage_ask(s, &s->from, y);
     }
     if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
@@ -4768,7 +4799,8 @@ static df_next dfi_stage_map(df_stage *s) {
     dfi_step step = { 0, 0, { 1, 0, 0, 0, 0 } };
     const df_real *answer = s->answer;
     step.m[0] = c;
-    step.z = sqrt(fmax(s->to.sigma * s->to.sigma - c * c * target.sigma * target.sigma, 0));
+    step.z =
+        sqrt(fmax(s->to.sigma * s->to.sigma - c * c * target.sigma * target.sigma, 0));
     if (s->to.sigma <= s->grid[s->points].sigma) step.z = 0;
     return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 1);
 }
@@ -4842,7 +4874,7 @@ static df_next dfi_stage_paradigms(df_stage *s) {
         if (base >= s->points) continue;
         done = dfi_paradigms_sum(s, i, base, W);
         s->own[(size_t)i * DF_OWN] = base + done;
-        for (int w = 0; w <= W; w++)            /* the rest begins as the last value known */
+        for (int w = 0; w <= W; w++) /* the rest begins as the last value known */
             memmove(dfi_window(s, w, i), dfi_window(s, w + done < W ? w + done : W, i),
                     dim * sizeof *s->x);
     }
@@ -4850,7 +4882,7 @@ static df_next dfi_stage_paradigms(df_stage *s) {
 }
 
 /* ---- dpm_solver_v3 (Zheng et al. 2023) ----
-   y = x/alpha obeys dy/d lambda = y - x_0. Split off the part that is linear in y as the
+   y = x/alpha obeys dy/d lambda = x_0 - y. Split off the part that is linear in y as the
    model sees it, l, and let s, b say how the rest moves by itself, element by element:
      dy/d lambda = -l y - f,   f = (1 - l) y - x_0,   f' = s f + b + what the solver must see.
    l = 1, s = b = 0 is DPM-Solver++; the statistics make what is left smallest. With L, S, B
@@ -4937,7 +4969,8 @@ static df_next dfi_stage_v3(df_stage *s) {
         }
         back[0].S = back[0].B = 0;
         dfi_weights(k, v, path.moment, w);
-        for (size_t at = (size_t)j; at < (size_t)s->n * (size_t)s->dim; at += (size_t)s->dim) {
+        for (size_t at = (size_t)j; at < (size_t)s->n * (size_t)s->dim;
+             at += (size_t)s->dim) {
             double now = (double)s->x[at] / s->from.alpha, sum = path.drift;
             for (int m = 0; m < k; m++) {
                 double y = m > 0 ? (double)s->buffer[1 + m][at] : now;
@@ -5224,7 +5257,8 @@ static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const 
 /* Numbers in one row of an answer. */
 static size_t dfi_answer_width(const df_model *m, df_ask ask) {
     if (ask == DF_ASK_LOG_DENSITY) return 1;
-    return (size_t)m->dim * (ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1);
+    return (size_t)m->dim *
+           (ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1);
 }
 
 /* Asks in questions of at most max_batch rows. Row r is sample first + r mod samples, so a
@@ -5464,7 +5498,8 @@ static void dfi_clip(size_t n, df_real limit, df_real *x) {
     }
 }
 
-static void dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at, size_t n) {
+static void dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
+                            size_t n) {
     const df_real *in[DFI_TERMS];
     if (w->count == 0) return;
     for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
@@ -5552,7 +5587,7 @@ struct df_sampler {
     double *t;                 /* [6, rows] of the question: t, alpha, sigma; the same of
                                   where a map goes */
     df_real *t_model;          /* [2, rows] */
-    df_real *input;            /* [rows, dim] x times c_in; NULL: the model takes x itself */
+    df_real *input; /* [rows, dim] x times c_in; NULL: the model takes x itself */
     df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
     df_real *raw;              /* [n, 2 dim] answers that hold a variance, or NULL */
     df_real *spare;            /* [n, dim] noise of corrections and of late churn */
@@ -5565,10 +5600,10 @@ struct df_sampler {
     enum dfi_phase phase;
     int correction;            /* Langevin steps still to do before this step */
     int late;                  /* churn is due once the answer is there */
-    int waits;                 /* `pending`, the conversion of the last answer, is to be done
+    int waits; /* `pending`, the conversion of the last answer, is to be done
                                   in one pass with the stage's first combination */
     dfi_sweep pending;
-    int steady;                /* its stage is of ours and reads arrays by combining only */
+    int steady;    /* its stage is of ours and reads arrays by combining only */
     int busy;      /* within df_sampler_next or _answer: callbacks may not call them */
     uint32_t draw; /* of the next noise */
     int evaluations;
@@ -5913,13 +5948,16 @@ static df_result dfi_sample_check_ranges(df_ctx *ctx, const df_sample_desc *d) {
                         "eta_min %g, eta_max %g: wants min <= max", d->churn_min,
                         d->churn_max, d->eta_min, d->eta_max);
     if (d->threshold > 1 || d->threshold_min > d->threshold_max || d->ratio > 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: threshold is %g, threshold_min %g, "
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: threshold is %g, threshold_min %g, "
                         "threshold_max %g, ratio %g: wants threshold and ratio at most 1, "
-                        "min <= max", d->threshold, d->threshold_min, d->threshold_max,
-                        d->ratio);
+                        "min <= max",
+                        d->threshold, d->threshold_min, d->threshold_max, d->ratio);
     if (d->threshold > 0 && d->clip > 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: clip %g and threshold %g both cut "
-                        "x_0; leave one of them 0", d->clip, d->threshold);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: clip %g and threshold %g both cut "
+                        "x_0; leave one of them 0",
+                        d->clip, d->threshold);
     return DF_OK;
 }
 
@@ -5937,8 +5975,10 @@ static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
                         "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
                         row->name);
     if (d->eta_in != DF_ETA_OWN && row->eta_in == DF_ETA_OWN)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta_in is %d, but %s has an eta of "
-                        "its own kind, or none; leave it OWN", in, row->name);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: eta_in is %d, but %s has an eta of "
+                        "its own kind, or none; leave it OWN",
+                        in, row->name);
     if (d->eta > most)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
@@ -5951,7 +5991,8 @@ static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
 static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
                                         const df_sampler_row *row) {
     int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
-    int plain = row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED && !row->whole;
+    int plain =
+        row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED && !row->whole;
     if (d->churn > 0 && noisy)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: churn %g is for ODE samplers, but %s (eta %g) draws "
@@ -5960,11 +6001,12 @@ static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
     if (d->inverse && (noisy || d->churn > 0 || d->restarts > 0 || d->corrections > 0 ||
                        row->clock == DF_CLOCK_STOPPED || row->asks != DF_ASK_PREDICT ||
                        d->start != DF_START_GIVEN))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
-                        "%g, restarts %d, corrections %d: use an ODE method without noise, "
-                        "and start GIVEN", row->name, d->eta, d->churn, d->restarts,
-                        d->corrections);
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
+            "%g, restarts %d, corrections %d: use an ODE method without noise, "
+            "and start GIVEN",
+            row->name, d->eta, d->churn, d->restarts, d->corrections);
     if (!plain && (d->churn > 0 || d->restarts > 0 || d->corrections > 0))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s takes no churn (%g), restarts (%d) or corrections "
@@ -5973,12 +6015,13 @@ static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
     if (d->corrections < 0 || d->restarts < 0 || d->window < 1 || d->restart_steps < 1 ||
         !(d->restart_min > 0 && d->restart_min < d->restart_max) ||
         dfi_nonfinite(d->restart_max))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: corrections is %d, restarts %d, restart_steps %d in "
-                        "sigma/alpha %g .. %g, window %d: wants counts of at least 0, 0, 1, "
-                        "0 < restart_min < restart_max, window >= 1", d->corrections,
-                        d->restarts, d->restart_steps, d->restart_min, d->restart_max,
-                        d->window);
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_sample: corrections is %d, restarts %d, restart_steps %d in "
+            "sigma/alpha %g .. %g, window %d: wants counts of at least 0, 0, 1, "
+            "0 < restart_min < restart_max, window >= 1",
+            d->corrections, d->restarts, d->restart_steps, d->restart_min, d->restart_max,
+            d->window);
     return DF_OK;
 }
 
@@ -5996,17 +6039,21 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
         what = "predicts", found = d->predicts;
     if ((int)d->slope != 0 && (row->slope == DF_SLOPE_OWN || (int)d->slope > DF_SLOPE_BH2))
         what = "slope", found = (int)d->slope;
-    if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER) what = "final", found = (int)d->final;
+    if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER)
+        what = "final", found = (int)d->final;
     if (d->ratio > 0 && row->ratio <= 0) what = "ratio", found = 1;
-    if ((unsigned)d->start > (unsigned)DF_START_DATA) what = "start", found = (int)d->start;
+    if ((unsigned)d->start > (unsigned)DF_START_DATA)
+        what = "start", found = (int)d->start;
     if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
         what = "variance", found = (int)d->variance;
-    if (d->compat >= 2 * (unsigned)DF_COMPAT_DOUBLE_SHIFT) what = "compat", found = (int)d->compat;
+    if (d->compat >= 2 * (unsigned)DF_COMPAT_DOUBLE_SHIFT)
+        what = "compat", found = (int)d->compat;
     if (what)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s %d is unknown, or none of %s's "
-                        "(orders up to %d, corrector %s, ratio %s)", what, found, row->name,
-                        row->most_order, row->corrector < 0 ? "no" : "yes",
-                        row->ratio > 0 ? "yes" : "no");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s %d is unknown, or none of %s's "
+                        "(orders up to %d, corrector %s, ratio %s)",
+                        what, found, row->name, row->most_order,
+                        row->corrector < 0 ? "no" : "yes", row->ratio > 0 ? "yes" : "no");
     if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
         row->stage != dfi_stage_ddpm && d->row == NULL)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -6016,8 +6063,10 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC wants eps2; "
                         "measure it with df_sample_eps2");
     if (d->order > d->steps && d->steps > 0 && d->points == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: order %d takes at least as many "
-                        "steps, not %d; lower the order or raise steps", d->order, d->steps);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: order %d takes at least as many "
+                        "steps, not %d; lower the order or raise steps",
+                        d->order, d->steps);
     return DF_OK;
 }
 
@@ -6034,13 +6083,19 @@ static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
                         "`answers` = %u); set the flag if it does, or use another method",
                         row->name, want & DF_ASK_MAP ? "maps" : "the log density",
                         m->answers);
-    if (row->stage == dfi_stage_v3 && (d->statistics == NULL || d->statistics->dim != m->dim ||
-                                       d->statistics->count < 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: dpm_solver_v3 wants statistics of "
-                        "dim %d; measure them with df_v3_estimate", m->dim);
-    if (d->compat & norms && (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s takes steps of a fixed length; "
-                        "leave COMPAT_NORM_... away", row->name);
+    if (row->stage == dfi_stage_v3 &&
+        (d->statistics == NULL || d->statistics->dim != m->dim ||
+         d->statistics->count < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: dpm_solver_v3 wants statistics of "
+                        "dim %d; measure them with df_v3_estimate",
+                        m->dim);
+    if (d->compat & norms &&
+        (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s takes steps of a fixed length; "
+                        "leave COMPAT_NORM_... away",
+                        row->name);
     if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
                         "unknown", (int)m->learned);
@@ -6097,8 +6152,10 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
     if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, where "
-                        "alpha = 0; set t_max = .999", last->t);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: inverse cannot reach t = %g, where "
+                        "alpha = 0; set t_max = .999",
+                        last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s cannot start where alpha = 0 (%s at t = "
@@ -6112,10 +6169,11 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                         row->name, dfi_sampler_names(1, names, sizeof names));
     if (last->sigma <= 0 && steps < 2 &&
         (row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s adapts its steps down to the point before sigma = 0, "
-                        "and %d step has none; take 2 or more, or end = DF_END_T_MIN",
-                        row->name, steps);
+        return dfi_fail(
+            ctx, DF_ERR_ARGUMENT,
+            "df_sample: %s adapts its steps down to the point before sigma = 0, "
+            "and %d step has none; take 2 or more, or end = DF_END_T_MIN",
+            row->name, steps);
     if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s walks t, and on %s the data point lies "
@@ -6142,7 +6200,8 @@ static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, size_t rows) {
 }
 static int dfi_sampler_keeps_eps(const df_sampler *s) {
     return s->row.stage == dfi_stage_ddim && s->row.wants == DF_X0 &&
-           s->desc.compat & DF_COMPAT_KEEP_EPS && (s->desc.clip > 0 || s->desc.threshold > 0);
+           s->desc.compat & DF_COMPAT_KEEP_EPS &&
+           (s->desc.clip > 0 || s->desc.threshold > 0);
 }
 
 /* One allocation, so one failure to handle and one free. Arrays a run does not need
@@ -6163,14 +6222,18 @@ static size_t dfi_sampler_layout(df_sampler *s, char *base) {
     s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0 ? rows : 0);
     s->preview = dfi_cut_array(&cut, s, s->desc.on_step || s->desc.edit ? n : 0);
     s->raw = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? 2 * rows : 0);
-    s->stage.variance = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? n : 0);
+    s->stage.variance =
+        dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? n : 0);
     s->stage.unclipped = dfi_cut_array(&cut, s, dfi_sampler_keeps_eps(s) ? n : 0);
-    s->spare = dfi_cut_array(&cut, s, s->desc.corrections > 0 || s->desc.churn > 0 ? n : 0);
+    s->spare =
+        dfi_cut_array(&cut, s, s->desc.corrections > 0 || s->desc.churn > 0 ? n : 0);
     s->labels = rows > n && s->desc.labels
                     ? (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int))) : NULL;
     for (int i = 0; i < 2; i++)
-        s->stage.wide[i] = dfi_cut_array(&cut, s, rows > n ? rows + n : 0);
-    for (int i = 0; i < s->row.buffers; i++) s->stage.buffer[i] = dfi_cut_array(&cut, s, n);
+        s->stage.wide[i] =
+            dfi_cut_array(&cut, s, s->row.stage == dfi_stage_paradigms ? rows + n : 0);
+    for (int i = 0; i < s->row.buffers; i++)
+        s->stage.buffer[i] = dfi_cut_array(&cut, s, n);
     return cut.used;
 }
 
@@ -6206,17 +6269,19 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
                 row->clock != DF_CLOCK_STOPPED && row->stage != dfi_stage_v3 &&
                 row->stage != dfi_stage_annealed;
     if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %d restarts of %d steps are more "
-                        "than %d steps in all", s->desc.restarts, s->desc.restart_steps,
-                        DFI_MOST_STEPS);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %d restarts of %d steps are more "
+                        "than %d steps in all",
+                        s->desc.restarts, s->desc.restart_steps, DFI_MOST_STEPS);
     more += s->desc.restarts * (s->desc.restart_steps + 1);
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
     s->stage.ctx = ctx;
     s->stage.n = s->stage.rows = n;
     if (row->stage == dfi_stage_paradigms)
-        s->stage.rows = n > INT_MAX / s->desc.window ? INT_MAX / n * n : n * s->desc.window;
+        s->stage.rows =
+            n > INT_MAX / s->desc.window ? INT_MAX / n * n : n * s->desc.window;
     s->stage.dim = model->dim;
-    s->stage.points = steps + more;             /* room; the grid says how many there are */
+    s->stage.points = steps + more; /* room; the grid says how many there are */
     s->stage.x = x;
     return DF_OK;
 }
@@ -6249,10 +6314,13 @@ static df_result dfi_sampler_grid(df_sampler *s, df_sample_desc *d) {
     d->restarts = s->desc.restarts;
     if (s->row.clock == DF_CLOCK_STOPPED) {
         if (dfi_nonfinite(d->t_max) || d->t_max < 0 || d->t_max > 1)
-            return dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: t_max is %g, wants the t "
-                            "in [0, 1] at which %s runs", d->t_max, s->row.name);
+            return dfi_fail(st->ctx, DF_ERR_ARGUMENT,
+                            "df_sample: t_max is %g, wants the t "
+                            "in [0, 1] at which %s runs",
+                            d->t_max, s->row.name);
         count = d->steps + 1;
-        for (int i = 0; i < count; i++) s->grid[i] = df_process_at(&s->model.process, d->t_max);
+        for (int i = 0; i < count; i++)
+            s->grid[i] = df_process_at(&s->model.process, d->t_max);
     } else {
         r = df_grid(st->ctx, &s->model.process, d, s->grid, count, &count);
     }
@@ -6393,7 +6461,8 @@ static df_point dfi_sampler_aim(const df_sampler *s) {
     int T = st->process->table_size;
     double extra, index = T * st->from.t - 1 - T / st->points;
     if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0)
-        to = index >= 0 ? df_process_at(st->process, (index + 1) / T) : s->grid[st->points];
+        to =
+            index >= 0 ? df_process_at(st->process, (index + 1) / T) : s->grid[st->points];
     if (!s->row.ancestral || s->row.whole) return to;
     extra = dfi_extra(st, &st->from, &to);
     return extra > 0 ? df_process_at_lambda(st->process, to.lambda + extra) : to;
@@ -6408,7 +6477,8 @@ static df_result dfi_sampler_begin(df_sampler *s) {
     df_stage *st = &s->stage;
     const df_point *q = &s->grid[st->step];
     while (s->desc.restarts > 0 && q[1].sigma * q->alpha > q->sigma * q[1].alpha) {
-        if (dfi_sampler_renoise(s, q[0], q[1], &q[1], st->answer) != DF_OK) return s->result;
+        if (dfi_sampler_renoise(s, q[0], q[1], &q[1], st->answer) != DF_OK)
+            return s->result;
         st->known = 0;
         st->step++;
         st->at = *++q;
@@ -6445,7 +6515,8 @@ static df_result dfi_sampler_times(df_sampler *s) {
     }
     s->query.same_time = same;
     if (s->ask != DF_ASK_MAP) return DF_OK;
-    if (df_time_at(NULL, &m->process, &m->time, &s->aim, &native, NULL) != DF_OK) native = 0;
+    if (df_time_at(NULL, &m->process, &m->time, &s->aim, &native, NULL) != DF_OK)
+        native = 0;
     for (int r = 0; r < s->rows; r++) {
         t[3 * rows + (size_t)r] = s->aim.t;
         t[4 * rows + (size_t)r] = s->aim.alpha;
@@ -6468,8 +6539,8 @@ static df_result dfi_sampler_question(df_sampler *s) {
     for (int r = 0; s->input && r < s->rows; r += same ? s->rows : 1) {
         double scale = dfi_model_scale(&s->model, &st->each[r]);
         const df_real *x = st->asked + (size_t)r * dim;
-        dfi_combine(st->ctx, same ? (size_t)s->rows * dim : dim, s->input + (size_t)r * dim, 1,
-                    &scale, &x);
+        dfi_combine(st->ctx, same ? (size_t)s->rows * dim : dim,
+                    s->input + (size_t)r * dim, 1, &scale, &x);
     }
     q->ask = s->ask;
     q->n = s->rows;
@@ -6488,7 +6559,8 @@ static df_result dfi_sampler_question(df_sampler *s) {
     }
     q->first_sample = s->desc.first_sample;
     q->step = st->step;
-    for (int r = 0; s->labels && r < s->rows; r++) s->labels[r] = s->desc.labels[r % st->n];
+    for (int r = 0; s->labels && r < s->rows; r++)
+        s->labels[r] = s->desc.labels[r % st->n];
     q->labels = s->labels ? s->labels : s->desc.labels;
     q->condition = s->desc.condition;
     q->condition_stride = s->desc.condition_stride;
@@ -6552,7 +6624,8 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
     df_stage *st = &s->stage;
     const df_point *at = &st->each[row];
     int cuts = s->desc.clip > 0 || s->desc.threshold > 0;
-    size_t bad, first = (size_t)row * (size_t)st->dim, size = (size_t)rows * (size_t)st->dim;
+    size_t bad, first = (size_t)row * (size_t)st->dim,
+                size = (size_t)rows * (size_t)st->dim;
     df_prediction to = cuts ? DF_X0 : wants;
     double cx, cp, px, pp;
     df_result r = dfi_model_map(st->ctx, &s->model, to, at, &cx, &cp);
@@ -6567,7 +6640,8 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
         return DF_OK;
     }
     bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
-    if (bad < size) return dfi_sampler_nonfinite(s, "the model answered", out, first + bad);
+    if (bad < size)
+        return dfi_sampler_nonfinite(s, "the model answered", out, first + bad);
     for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
         if (dfi_sampler_threshold(s, st->answer + (size_t)i * (size_t)st->dim) != DF_OK)
             return s->result;
@@ -6585,7 +6659,8 @@ static const df_real *dfi_sampler_split(df_sampler *s, const df_real *out) {
     size_t dim = (size_t)s->stage.dim;
     for (size_t r = 0; r < (size_t)s->rows; r++) {
         if (r < (size_t)s->stage.n)
-            memcpy(s->stage.variance + r * dim, out + (2 * r + 1) * dim, dim * sizeof *out);
+            memcpy(s->stage.variance + r * dim, out + (2 * r + 1) * dim,
+                   dim * sizeof *out);
         memcpy(s->stage.answer + r * dim, out + 2 * r * dim, dim * sizeof *out);
     }
     return s->stage.answer;
@@ -6594,7 +6669,8 @@ static const df_real *dfi_sampler_split(df_sampler *s, const df_real *out) {
 /* An answer arrives: predictions are converted, maps and densities taken as they are. */
 static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     df_stage *st = &s->stage;
-    size_t size = (size_t)s->rows * (s->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)st->dim), bad;
+    size_t size = (size_t)s->rows * (s->ask == DF_ASK_LOG_DENSITY ? 1 : (size_t)st->dim),
+           bad;
     df_point hat;
     if (s->ask != DF_ASK_PREDICT) {
         bad = dfi_nonfinite_at(st->ctx, size, out);
@@ -6606,22 +6682,25 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     }
     if (s->raw) {
         bad = dfi_nonfinite_at(st->ctx, 2 * size, out);
-        if (bad < 2 * size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+        if (bad < 2 * size)
+            return dfi_sampler_nonfinite(s, "the model answered", out, bad);
         out = dfi_sampler_split(s, out);
     }
     if (s->late && st->call == 0 && s->correction == 0) {
         hat = df_process_at_rho(st->process, st->from.sigma / st->from.alpha *
                                 (1 + fmin(s->desc.churn / st->steps, sqrt(2.0) - 1)));
-        if (dfi_sampler_renoise(s, st->from, hat, &st->from, s->spare) != DF_OK) return s->result;
+        if (dfi_sampler_renoise(s, st->from, hat, &st->from, s->spare) != DF_OK)
+            return s->result;
         st->at = st->from = hat;
         st->to = dfi_sampler_aim(s);
         for (int r = 0; r < st->n; r++) st->each[r] = hat;
     }
     for (int row = 0, rows; row < s->rows; row += rows) {
         for (rows = 1; row + rows < s->rows; rows++)
-            if (memcmp(&st->each[row + rows], &st->each[row], sizeof(df_point)) != 0) break;
-        if (dfi_sampler_convert(s, row, rows, out, s->correction > 0 ? DF_SCORE
-                                                                     : s->row.wants) != DF_OK)
+            if (memcmp(&st->each[row + rows], &st->each[row], sizeof(df_point)) != 0)
+                break;
+        if (dfi_sampler_convert(s, row, rows, out,
+                                s->correction > 0 ? DF_SCORE : s->row.wants) != DF_OK)
             return s->result;
     }
     return DF_OK;
@@ -6652,7 +6731,8 @@ static df_result dfi_sampler_tell(df_sampler *s) {
                s->size * sizeof(df_real));
     if (s->desc.on_step && s->result == DF_OK) {
         s->result = s->desc.on_step(s->desc.user, &info);
-        dfi_returned(st->ctx, before, s->result, "df_sample: on_step", st->step, st->steps);
+        dfi_returned(st->ctx, before, s->result, "df_sample: on_step", st->step,
+                     st->steps);
     }
     if (st->ctx->code == DF_OK) st->ctx->code = before;
     if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
@@ -6827,7 +6907,8 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
    of the plane: out [n, dim] = `to` at grid point q for x [n, dim]. */
 static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, df_ask ask,
                                  df_prediction to, const df_point *q, int n,
-                                 const df_real *x, const df_real *v, df_real *out) {
+                                 const df_real *x, const df_real *v, const int *labels,
+                                 df_real *out) {
     size_t size = dfi_mul((size_t)n, (size_t)m->dim);
     size_t width = ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1;
     df_scope mark = dfi_scratch_mark(ctx);
@@ -6836,7 +6917,7 @@ static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, df_ask ask,
     const df_real *a[2];
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
     for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = df_model_ask(ctx, m, ask, t, n, x, v, NULL, raw);
+    if (r == DF_OK) r = df_model_ask(ctx, m, ask, t, n, x, v, labels, raw);
     if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
     for (size_t i = 0; r == DF_OK && width == 2 && i < (size_t)n; i++)
         memmove(raw + i * (size_t)m->dim, raw + 2 * i * (size_t)m->dim,
@@ -6854,9 +6935,11 @@ static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model 
     if (ctx && m && m->cookie == DFI_COOKIE && m->predict && m->dim > 0 && n > 0 && d &&
         d->cookie == DFI_COOKIE && steps > 0 && steps <= DFI_MOST_STEPS)
         return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d, %d steps: wants a context, a model of "
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "%s: n = %d, %d steps: wants a context, a model of "
                     "df_model_defaults with predict and dim, n > 0, and a descriptor of "
-                    "df_sample_defaults", who, n, steps);
+                    "df_sample_defaults",
+                    who, n, steps);
 }
 
 /* Bao et al. 2022, eq. 11: at each point x_t = alpha x_0 + sigma z of the data, the mean
@@ -6865,13 +6948,17 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
                                 const df_sample_desc *desc, const df_real *x, int n,
                                 double *out) {
     df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
-    int steps = r != DF_OK ? 0 : desc->points ? desc->points_count - 1 : desc->steps, count;
+    int steps = r != DF_OK     ? 0
+                : desc->points ? desc->points_count - 1
+                               : desc->steps,
+        count;
     df_scope mark;
     df_point *grid;
     df_real *y;
     size_t dim, size;
     if (r != DF_OK) return r;
-    if (!x || !out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
+    if (!x || !out)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     dim = (size_t)model->dim;
     size = dfi_mul((size_t)n, dim);
     mark = dfi_scratch_mark(ctx);
@@ -6885,16 +6972,18 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
         c[0] = grid[k].sigma, c[1] = grid[k].alpha;
         for (int i = 0; i < n; i++) {
             df_real *row = y + (size_t)i * dim;
-            df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1, dim,
-                             row);
+            df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1,
+                             dim, row);
             a[0] = row;
             a[1] = x + (size_t)i * dim;
             ctx->k->combine(dim, 2, c, a, row);
         }
         out[k] = 1;
         if (grid[k].alpha > 0)                  /* at pure noise eps is x: |eps|^2 = dim */
-            r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL, y);
-        if (r == DF_OK && grid[k].alpha > 0) out[k] = ctx->k->dot(size, y, y) / (double)size;
+            r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
+                                desc->labels, y);
+        if (r == DF_OK && grid[k].alpha > 0)
+            out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
     return r;
@@ -6924,24 +7013,25 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
 /* l of one point: the mean over samples of v (sigma d eps/dx v), v of random signs; sigma
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
-                               const df_real *x, uint64_t seed, uint32_t draw, df_real *v,
-                               df_real *jv, df_real *near, double *l) {
+                               const df_real *x, const df_sample_desc *d, uint32_t draw,
+                               df_real *v, df_real *jv, df_real *near, double *l) {
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
     double e = sqrt(sqrt((double)DFI_REAL_EPSILON)) * hypot(q->alpha, q->sigma);
     df_result r = DF_OK;
     for (int i = 0; i < n; i++) {
         df_real *row = v + (size_t)i * dim;
-        df_random_normal(seed, (uint64_t)i, draw | 0x40000000u, dim, row);
+        df_random_normal(d->seed, (uint64_t)i, draw | 0x40000000u, dim, row);
         for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
     }
     if (m->answers & DF_ASK_JVP) {
-        r = dfi_measure_ask(ctx, m, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
+        r = dfi_measure_ask(ctx, m, DF_ASK_JVP, DF_X0, q, n, x, v, d->labels, jv);
     } else {
         for (int side = 0; side < 2 && r == DF_OK; side++) {
             df_real *out = side ? near : jv;
             for (size_t i = 0; i < size; i++)
                 near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
-            r = dfi_measure_ask(ctx, m, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
+            r = dfi_measure_ask(ctx, m, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, d->labels,
+                                out);
         }
         for (size_t i = 0; r == DF_OK && i < size; i++)
             jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
@@ -6954,7 +7044,7 @@ static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q
     return r;
 }
 
-/* s, b of point k, from f = (1 - l) y - x_0 with this l at the points around it: the line
+/* s, b of point k, from f = (1 - l) y - x_0 there and at the points around it: the line
    that predicts df/d lambda from f best (Zheng et al. 2023, eq. 11). Near pure noise f
    hardly varies and any slope would do: a ridge of 1 % of x_0's own variance keeps s small
    there, and its time scale is no shorter than one unit of lambda. */
@@ -6964,13 +7054,14 @@ static void dfi_v3_regress(df_v3_statistics *e, int k, const df_point *grid, int
     int low = k > 0 ? k - 1 : k, high = k + 1 < e->count ? k + 1 : k;
     double dl = grid[high].lambda - grid[low].lambda;
     for (size_t j = 0; j < dim; j++) {
-        double l = 1 - e->l[(size_t)k * dim + j], f1 = 0, d1 = 0, ff = 0, fd = 0, s;
+        double f1 = 0, d1 = 0, ff = 0, fd = 0, s;
         const df_real *end = x0 + ((size_t)e->count - 1) * size;
         double m1 = 0, m2 = 0;
         for (size_t i = j; i < size; i += dim) {
             double f[3];
             for (int p = 0; p < 3; p++) {
                 int at = p == 0 ? low : p == 1 ? k : high;
+                double l = 1 - e->l[(size_t)at * dim + j];
                 f[p] = l * (double)x[(size_t)at * size + i] / grid[at].alpha -
                        (double)x0[(size_t)at * size + i];
             }
@@ -7008,32 +7099,35 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
     spare = (df_real *)dfi_scratch(ctx, dfi_mul(4 * sizeof *spare, size));
-    if (grid && x && x0 && spare) r = df_grid(ctx, &model->process, desc, grid, steps + 2, &count);
+    d = *desc;                                  /* its grid, seed and labels; plain ddim */
+    d.method = "ddim", d.row = NULL, d.statistics = NULL;
+    d.order = d.inverse = d.restarts = d.corrections = 0;
+    d.eta = d.corrector = d.predicts = -1, d.ratio = d.churn = 0;
+    d.slope = DF_SLOPE_OWN, d.eta_in = DF_ETA_OWN, d.variance = DF_VARIANCE_OWN;
+    d.start = DF_START_NOISE, d.on_step = NULL, d.edit = NULL, d.trajectory = x;
+    if (grid && x && x0 && spare)
+        r = df_grid(ctx, &model->process, &d, grid, steps + 2, &count);
     else r = DF_ERR_MEMORY;
-    d = *desc;
-    d.method = "ddim";
-    d.row = NULL;
-    d.order = 0, d.eta = d.corrector = d.predicts = -1;
-    d.slope = DF_SLOPE_OWN, d.eta_in = DF_ETA_OWN, d.ratio = 0, d.statistics = NULL;
-    d.trajectory = x;
     plain = *model;
     plain.mean = plain.scale = NULL;
     if (r == DF_OK) r = df_sample(ctx, &plain, &d, spare, n);
     first = r == DF_OK && grid[0].alpha <= 0, last = count - 1;
     if (r == DF_OK && grid[last].sigma <= 0) last--;
     if (r == DF_OK && last - first < 2)
-        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_v3_estimate: %d points inside the path, wants "
-                     "3 or more; raise steps", last - first + 1);
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT,
+                     "df_v3_estimate: %d points inside the path, wants "
+                     "3 or more; raise steps",
+                     last - first + 1);
     if (r == DF_OK && (e = dfi_v3_new(ctx, last - first + 1, model->dim)) == NULL)
         r = DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k < e->count; k++) {
         const df_point *q = &grid[first + k];
         const df_real *at = x + (size_t)(first + k) * size;
         e->lambda[k] = q->lambda;
-        r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
+        r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_X0, q, n, at, NULL, d.labels,
                             x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
-            r = dfi_v3_linear(ctx, model, q, n, at, desc->seed, (uint32_t)k, spare,
+            r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare,
                               spare + size, spare + 2 * size,
                               e->l + (size_t)k * (size_t)model->dim);
     }
@@ -7209,7 +7303,7 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     a[0] = answers;
     a[1] = answers + size;
     dfi_combine(ctx, size, out, 2, c, a);
-    for (size_t i = 0; width > dim && i < (size_t)q->n; i++)   /* a variance: the label's */
+    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* a variance: the label's */
         memcpy(out + i * width + dim, answers + i * width + dim, dim * sizeof *out);
     return DF_OK;
 }
