@@ -561,7 +561,8 @@ typedef struct df_query {
     int samples;             /* n, or n/2 for a stacked question of guidance */
     int step;                /* sampler's step from 0, or -1 */
     const int *labels;       /* [n], -1 none; NULL: no labels at all */
-    const df_real *condition;      /* row r at condition + r * condition_stride, or NULL */
+    const df_real *condition;      /* NULL, or that of sample i (row r: i = r mod samples)
+                                      at condition + i * condition_stride */
     size_t condition_stride;       /* elements; 0: one condition for all rows */
 } df_query;
 
@@ -627,8 +628,8 @@ typedef struct df_noise {
 /* One Brownian path W(s) for each sample, s = sigma/(alpha + sigma) in [0, 1], by midpoint
    bridges down to 2^-32: the noise of a stretch is its increment over the root of its
    length. The same path whatever the number of steps; ancestral methods and the family's
-   converge along it. Two draws of one stretch are the same; Langevin steps and restarts
-   have none, theirs are ordinary draws. */
+   converge along it. Two draws of one stretch are the same; Langevin steps, churn and
+   restarts have none, theirs are ordinary draws. */
 DF_API df_noise df_noise_brownian(void);
 /* Recorded draws: draws [count, n, dim], the start (unless given) first. More than count:
    an error. */
@@ -656,7 +657,8 @@ typedef struct df_step_info {
 } df_step_info;
 
 typedef enum df_start {
-    DF_START_NOISE,          /* fresh noise sigma(t_max) z */
+    DF_START_NOISE,          /* fresh noise sigma(t_max) z; the mean, alpha E[x_0],
+                                is left out */
     DF_START_GIVEN,          /* x holds the state at the grid's first point */
     DF_START_DATA            /* x holds data: noised to t_max first (img2img) */
 } df_start;
@@ -671,8 +673,8 @@ typedef enum df_variance {
     DF_VARIANCE_OWN,         /* the model's, if it predicts one; else SMALL */
     DF_VARIANCE_SMALL,       /* the posterior's (fixed_small), right for one point */
     DF_VARIANCE_LARGE,       /* beta's (fixed_large), right for N(0, I) */
-    DF_VARIANCE_ANALYTIC     /* the best of all for this model (Bao et al. 2022, eq. 8),
-                                from df_sample_desc.eps2 */
+    DF_VARIANCE_ANALYTIC     /* the best of all for this model (Bao et al. 2022, theorem
+                                1), from df_sample_desc.eps2 */
 } df_variance;
 /* What eta counts. All are turned into keep = e^-(eta^2 h) of the family, the part of the
    old noise that a step keeps, h = lambda_t - lambda_s. */
@@ -680,7 +682,8 @@ typedef enum df_eta {
     DF_ETA_OWN,              /* the method's own convention */
     DF_ETA_FAMILY,           /* e^-(eta^2 h): 1 the reverse SDE; SA-Solver's tau */
     DF_ETA_DDIM,             /* keep^2 = 1 - eta^2 (1 - e^-2h): DDIM, k-diffusion's
-                                ancestral steps; at most 1 */
+                                ancestral steps, which aim below t and so draw less where
+                                that lies below the process's end (VE); at most 1 */
     DF_ETA_LINEAR,           /* e^-(eta h): k-diffusion's 2m_sde, 3m_sde */
     DF_ETA_STRAIGHT          /* towards s_t + eta (s_t/s_s - 1) s_t, s = sigma/(alpha +
                                 sigma): ancestral steps on rectified flow; at most 1 */
@@ -695,7 +698,7 @@ typedef enum df_slope {
 } df_slope;
 /* Orders of the last steps of methods with history. Into sigma = 0 order 1, always. */
 typedef enum df_final {
-    DF_FINAL_OWN,            /* LOWER below 15 steps, else KEEP */
+    DF_FINAL_OWN,            /* LOWER below 15 steps and for unipc, else KEEP */
     DF_FINAL_KEEP,
     DF_FINAL_EULER,          /* the last step is of order 1 */
     DF_FINAL_LOWER           /* at most the number of steps left */
@@ -725,8 +728,8 @@ enum {
        the batch (score_sde, diffusers' ScoreSdeVe: batch-coupled). */
     DF_COMPAT_NORM_SAMPLE = 128,
     DF_COMPAT_NORM_BATCH = 256,
-    /* ... times alpha^2 of the table's entry over that of the one before (score_sde VP),
-       and x stays as it is between levels. */
+    /* ... times alpha^2 of the table's entry over that of the one before (score_sde VP);
+       annealed_langevin leaves x as it is between levels and does not step at the last. */
     DF_COMPAT_SCORE_SDE = 512,
     /* Adaptive steps for the whole batch at once: error as its root mean square
        (k-diffusion), or as the largest sample's, with DPM-Solver's step rule. Coupled. */
@@ -736,8 +739,11 @@ enum {
        last entry asked is not 0; RANGE then begins at a variance of 1e-20). */
     DF_COMPAT_LAST_NOISE = 4096,
     /* df_grid: t_min is shifted before the points are set, and they are shifted again, so
-       that the last step begins far above t_min (diffusers' FlowMatchEuler; issue 13243). */
-    DF_COMPAT_DOUBLE_SHIFT = 8192
+       that the last step begins far above t_min (diffusers' FlowMatchEuler). */
+    DF_COMPAT_DOUBLE_SHIFT = 8192,
+    /* Noise drawn on the way to a point inside a step is no part of the noise at its end
+       (k-diffusion's dpmpp_sde with independent draws, diffusers' singlestep): order 1. */
+    DF_COMPAT_STAGE_NOISE = 16384
 };
 
 /* What sampling needs to know. df_sample_defaults gives the values in brackets. */
@@ -745,7 +751,7 @@ struct df_sample_desc {
     uint32_t cookie;
     const char *method;      /* a sampler's name or alias ["ddim"] */
     const struct df_sampler_row *row; /* a sampler of your own instead [NULL] */
-    int steps;               /* N, at least 1 [50] */
+    int steps;               /* N, at least 1; adaptive methods take what they need [50] */
     /* the grid: see df_grid */
     const char *grid;        /* a rule's name ["uniform"] */
     double grid_rho;         /* exponent of karras and polyexponential; 0: the rule's own,
@@ -758,9 +764,9 @@ struct df_sample_desc {
     const double *points;    /* a grid of your own, decreasing towards the data [NULL] */
     int points_count;        /* N + 1 */
     df_points points_in;     /* their unit: t, sigma/alpha or lambda [T] */
-    int inverse;             /* 1: the grid backwards, from data (given in x, at its last
-                                point, which must have sigma > 0) to noise; ODE methods
-                                [0] */
+    int inverse;             /* 1: the grid backwards, from data (given in x, in the data's
+                                units, at its last point, which must have sigma > 0) to
+                                noise; ODE methods [0] */
     int restarts;            /* K > 0: after the first point at or below restart_min, K
                                 times back up to restart_max by fresh noise and down again
                                 in restart_steps (Xu et al. 2023, alg. 1) [0] */
@@ -783,7 +789,8 @@ struct df_sample_desc {
     const double *eps2;      /* [steps] E|eps|^2/dim at the points asked, for ANALYTIC; as
                                 df_sample_eps2 measures it [NULL] */
     double churn;            /* noise added back before a step of an ODE sampler: gamma =
-                                churn/N, at most sqrt 2 - 1 (Karras et al. 2022) [0] */
+                                churn/N, at most sqrt 2 - 1 (Karras et al. 2022); methods
+                                with history begin anew there [0] */
     double churn_min, churn_max;   /* where, in sigma/alpha [0, inf] */
     double noise_scale;      /* S_noise: all noise but the start's times this [1] */
     int corrections;         /* Langevin steps before each step (predictor-corrector), and
@@ -791,9 +798,10 @@ struct df_sample_desc {
     double snr;              /* r: Langevin steps of 2 r^2 sigma^2 (Song et al. 2021, alg.
                                 4 and 5, without norms) [.16] */
     double langevin_step; /* > 0: this step instead, in units of x^2 (baoab: time) [0] */
-    double friction;         /* of baoab [1] */
-    double rtol, atol;       /* of adaptive methods and paradigms, atol for sigma/(alpha +
-                                sigma) = 1 [.05, .0078] */
+    double friction;         /* of baoab, of whose time sigma is the unit [1] */
+    double rtol, atol;       /* of adaptive methods and paradigms, atol where alpha + sigma
+                                = 1; 0: their own, .05 and .0078, rk45 1e-5 both,
+                                paradigms atol 1e-3 and no rtol [0, 0] */
     int window;              /* of paradigms: points asked at once [8] */
     double clip;             /* > 0: x_0 is clipped to [-clip, clip], eps anew [0] */
     double threshold;        /* > 0: dynamic thresholding (Saharia et al. 2022): s = this
@@ -813,11 +821,12 @@ struct df_sample_desc {
     /* at the start (step 0) and after each step; not 0 ends the work and comes back */
     int (*on_step)(void *user, const df_step_info *info);
     /* the same, and may change x [n, dim]: inpainting puts the known part back, noised to
-       info->at. Before on_step. */
+       info->at. Before on_step. Inside a block (dpm_solver_2, _3, dpmpp_2s, _3s) x is a
+       stage of a longer step, and what is done to it there is lost with it. */
     int (*edit)(void *user, const df_step_info *info, df_real *x);
     void *user;
-    df_real *trajectory;     /* [steps + 1, n, dim] receives x at the start and after each
-                                step, in the model's coordinates; borrowed [NULL] */
+    df_real *trajectory;     /* [points of df_grid, n, dim] receives x at the start and after
+                                each step, in the model's coordinates; borrowed [NULL] */
 };
 DF_API df_sample_desc df_sample_defaults(void);
 
@@ -883,8 +892,9 @@ typedef struct df_sampler_row {
     const char *aliases;     /* separated by blanks */
     const char *source;      /* paper */
     df_clock clock;
-    int order;               /* global order of accuracy, as `order` 0 gives it, unipc's
-                                corrector adds one; 0: not an ODE method of fixed order */
+    int order;               /* what `order` 0 means; of ODE methods the global order of
+                                accuracy with exact history, to which unipc's corrector
+                                adds one; 0: no method of fixed order */
     int start_order;         /* ... with its own start-up and corrector; of stochastic
                                 methods the weak order */
     int evaluations;         /* questions per step (into sigma = 0: one) */
@@ -1590,8 +1600,8 @@ typedef struct dfi_kernels {
     /* y[i] += a[i * sa] * b[i * sb] */
     void (*muladd)(size_t n, const df_real *a, size_t sa, const df_real *b, size_t sb,
                    df_real *y);
-    /* y = sum_j c[j] * x[j], j = 0 .. count-1 <= DFI_TERMS; y may be one of the x. Exact to
-       a rounding of the scalar for each term. */
+    /* y = sum_j c[j] * x[j], j = 0 .. count-1 <= DFI_TERMS; y may be one of the x. Exact
+       to a rounding of the scalar for each term. */
     void (*combine)(size_t n, int count, const double *c, const df_real *const *x,
                     df_real *y);
 
@@ -2263,8 +2273,8 @@ static uint32_t dfi_torch_word(df_torch_random *random) {
     return y ^ (y >> 18);
 }
 
-/* 53 bits of two words, for fewer than 16 numbers: Box & Muller one by one, the second of a
-   pair kept for the next call. */
+/* 53 bits of two words, for fewer than 16 numbers: Box & Muller one by one, the second of
+   a pair kept for the next call. */
 static double dfi_torch_one(df_torch_random *random) {
     double u[2], r;
     if (random->spare) {
@@ -2282,8 +2292,8 @@ static double dfi_torch_one(df_torch_random *random) {
     return r * cos(2 * DFI_PI * u[0]);
 }
 
-/* From 16 numbers on: all uniform ones first, of 24 bits; then blocks of 16, where number j
-   and j + 8 make a pair. The last 16 are drawn anew if the blocks do not come out even. */
+/* From 16 numbers on: all uniform ones first, of 24 bits; then blocks of 16, where number
+   j and j + 8 make a pair. The last 16 are drawn anew if the blocks are not even. */
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
     for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
     for (size_t i = 0; n >= 16 && i < n; i++)
@@ -3378,7 +3388,7 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
 }
 
 /* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
-   up to restart_max and down again in M steps spaced as karras; so the grid rises K times. */
+   up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
 static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
     int K = g->d->restarts, M = g->d->restart_steps, at = 0, more = K * (M + 1);
     double top = pow(g->d->restart_max, 1 / 7.0), low;
@@ -3393,6 +3403,11 @@ static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
             "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
             "steps",
             g->count, g->d->restart_max, g->d->restart_min);
+    if (q[0].sigma < g->d->restart_max * q[0].alpha)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: restart_max is %g, above where the grid begins, "
+                        "sigma/alpha = %g: lower it", g->d->restart_max,
+                        q[0].sigma / q[0].alpha);
     memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
     low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
     for (int k = 0; k < more; k++)
@@ -3668,8 +3683,12 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
    ------------------------------------------------------------------------------------- */
 
 /* ---- fresh noise ----
-   Over a step the family keeps e^{-eta^2 h} of the noise that is in x and draws the rest.
-   Every other eta is a way to name that number; here `extra` = eta^2 h, 0 for the ODE. */
+   Over a step the family keeps e^{-eta^2 h} of the noise that is in x and draws the rest:
+   of sigma_t eps, keep sigma_t is the old one's and sqrt(1 - keep^2) sigma_t fresh. 1 is
+   DDIM, 0 draws all of it anew. Every other eta is a way to name that number; here `extra`
+   = eta^2 h, keep = e^-extra. Ancestral methods do the same in two moves: by the ODE down
+   to sigma = keep sigma_t, where alpha is alpha_t, and up again by the forward kernel;
+   exact if the ODE's step is, whatever its method: its order is their weak order. */
 
 static df_result dfi_stage_wrong(df_stage *stage, const char *why);
 static df_learned dfi_stage_learned(const df_stage *s);
@@ -3689,11 +3708,15 @@ static df_result dfi_noise_apart(df_stage *s, df_real *out) {
     return r;
 }
 
+/* Does eta act in a step from here? */
+static int dfi_eta_acts(const df_stage *s, const df_point *from) {
+    double rho = from->alpha > 0 ? from->sigma / from->alpha : DBL_MAX;
+    return s->desc->eta > 0 && rho >= s->desc->eta_min && rho <= s->desc->eta_max;
+}
+
 static double dfi_extra(const df_stage *s, const df_point *from, const df_point *to) {
     double eta = s->desc->eta, h = to->lambda - from->lambda, a, b;
-    double rho = from->alpha > 0 ? from->sigma / from->alpha : DBL_MAX;
-    if (eta <= 0 || to->sigma <= 0 || rho < s->desc->eta_min || rho > s->desc->eta_max)
-        return 0;
+    if (!dfi_eta_acts(s, from) || to->sigma <= 0) return 0;
     switch (s->desc->eta_in) {
     case DF_ETA_FAMILY: return eta * eta * h;
     case DF_ETA_LINEAR: return eta * h;
@@ -3705,6 +3728,16 @@ static double dfi_extra(const df_stage *s, const df_point *from, const df_point 
     }
 }
 
+/* eta^2 of the SDE's own step, for methods that take that in t; into sigma = 0, where h is
+   infinite, as given. */
+static double dfi_eta2(const df_stage *s) {
+    double eta = s->desc->eta;
+    if (s->to.sigma > 0)
+        return dfi_extra(s, &s->from, &s->to) / (s->to.lambda - s->from.lambda);
+    if (!dfi_eta_acts(s, &s->from)) return 0;
+    return s->desc->eta_in == DF_ETA_LINEAR ? eta : eta * eta;
+}
+
 /* ---- exponential steps: the linear part exactly, the model a polynomial ----
    In lambda the family reads (Lu et al. 2022; Gonzalez et al. 2023; Xue et al. 2023)
        x_t = sigma_t/sigma_s e^{-extra} x_s + alpha_t z int_0^1 e^{-z(1-v)} x_0(v) dv
@@ -3712,7 +3745,8 @@ static double dfi_extra(const df_stage *s, const df_point *from, const df_point 
    v = (lambda - lambda_s)/h, or with eps in place of x_0
        x_t = alpha_t/alpha_s x_s + (1 + eta^2) sigma_t z int_0^1 e^{-z(1-v)} eps(v) dv
              + eta sigma_t sqrt(e^{2h} - 1) noise,                    z = -h.
-   With x_0 held at its last value the first is DDIM, ddpm, DPM-Solver++(1), with eps it is
+   (the second for eta constant over the step; elsewhere eta^2 is extra/h). With x_0 held
+   at its last value the first is DDIM, ddpm, DPM-Solver++(1), with eps it is
    DPM-Solver-1, the same where eta = 0. Take instead the polynomial through k known values
    (of earlier steps, of points inside the step, or of its end, for a corrector): this is
    the k-th order multistep, singlestep, UniPC, SA, DEIS, each a choice of nodes. */
@@ -3720,7 +3754,7 @@ static double dfi_extra(const df_stage *s, const df_point *from, const df_point 
 enum { DFI_NODES = 5 };
 
 /* phi_k(z) = int_0^1 e^{(1-v) z} v^{k-1}/(k-1)! dv, phi_0 = e^z, phi_k = (phi_{k-1} -
-   1/(k-1)!)/z (Hochbruck & Ostermann 2010, eq. 2.10); near 0 its series, sum z^j/(j+k)!. */
+   1/(k-1)!)/z (Hochbruck & Ostermann 2010, eq. 2.10); near 0 its series sum z^j/(j+k)!. */
 static double dfi_phi(int k, double z) {
     double term = 1, sum = 0;
     if (k == 0) return exp(z);
@@ -3786,8 +3820,8 @@ static dfi_step dfi_exponential(const df_stage *s, const df_point *from,
     return step;
 }
 
-/* x = step.x base + sum_j m[j] answer[j] + z noise, fresh noise drawn into `noise` first if
-   `draw`. */
+/* x = step.x base + sum_j m[j] answer[j] + z noise, fresh noise drawn into `noise` first
+   if `draw`. */
 static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
                               const df_real *base, int k, const df_real *const *answer,
                               df_real *noise, int draw) {
@@ -3807,6 +3841,26 @@ static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
     }
     df_stage_combine(s, out, count, c, a);
     return DF_NEXT_STEP;
+}
+
+/* The noise of a step that asks inside: what x got on the way to the last point is carried
+   on by the SDE's linear part, and fresh noise joins it, so that all points of the step
+   stand on one path. In `carried`, of unit variance, for a step of noise z; before: of the
+   last point, 0 at the first. */
+static df_result dfi_noise_carry(df_stage *s, double z, double before, df_real *carried,
+                                 df_real *fresh) {
+    dfi_step one = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
+    double c[2], root = hypot(one.x * before, one.z);
+    const df_real *a[2];
+    df_result r;
+    if (z <= 0) return DF_OK;
+    if (before <= 0 || s->desc->compat & DF_COMPAT_STAGE_NOISE)
+        return df_stage_noise(s, carried);
+    if ((r = df_stage_noise(s, fresh)) != DF_OK) return r;
+    c[0] = one.x * before / root, c[1] = one.z / root;
+    a[0] = carried, a[1] = fresh;
+    df_stage_combine(s, carried, 2, c, a);
+    return DF_OK;
 }
 
 /* x = a x + b answer, and with noise c z: what one-answer samplers end with. The noise is
@@ -3834,7 +3888,7 @@ static void dfi_remember(df_stage *s, int depth) {
      variance = (sigma_st sigma_t/sigma_s)^2   SMALL: right if the data is one point
                 sigma_st^2 V_t/V_s             LARGE: right if the data is N(0, I)
                 SMALL + (alpha_t sigma_st^2/(alpha_s sigma_s))^2 (1 - E|eps|^2/dim)
-                                               ANALYTIC (Bao et al. 2022, eq. 8)
+                                               ANALYTIC (Bao et al. 2022, theorem 1)
    with V = alpha^2 + sigma^2 (VP: 1, LARGE is beta), and none of it into sigma_t = 0.
    Their s and t are exchanged here: s is where the step starts. */
 typedef struct dfi_posterior { double x, x0, small, large; } dfi_posterior;
@@ -3898,42 +3952,49 @@ static df_next dfi_stage_ddim(df_stage *s) {
 }
 
 /* ---- with history: dpmpp_2m, dpmpp_3m, their SDE forms, deis, unipc, sa_solver ----
-   The polynomial through the answers at this step's start and before it. A corrector
-   (Zhao et al. 2023; Xue et al. 2023) goes over the last step again, from where it began
-   and with the same noise, once the answer at its end is there: that answer is one more
-   node, and no further question is asked. A first step of order 1 makes the whole second
-   order; dpmpp_3m takes a second-order step there, with one question at the middle. */
+   The polynomial through the answers at this step's start and before it: Adams's methods,
+   for the exponential's weights. A corrector (Zhao et al. 2023; Xue et al. 2023) takes the
+   last step again once the answer at its end is there, one more node: Adams & Moulton's
+   method without a question of its own. Base and noise are the same both times, so x moves
+   by the difference of the answers' weights, and keeps what was done to it in between. A
+   first step of order 1 makes the whole second order; dpmpp_3m takes a second-order step
+   there, with one question at the middle. */
 
 /* The order of this step: what history and the steps left allow. */
 static int dfi_order_now(const df_stage *s, int order, int known, int left) {
     df_final final = s->desc->final;
-    if (final == DF_FINAL_OWN) final = s->steps < 15 ? DF_FINAL_LOWER : DF_FINAL_KEEP;
+    if (final == DF_FINAL_OWN)
+        final = s->steps < 15 || s->row->corrector == 1 ? DF_FINAL_LOWER : DF_FINAL_KEEP;
     if (final == DF_FINAL_EULER && left == 1) order = 1;
     if (final == DF_FINAL_LOWER && order > left) order = left;
     return order < known ? order : known;
 }
 
-/* Answers kept from one step to the next; behind them stand base and noise. */
+/* Answers kept from one step to the next, for this step's nodes and the corrector's, and
+   for a corrector all that the last step took. */
 static int dfi_history(const df_sample_desc *d) {
-    int most = d->order > d->corrector ? d->order : d->corrector;
-    return most - 1;
+    if (d->corrector <= 0) return d->order - 1;
+    return d->order > d->corrector - 1 ? d->order : d->corrector - 1;
 }
 
-/* Over the last step again: node 0 is its end, where x stands now. */
+/* The last step again: node 0 is its end, where x stands now. number[] holds how many
+   answers that step took, and their weights. */
 static df_next dfi_correct(df_stage *s) {
-    int depth = dfi_history(s->desc), left = s->steps - s->step + 2, known = s->known, k;
+    int left = s->steps - s->step + 2, known = s->known, k, taken = (int)s->number[0];
     const df_real *answer[DFI_NODES];
     df_point node[DFI_NODES];
     dfi_step step;
     while (s->past[known - 1].alpha <= 0) known--;       /* pure noise is no node */
     k = dfi_order_now(s, s->desc->corrector, known + 1, left);
-    for (int j = 0; j < k; j++) {
-        node[j] = j > 0 ? s->past[j - 1] : s->from;
+    for (int j = 0; j < k || j < taken + 1; j++) {
+        if (j < k) node[j] = j > 0 ? s->past[j - 1] : s->from;
         answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
     }
     step = dfi_exponential(s, &s->past[0], &s->from, k, node, s->desc->slope);
-    return dfi_stage_take(s, &step, s->x, s->buffer[depth], k, answer,
-                          s->buffer[depth + 1], 0);
+    for (int j = 0; j < taken; j++) step.m[j + 1] -= s->number[j + 1];
+    step.x = 1, step.z = 0;
+    if (k < taken + 1) k = taken + 1;
+    return dfi_stage_take(s, &step, s->x, s->x, k, answer, NULL, 0);
 }
 
 /* The second-order first step of dpmpp_3m: asks at the middle, then the line through both
@@ -3964,22 +4025,24 @@ static df_next dfi_stage_multistep(df_stage *s) {
     df_point node[DFI_NODES];
     dfi_step step;
     if (s->row->start_order > 2 && s->row->corrector == 0 && s->desc->order > 2 &&
-        !corrects && s->known == 0 && s->from.alpha > 0 && s->to.sigma > 0 &&
-        s->desc->eta <= 0 && !(s->desc->compat & DF_COMPAT_HALF_D2))
+        !corrects && (s->known == 0 || s->past[0].alpha <= 0) && s->from.alpha > 0 &&
+        s->to.sigma > 0 && s->desc->eta <= 0 && !(s->desc->compat & DF_COMPAT_HALF_D2))
         return dfi_start_third(s);
     if (corrects && s->known > 0 && s->past[0].alpha > 0) dfi_correct(s);
     while (known <= s->known && known < DFI_NODES - 1 && s->past[known - 1].alpha > 0)
         known++;
     k = dfi_order_now(s, s->desc->order, known, s->steps - s->step);
     if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 1;   /* h is infinite */
-    for (int j = 0; j < k; j++) {
-        node[j] = j > 0 ? s->past[j - 1] : s->from;
-        answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
+    node[0] = s->from;
+    answer[0] = s->answer;
+    for (int j = 1; j < k; j++) {
+        node[j] = s->past[j - 1];
+        answer[j] = s->buffer[j - 1];
     }
     step = dfi_exponential(s, &s->from, &s->to, k, node, s->desc->slope);
-    if (corrects)
-        memcpy(s->buffer[depth], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
-    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[depth + corrects], 1) !=
+    s->number[0] = k;
+    for (int j = 0; j < k; j++) s->number[j + 1] = step.m[j];
+    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[depth], 1) !=
         DF_NEXT_STEP)
         return DF_NEXT_FAIL;
     dfi_remember(s, depth);
@@ -4045,9 +4108,11 @@ static df_next dfi_stage_block(df_stage *s) {
     if (size == 3 && (place == 2 || !(s->desc->compat & DF_COMPAT_BLOCK_HALF)))
         slope = DF_SLOPE_EXACT;
     step = dfi_exponential(s, &start, &s->to, k, node, slope);
-    if (dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 1) !=
-        DF_NEXT_STEP)
+    if (dfi_noise_carry(s, step.z, place > 0 ? s->number[0] : 0, s->buffer[3],
+                        s->buffer[4]) != DF_OK)
         return DF_NEXT_FAIL;
+    s->number[0] = step.z;
+    dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 0);
     if (place < 2) {                            /* keep this answer for the block's rest */
         df_real *old = s->buffer[1 + place];
         s->buffer[1 + place] = s->answer;
@@ -4058,7 +4123,8 @@ static df_next dfi_stage_block(df_stage *s) {
 
 /* ---- two stages on the lambda clock: dpmpp_2s_ancestral, dpmpp_sde ----
    Ask at `ratio` of the step in lambda, then step with D = (1 - 1/(2r)) D_s + 1/(2r) D_r
-   (Lu et al. 2022; k-diffusion). dpmpp_sde draws noise on the way to both. */
+   (Lu et al. 2022; k-diffusion). dpmpp_sde draws noise on the way to both. Buffers: the
+   noise, the first answer, the state inside, fresh noise. */
 static df_next dfi_stage_two(df_stage *s) {
     double r = s->desc->ratio;
     df_point node[2];
@@ -4078,6 +4144,7 @@ static df_next dfi_stage_two(df_stage *s) {
         next = dfi_stage_take(s, &step, s->buffer[2], s->x, 1, answer, s->buffer[0], 1);
         s->to = to;
         if (next != DF_NEXT_STEP) return next;
+        s->number[0] = step.z;
         s->answer = s->buffer[1];
         s->buffer[1] = (df_real *)answer[0];
         return df_stage_ask(s, &node[1], s->buffer[2]);
@@ -4085,7 +4152,11 @@ static df_next dfi_stage_two(df_stage *s) {
     step = dfi_exponential(s, &s->from, &s->to, 1, node, DF_SLOPE_EXACT);
     step.m[1] = step.m[0] / (2 * r);
     step.m[0] -= step.m[1];
-    return dfi_stage_take(s, &step, s->x, s->x, 2, answer, s->buffer[0], 1);
+    if (!(s->desc->compat & DF_COMPAT_STAGE_NOISE)) s->from = node[1];
+    if (dfi_noise_carry(s, step.z, s->number[0], s->buffer[0], s->buffer[3]) != DF_OK)
+        return DF_NEXT_FAIL;
+    s->from = node[0];
+    return dfi_stage_take(s, &step, s->x, s->x, 2, answer, s->buffer[0], 0);
 }
 
 /* ---- Runge-Kutta: heun, midpoint, ralston, dpm_2, rk4 and their forms in t ----
@@ -4182,9 +4253,9 @@ static df_next dfi_stage_euler_t(df_stage *s) {
 }
 
 /* ---- Adams methods on eps: lms, ipndm, plms, pndm, gradient_estimation, deis_t ----
-   y = x/alpha moves by int eps d rho. lms integrates the polynomial in rho through the last
-   four answers exactly; the others take Adams-Bashforth's weights of equal steps (Liu et
-   al. 2022), as if rho were linear in the step's number, which leaves order 2. */
+   y = x/alpha moves by int eps d rho. lms integrates the polynomial in rho through the
+   last four answers exactly; the others take Adams-Bashforth's weights of equal steps (Liu
+   et al. 2022), as if rho were linear in the step's number, which leaves order 2. */
 
 /* x to `to` with slopes: the remembered answers, the newest first, weights b [k]. */
 static df_next dfi_adams(df_stage *s, int k, const double *b, int depth) {
@@ -4228,6 +4299,7 @@ static df_next dfi_stage_deis_t(df_stage *s) {
         if (i == -4) moment[0] = 0;
         for (int j = 0; j < k; j++, power *= u) moment[j] += power;
     }
+    for (int j = k - 1; j >= 0; j--) moment[j] /= moment[0];      /* whose value is 1 */
     for (int j = 1; j < k; j++) v[j] = (s->past[j - 1].t - s->from.t) / dt;
     dfi_weights(k, v, moment, b);
     return dfi_adams(s, k, b, s->desc->order - 1);
@@ -4269,7 +4341,7 @@ static df_next dfi_stage_plms(df_stage *s) { return dfi_plms(s, s->known == 0 ? 
 static df_next dfi_stage_pndm(df_stage *s) { return dfi_plms(s, s->known < 3 ? 4 : 0); }
 static df_next dfi_stage_ipndm(df_stage *s) { return dfi_plms(s, 0); }
 
-/* Gradient estimation (Permenter & Yuan 2024, alg. 3): the noise is read as 2 eps - eps of
+/* Gradient estimation (Permenter & Yuan 2024): the noise is read as 2 eps - eps of
    the step before, a projection that overshoots. Of first order. */
 static df_next dfi_stage_gradient(df_stage *s) {
     static const double b[2][2] = { { 1, 0 }, { 2, -1 } };
@@ -4366,7 +4438,7 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
         factor = .9 * pow(err, -1 / order);
     } else {
         factor = .9 * pow(err, -.7 / order) * pow(before, .4 / order);
-        factor = fmin(fmax(factor, .2), good ? 5 : 1);
+        factor = fmin(fmax(factor, .2), good ? 2 : 1);  /* err 0 may be luck, or rounding */
     }
     own[DFI_LENGTH] *= factor;
     if (fabs(own[DFI_LENGTH]) < 1e-12)          /* shorter, it would not move the clock */
@@ -4392,10 +4464,10 @@ static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real
         own[DFI_GOOD] = 0;
         if (own[DFI_ARRIVED] > 0) continue;
         if (s->desc->compat & DF_COMPAT_ERROR_BATCH) err = sqrt(sum);
-        if (s->desc->compat & DF_COMPAT_ERROR_MOST) {
-            err = most;
-            own[DFI_LENGTH] = go;                 /* their step never looks past the end */
-        }
+        if (s->desc->compat & DF_COMPAT_ERROR_MOST) err = most;
+        if (s->desc->compat & DF_COMPAT_ERROR_MOST ||
+            (err > 1 && !(s->desc->compat & DF_COMPAT_ERROR_BATCH)))
+            own[DFI_LENGTH] = go;                 /* shorter than what was tried */
         own[DFI_FROM] = own[DFI_WHERE];
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
@@ -4517,7 +4589,7 @@ static df_next dfi_stage_dpm_adaptive(df_stage *s) {
     for (int i = 0; s->call == 1 && i < s->n; i++) {
         double *own = s->own + (size_t)i * DF_OWN;
         own[DFI_WHERE] = s->from.lambda;
-        own[DFI_LENGTH] = 0.05;
+        own[DFI_LENGTH] = end < s->from.lambda ? -0.05 : 0.05;
         own[DFI_ERR_BEFORE] = 1;
     }
     if (s->call == 1)
@@ -4575,27 +4647,29 @@ static df_next dfi_stage_dpm_adaptive(df_stage *s) {
    would stand unremoved in the result of a step into sigma = 0, which is therefore taken
    without (as Song et al. 2021 end with the mean). */
 static df_next dfi_stage_euler_maruyama(df_stage *s) {
-    double dt = s->from.t - s->to.t, eta = s->desc->eta;
+    double dt = s->from.t - s->to.t, eta2 = dfi_eta2(s);
     df_rates rates;
     if (s->desc->compat & DF_COMPAT_DT) dt = 1.0 / s->points;
     if (df_stage_rates(s, &s->from, DF_RATE_F | DF_RATE_G2, &rates) != DF_OK)
         return DF_NEXT_FAIL;
-    return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta * eta) * rates.g2 * dt,
-                            s->to.sigma > 0 ? eta * sqrt(rates.g2 * dt) : 0);
+    return dfi_stage_finish(s, 1 - rates.f * dt, .5 * (1 + eta2) * rates.g2 * dt,
+                            s->to.sigma > 0 ? sqrt(eta2 * rates.g2 * dt) : 0);
 }
 
 /* reverse_diffusion (Song et al. 2021, app. E): the forward step t -> s is x_s = a x_t +
-   sqrt(b) z exactly, a = alpha_s/alpha_t, b = sigma_s^2 - a^2 sigma_t^2; its drift and noise
-   are reversed as they stand: x_t = (2 - a) x + (1 + eta^2)/2 b score + eta sqrt(b) z. */
+   sqrt(b) z exactly, a = alpha_s/alpha_t, b = sigma_s^2 - a^2 sigma_t^2; its drift and
+   noise are reversed as they stand: x_t = (2 - a) x + (1 + eta^2)/2 b score + eta sqrt(b)
+   z. */
 static df_next dfi_stage_reverse(df_stage *s) {
-    double a = s->from.alpha / s->to.alpha, eta = s->desc->eta;
+    double a = s->from.alpha / s->to.alpha, eta2 = dfi_eta2(s);
     double b = fmax(s->from.sigma * s->from.sigma - a * a * s->to.sigma * s->to.sigma, 0);
-    return dfi_stage_finish(s, 2 - a, .5 * (1 + eta * eta) * b,
-                            s->to.sigma > 0 ? eta * sqrt(b) : 0);
+    return dfi_stage_finish(s, 2 - a, .5 * (1 + eta2) * b,
+                            s->to.sigma > 0 ? sqrt(eta2 * b) : 0);
 }
 
-/* er_sde (Cui et al. 2023): in y = x/alpha and rho the noise that a step keeps is psi(rho_t)
-   rho_s/(psi(rho_s) rho_t), psi = rho (e^{rho^.3} + 10), a choice made for images, and
+/* er_sde (Cui et al. 2023): in y = x/alpha and rho the noise that a step keeps is
+   psi(rho_t) rho_s/(psi(rho_s) rho_t), psi = rho (e^{rho^.3} + 10), a choice made for
+   images, and
      y_t = r y_s + int_t^s psi_t psi'/psi^2 x_0(rho) d rho + sqrt(rho_t^2 - r^2 rho_s^2) z,
    r = psi_t/psi_s, x_0 the polynomial in rho through three answers. Integrating by parts
    leaves int v^{q-1}/psi, v = (rho - rho_s)/(rho_t - rho_s), found by Gauss-Legendre in
@@ -4645,8 +4719,9 @@ static df_next dfi_stage_er_sde(df_stage *s) {
 /* ---- Langevin: the family with the clock stopped ----
    dx = grad log p dt + sqrt 2 dW leaves p alone. A step of length h, at one t:
      x += h score + sqrt(2 h) z                (unadjusted; variance of N(0,1) 1/(1 - h/2))
-   h is 2 r^2 sigma_t^2, r the signal-to-noise ratio of the step: what Song et al. 2021, alg.
-   4 and 5 mean, whose norms |z|/|score| estimate sigma_t, and badly where dim is small. */
+   h is 2 r^2 sigma_t^2, r the signal-to-noise ratio of the step: what Song et al. 2021,
+   alg. 4 and 5 mean, whose norms |z|/|score| estimate sigma_t, and badly where dim is
+   small. */
 
 /* ... of row i, from score and noise [n, dim]. */
 static double dfi_langevin_length(const df_stage *s, int i, const df_real *score,
@@ -4690,17 +4765,18 @@ static df_next dfi_stage_ula(df_stage *s) {
     return DF_NEXT_STEP;
 }
 
-/* annealed_langevin (Song & Ermon 2019, alg. 1): some steps at each level of the grid, then
-   the same y = x/alpha stands at the next one. Their epsilon is 4 r^2 sigma_L^2. */
+/* annealed_langevin (Song & Ermon 2019, alg. 1): some steps at each level of the grid, the
+   last too, between which y = x/alpha stays. Their epsilon is 4 r^2 sigma_L^2. */
 static df_next dfi_stage_annealed(df_stage *s) {
     int most = s->desc->corrections > 0 ? s->desc->corrections : 1;
     double c = s->from.alpha > 0 ? s->to.alpha / s->from.alpha : 1;
     const df_real *x = s->x;
     if (dfi_noise_apart(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
     dfi_langevin_move(s, s->x, s->buffer[0]);
-    if (s->call < most) return df_stage_ask(s, &s->from, s->x);
-    if (!(s->desc->compat & DF_COMPAT_SCORE_SDE)) df_stage_combine(s, s->x, 1, &c, &x);
-    return DF_NEXT_STEP;
+    if (s->call % most != 0) return df_stage_ask(s, s->call < most ? &s->from : &s->to, x);
+    if (s->call > most || s->desc->compat & DF_COMPAT_SCORE_SDE) return DF_NEXT_STEP;
+    df_stage_combine(s, s->x, 1, &c, &x);
+    return s->step + 1 < s->steps ? DF_NEXT_STEP : df_stage_ask(s, &s->to, x);
 }
 
 /* log q(b | a) of the unadjusted step from a with score g, less what cancels. */
@@ -4750,14 +4826,15 @@ static df_next dfi_stage_mala(df_stage *s) {
     return DF_NEXT_STEP;
 }
 
-/* baoab: underdamped, dx = p dt, dp = (score - gamma p) dt + sqrt(2 gamma) dW, split into
-   kick, drift, friction, drift, kick (Leimkuhler & Matthews 2013): x of a Gaussian has the
-   right variance for every h. The last kick of a step and the first of the next share a
-   score; it is given here at once. Buffer 0 is p, 1 the noise. */
+/* baoab: underdamped, dx = p dt, dp = (score - gamma p) dt + sqrt(2 gamma) dW, gamma =
+   friction/sigma, split into kick, drift, friction, drift, kick (Leimkuhler & Matthews 2013): x of a Gaussian has the
+   right variance for every h below 2 of its standard deviations, where it is stable. The
+   last kick of a step and the first of the next share a score; it is given here at once.
+   Buffer 0 is p, 1 the noise. */
 static df_next dfi_stage_baoab(df_stage *s) {
     double h = s->desc->langevin_step > 0 ? s->desc->langevin_step
                                           : sqrt(2.0) * s->desc->snr * s->at.sigma;
-    double keep = exp(-s->desc->friction * h), c[3];
+    double keep = exp(-s->desc->friction * h / s->at.sigma), c[3];
     const df_real *a[3];
     int first = s->step == 0;
     if (first && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
@@ -4781,9 +4858,10 @@ static df_next dfi_stage_baoab(df_stage *s) {
 
 /* ---- few steps: consistency, tcd, flow_map ----
    A model that answers the map question carries x along the flow to any later point, or to
-   the end. The map aims at t_s = (1 - eta) t (Kim et al. 2024, alg. 3; Zheng et al. 2024),
-   the end of the grid for eta = 1 (Song et al. 2023, alg. 1), and the exact forward kernel
-   brings x up to t. On a table the target is an entry, which is what models know. */
+   the end. The map aims at t_s = (1 - eta) t (Zheng et al. 2024; CTM's gamma of Kim et al.
+   2024 is sqrt(1 - gamma^2) t), the end of the grid for eta = 1 (Song et al. 2023, alg.
+   1), and the exact forward kernel brings x up to t. Between 0 and 1 that walks t. On a
+   table the target is an entry, which is what models know. */
 static df_point dfi_map_target(const df_stage *s) {
     const df_point *end = &s->grid[s->points];
     double t = (1 - s->desc->eta) * s->to.t, T = s->process->table_size;
@@ -4884,15 +4962,16 @@ static df_next dfi_stage_paradigms(df_stage *s) {
 /* ---- dpm_solver_v3 (Zheng et al. 2023) ----
    y = x/alpha obeys dy/d lambda = x_0 - y. Split off the part that is linear in y as the
    model sees it, l, and let s, b say how the rest moves by itself, element by element:
-     dy/d lambda = -l y - f,   f = (1 - l) y - x_0,   f' = s f + b + what the solver must see.
-   l = 1, s = b = 0 is DPM-Solver++; the statistics make what is left smallest. With L, S, B
-   the integrals of l, s, e^{-S} b from lambda_s on, g = e^{-S} f - B is the polynomial, and
+     dy/d lambda = -l y - f,   f = (1 - l) y - x_0,   f' = s f + b + what is left to see.
+   l = 1, s = b = 0 is DPM-Solver++; the statistics make what is left smallest. With L, S,
+   B the integrals of l, s, e^{-S} b from lambda_s on, g = e^{-S} f - B is the polynomial,
+   and
      y_t = e^{-L_t} (y - int e^{L+S} (g + B) d lambda).
    Buffers: x_0 of the two steps before, then their y, then spare. */
 typedef struct dfi_v3 { double l, s, b; } dfi_v3;
 
-/* The statistics of element j at lambda: linear between the measured ones; *k: where it was
-   found last. */
+/* The statistics of element j at lambda: linear between the measured ones; *k: where it
+   was found last. */
 static dfi_v3 dfi_v3_at(const df_v3_statistics *e, double lambda, int j, int *k) {
     size_t a, b;
     double w = 0;
@@ -4989,7 +5068,8 @@ static df_next dfi_stage_v3(df_stage *s) {
 
 /* ---- the registry ---- */
 
-/* restart, predictor_corrector: known by these names, and settings of any method. */
+/* restart, predictor_corrector: known by these names, and settings of any method. Of the
+   two the corrector comes first, as in the authors' code. */
 static df_next dfi_stage_restart(df_stage *s) { return dfi_stage_rk2(s); }
 static df_next dfi_stage_pc(df_stage *s) { return dfi_stage_reverse(s); }
 
@@ -4999,9 +5079,9 @@ static df_next dfi_stage_pc(df_stage *s) { return dfi_stage_reverse(s); }
 #define DFI_NO_ETA 0, 0, DF_ETA_OWN, 0
 #define DFI_ANCESTRAL(own) own, 1, DF_ETA_DDIM, 1
 /* name, aliases, paper; clock, order, order with its own start-up, questions a step;
-   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; most order; eta:
-   its own, the most, what it counts, ancestral?; wanted row, question, whole?; buffers,
-   corrector, slope, ratio; stage */
+   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; most order;
+   eta: its own, the most, what it counts, ancestral?; wanted row, question, whole?;
+   buffers, corrector, slope, ratio; stage */
 static const df_sampler_row dfi_sampler_rows[] = {
     /* ancestral */
     {"ddpm", "ancestral", "Ho et al. 2020",
@@ -5026,21 +5106,21 @@ static const df_sampler_row dfi_sampler_rows[] = {
     {"rk4", "", "Kutta 1901",
      DF_CLOCK_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
      DF_STRAIGHT, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
-    {"dpm_2", "k_dpm_2 kdpm2", "Karras et al. 2022; k-diffusion",
+    {"dpm_2", "k_dpm_2 kdpm2 dpm2", "Karras et al. 2022; k-diffusion",
      DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
      DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
     {"dpm_solver_2", "dpm_solver", "Lu et al. 2022a, alg. 1",
      DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
     {"dpm_solver_3", "dpm_fast", "Lu et al. 2022a, alg. 2",
      DF_CLOCK_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
     {"dpmpp_2s", "dpm_solver++_2s", "Lu et al. 2022b, alg. 1",
      DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
     {"dpmpp_3s", "dpm_solver++_3s", "Lu et al. 2022b",
      DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
     {"rk45", "dopri5 dormand_prince", "Dormand & Prince 1980; Song et al. 2021",
      DF_CLOCK_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
      DF_STRAIGHT, DFI_WHOLE, 8, -1, DF_SLOPE_OWN, 0, dfi_stage_rk45},
@@ -5075,13 +5155,13 @@ static const df_sampler_row dfi_sampler_rows[] = {
     {"deis_t", "tab_deis", "Zhang & Chen 2023, tAB",
      DF_CLOCK_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
      DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_deis_t},
-    {"dpmpp_2m", "dpm_solver++ k_dpmpp_2m", "Lu et al. 2022b, alg. 2",
+    {"dpmpp_2m", "dpm_solver++ dpmsolver++ dpm++2m k_dpmpp_2m", "Lu et al. 2022b, alg. 2",
      DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
      DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
     {"dpmpp_3m", "", "Lu et al. 2022b, with the factor 2",
      DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
      DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
-    {"unipc", "uni_pc", "Zhao et al. 2023",
+    {"unipc", "uni_pc uni_pc_bh2", "Zhao et al. 2023",
      DF_CLOCK_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
      DF_X0, DFI_PREDICT, 6, 1, DF_SLOPE_BH2, 0, dfi_stage_multistep},
     {"dpm_solver_v3", "", "Zheng et al. 2023",
@@ -5109,16 +5189,16 @@ static const df_sampler_row dfi_sampler_rows[] = {
     {"euler_ancestral", "euler_a k_euler_ancestral k_euler_a", "Crowson 2022, k-diffusion",
      DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
      DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
-    {"dpm_2_ancestral", "dpm_2_a kdpm2_ancestral", "Crowson 2022, k-diffusion",
+    {"dpm_2_ancestral", "dpm_2_a dpm2_a kdpm2_ancestral", "Crowson 2022, k-diffusion",
      DF_CLOCK_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1),
      DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
-    {"dpmpp_2s_ancestral", "dpmpp_2s_a", "Lu et al. 2022b; k-diffusion",
+    {"dpmpp_2s_ancestral", "dpmpp_2s_a dpm++2s_a", "Lu et al. 2022b; k-diffusion",
      DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
      DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
     {"dpmpp_sde", "k_dpmpp_sde dpm_solver_sde", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 1, 1, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
-     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
-    {"dpmpp_2m_sde", "k_dpmpp_2m_sde", "Lu et al. 2022b; k-diffusion",
+     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
+     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+    {"dpmpp_2m_sde", "k_dpmpp_2m_sde sde-dpmsolver++", "Lu et al. 2022b; k-diffusion",
      DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
      DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
     {"dpmpp_3m_sde", "k_dpmpp_3m_sde", "Lu et al. 2022b; k-diffusion",
@@ -5147,7 +5227,8 @@ static const df_sampler_row dfi_sampler_rows[] = {
      DF_CLOCK_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
      DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_annealed},
     /* few steps, of maps */
-    {"consistency", "lcm cm scm consistency_multistep", "Song et al. 2023; Luo et al. 2023",
+    {"consistency", "lcm cm scm consistency_multistep",
+     "Song et al. 2023; Luo et al. 2023",
      DF_CLOCK_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0,
      DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
     {"tcd", "", "Zheng et al. 2024",
@@ -5974,6 +6055,11 @@ static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
                         row->name);
+    if (row->eta_in == DF_ETA_OWN && (d->eta_min > 0 || d->eta_max < DBL_MAX))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: eta_min %g, eta_max %g: %s has no eta of the family; "
+                        "leave them 0 and DBL_MAX",
+                        d->eta_min, d->eta_max, row->name);
     if (d->eta_in != DF_ETA_OWN && row->eta_in == DF_ETA_OWN)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: eta_in is %d, but %s has an eta of "
@@ -6031,7 +6117,8 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
     const char *what = NULL;
     int found = 0;
     int either = row->slope != DF_SLOPE_OWN || row->stage == dfi_stage_dpm_adaptive;
-    if (d->order != 0 && (d->order < 1 || d->order > row->most_order))
+    int least = row->stage == dfi_stage_dpm_adaptive ? 2 : 1; /* 1 has no judge */
+    if (d->order != 0 && (d->order < least || d->order > row->most_order))
         what = "order", found = d->order;
     if (d->corrector > 0 && (row->corrector < 0 || d->corrector > DFI_NODES))
         what = "corrector", found = d->corrector;
@@ -6046,13 +6133,13 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
         what = "start", found = (int)d->start;
     if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
         what = "variance", found = (int)d->variance;
-    if (d->compat >= 2 * (unsigned)DF_COMPAT_DOUBLE_SHIFT)
+    if (d->compat >= 2 * (unsigned)DF_COMPAT_STAGE_NOISE)
         what = "compat", found = (int)d->compat;
     if (what)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s %d is unknown, or none of %s's "
-                        "(orders up to %d, corrector %s, ratio %s)",
-                        what, found, row->name, row->most_order,
+                        "(orders %d .. %d, corrector %s, ratio %s)",
+                        what, found, row->name, least, row->most_order,
                         row->corrector < 0 ? "no" : "yes", row->ratio > 0 ? "yes" : "no");
     if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
         row->stage != dfi_stage_ddpm && d->row == NULL)
@@ -6083,6 +6170,10 @@ static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
                         "`answers` = %u); set the flag if it does, or use another method",
                         row->name, want & DF_ASK_MAP ? "maps" : "the log density",
                         m->answers);
+    if (row->stage == dfi_stage_mala && d->noise_scale != 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: noise_scale is %g, but mala is exact for 1 alone",
+                        d->noise_scale);
     if (row->stage == dfi_stage_v3 &&
         (d->statistics == NULL || d->statistics->dim != m->dim ||
          d->statistics->count < 1))
@@ -6126,7 +6217,7 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
         if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
     }
     if (row->stage == dfi_stage_multistep)
-        row->buffers = dfi_history(d) + (d->corrector > 0) + 1;
+        row->buffers = dfi_history(d) + 1;
     if (row->stage == dfi_stage_restart && d->restarts == 0) d->restarts = 2;
     if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
     if (row->stage == dfi_stage_rk45) {
@@ -6137,6 +6228,10 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
     if (d->atol <= 0) d->atol = row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
     if (d->compat & (DF_COMPAT_NORM_BATCH | DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST))
         row->batch_coupled = 1;
+}
+
+static int dfi_adapts(const df_sampler_row *row) {
+    return row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive;
 }
 
 /* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
@@ -6167,13 +6262,12 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                         "df_sample: %s cannot end where sigma = 0; set end = "
                         "DF_END_T_MIN, or use one of %s",
                         row->name, dfi_sampler_names(1, names, sizeof names));
-    if (last->sigma <= 0 && steps < 2 &&
-        (row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive))
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_sample: %s adapts its steps down to the point before sigma = 0, "
-            "and %d step has none; take 2 or more, or end = DF_END_T_MIN",
-            row->name, steps);
+    if (last->sigma <= 0 && steps < 2 && dfi_adapts(row))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s adapts its steps down to the point before sigma = "
+                        "0, and a list of two points has none, nor a t_min of 0 or above "
+                        "t_max; give one more, or end = DF_END_T_MIN",
+                        row->name);
     if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s walks t, and on %s the data point lies "
@@ -6243,6 +6337,18 @@ DF_API void df_sampler_free(df_sampler *s) {
 
 enum { DFI_MOST_STEPS = 1000000 };
 
+/* Adaptive methods take as many steps as they need down to t_min, and one into the data
+   (Song et al. 2021): of the grid they want its ends alone. Returns its points. */
+static int dfi_adaptive_grid(const df_process *p, const df_sample_desc *d, df_point *grid,
+                             int count) {
+    df_point least = df_process_at(p, d->t_min < 0 ? df_process_t_min(p) : d->t_min);
+    int inner = grid[count - 1].sigma <= 0 && least.sigma > 0 &&
+                least.lambda > grid[0].lambda;
+    grid[1 + inner] = grid[count - 1];
+    if (inner) grid[1] = least;
+    return 2 + inner;
+}
+
 /* Everything but the arrays, in a sampler on the stack. */
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
@@ -6281,7 +6387,7 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
         s->stage.rows =
             n > INT_MAX / s->desc.window ? INT_MAX / n * n : n * s->desc.window;
     s->stage.dim = model->dim;
-    s->stage.points = steps + more; /* room; the grid says how many there are */
+    s->stage.points = steps + more + dfi_adapts(row); /* room; the grid says */
     s->stage.x = x;
     return DF_OK;
 }
@@ -6324,8 +6430,16 @@ static df_result dfi_sampler_grid(df_sampler *s, df_sample_desc *d) {
     } else {
         r = df_grid(st->ctx, &s->model.process, d, s->grid, count, &count);
     }
+    if (r == DF_OK && dfi_adapts(&s->row) && d->points == NULL)
+        count = dfi_adaptive_grid(&s->model.process, d, s->grid, count);
     if (r == DF_OK)
         r = dfi_sample_check_ends(st->ctx, &s->model.process, &s->row, s->grid, count - 1);
+    if (r == DF_OK && s->desc.variance == DF_VARIANCE_ANALYTIC &&
+        count - 1 > (d->points ? d->points_count - 1 : d->steps))
+        r = dfi_fail(st->ctx, DF_ERR_ARGUMENT,
+                     "df_sample: variance ANALYTIC has eps2 of the grid's own %d steps, "
+                     "but %d are to be done: no restarts, and a grid of N steps",
+                     d->points ? d->points_count - 1 : d->steps, count - 1);
     st->points = count - 1;
     st->steps = s->row.whole ? 1 : st->points;
     st->at = s->grid[0];
@@ -6381,7 +6495,7 @@ static df_result dfi_sampler_start(df_sampler *s) {
     double c[2];
     const df_real *a[2];
     size_t bad;
-    if (s->desc.start == DF_START_DATA) dfi_sampler_rescale(s, 0);
+    if (s->desc.start == DF_START_DATA || s->desc.inverse) dfi_sampler_rescale(s, 0);
     if (s->desc.start != DF_START_GIVEN) {
         int fresh = s->desc.start == DF_START_NOISE;
         c[0] = at.sigma;
@@ -6400,7 +6514,7 @@ static df_result dfi_sampler_start(df_sampler *s) {
 /* x at `from` goes up to `to`, where sigma/alpha is larger, by the exact forward kernel:
      x = (alpha_t/alpha_s) x + sqrt(sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2) z
    Churn, the last part of ancestral steps and restarts all are this; `stretch` is where
-   the noise's part of the path begins. */
+   the noise's part of the path begins, `to` itself for a draw that has none. */
 static df_result dfi_sampler_renoise(df_sampler *s, df_point from, df_point to,
                                      const df_point *stretch, df_real *noise) {
     df_stage *st = &s->stage;
@@ -6422,8 +6536,8 @@ static int dfi_sampler_inside(const df_sampler *s) {
     return s->row.stage == dfi_stage_block && dfi_block_place(&s->stage, &size) > 0;
 }
 
-/* Churn (Karras et al. 2022, alg. 2): up from rho to rho_hat = (1 + gamma) rho, at most the
-   process's end; the step then starts there. */
+/* Churn (Karras et al. 2022, alg. 2): up from rho to rho_hat = (1 + gamma) rho, at most
+   the process's end; the step then starts there. */
 static df_result dfi_sampler_churn(df_sampler *s) {
     df_stage *st = &s->stage;
     double gamma = fmin(s->desc.churn / st->steps, sqrt(2.0) - 1), rho;
@@ -6434,10 +6548,11 @@ static df_result dfi_sampler_churn(df_sampler *s) {
     if (!(rho >= s->desc.churn_min && rho <= s->desc.churn_max)) return DF_OK;
     hat = df_process_at_rho(st->process, rho * (1 + gamma));
     if (hat.sigma / hat.alpha <= rho) return DF_OK;
+    st->known = 0;                              /* its answers were another path's */
     s->late = (s->desc.compat & DF_COMPAT_CHURN_LATE) != 0;
     if (s->late) return DF_OK;
     st->from = hat;
-    return dfi_sampler_renoise(s, from, hat, &from, s->spare);
+    return dfi_sampler_renoise(s, from, hat, &hat, s->spare);
 }
 
 /* The first question of a step is always about x at `from`. */
@@ -6453,8 +6568,8 @@ static df_result dfi_sampler_open(df_sampler *s) {
     return s->result;
 }
 
-/* Where this step is to end: the next point; T/N entries down as diffusers' DDIM counts; or
-   further down, if the method is ancestral and adds noise afterwards. */
+/* Where this step is to end: the next point; T/N entries down as diffusers' DDIM counts;
+   or further down, if the method is ancestral and adds noise afterwards. */
 static df_point dfi_sampler_aim(const df_sampler *s) {
     const df_stage *st = &s->stage;
     df_point to = s->grid[s->row.whole ? st->points : st->step + 1];
@@ -6526,8 +6641,8 @@ static df_result dfi_sampler_times(df_sampler *s) {
     return DF_OK;
 }
 
-/* The question about stage.asked, its rows at stage.each, in the model's own time and input
-   scale. Row r is sample r mod n. */
+/* The question about stage.asked, its rows at stage.each, in the model's own time and
+   input scale. Row r is sample r mod n. */
 static df_result dfi_sampler_question(df_sampler *s) {
     df_stage *st = &s->stage;
     df_query *q = &s->query;
@@ -6587,8 +6702,8 @@ static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
     return DF_OK;
 }
 
-/* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does not
-   enter it is not read, and where nothing changes nothing is written. */
+/* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does
+   not enter it is not read, and where nothing changes nothing is written. */
 static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, double cx,
                                 double cp, const df_real *in, const df_real *check,
                                 double clip, df_real *out) {
@@ -6689,7 +6804,7 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     if (s->late && st->call == 0 && s->correction == 0) {
         hat = df_process_at_rho(st->process, st->from.sigma / st->from.alpha *
                                 (1 + fmin(s->desc.churn / st->steps, sqrt(2.0) - 1)));
-        if (dfi_sampler_renoise(s, st->from, hat, &st->from, s->spare) != DF_OK)
+        if (dfi_sampler_renoise(s, st->from, hat, &hat, s->spare) != DF_OK)
             return s->result;
         st->at = st->from = hat;
         st->to = dfi_sampler_aim(s);
@@ -6831,7 +6946,7 @@ static df_result dfi_sampler_stage(df_sampler *s) {
     return dfi_sampler_fail(s, DF_ERR_UNSUPPORTED, "the stage failed and did not say why");
 }
 
-/* The answer was a correction's: a Langevin step at `from`, and the next question there. */
+/* The answer was a correction's: a Langevin step at `from`, the next question there. */
 static df_result dfi_sampler_correct(df_sampler *s) {
     df_stage *st = &s->stage;
     if (dfi_noise_apart(st, s->spare) != DF_OK) return s->result;
@@ -6942,8 +7057,8 @@ static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model 
                     who, n, steps);
 }
 
-/* Bao et al. 2022, eq. 11: at each point x_t = alpha x_0 + sigma z of the data, the mean
-   of |eps|^2/dim, which is 1 for a model that knows nothing. */
+/* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
+   mean of |eps|^2/dim, which is 1 for a model that knows nothing. */
 DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
                                 const df_sample_desc *desc, const df_real *x, int n,
                                 double *out) {

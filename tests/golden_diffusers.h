@@ -153,6 +153,7 @@ static int golden_sigmas(const golden_case *c, golden_plan *p) {
     p->d.order = (int)golden_number(c, "step.order", 0);
     p->calls_per_step = strncmp(p->d.method, "dpm", 3) == 0 ? 2 : 1;
     if (p->d.churn > 0) p->d.compat |= DF_COMPAT_CHURN_LATE;
+    if (strcmp(p->d.method, "dpmpp_sde") == 0) p->d.compat |= DF_COMPAT_STAGE_NOISE;
     if (golden_is(c, "class", "EDMEulerScheduler")) {
         p->process.sigma_data = golden_number(c, "config.sigma_data", .5);
         p->prediction = DF_EDM_F;
@@ -185,7 +186,9 @@ static int golden_multistep(const golden_case *c, golden_plan *p) {
     return golden_set_solver(c, p, DF_COMPAT_HALF_D2, 15) && golden_play_list(c, p);
 }
 static int golden_singlestep(const golden_case *c, golden_plan *p) {
-    return golden_set_solver(c, p, DF_COMPAT_BLOCK_HALF, 1000) && golden_play_list(c, p);
+    if (!golden_set_solver(c, p, DF_COMPAT_BLOCK_HALF, 1000)) return 0;
+    p->d.compat |= DF_COMPAT_STAGE_NOISE;
+    return golden_play_list(c, p);
 }
 
 // UniPC whose corrector leaves some steps alone: these go without, and what ours would have
@@ -198,7 +201,6 @@ static df_next golden_unipc_stage(df_stage *s) {
     df_next next;
     if (s->step == 0 || !(golden_uncorrected >> (s->step - 1) & 1))
         return df_sampler_find(NULL, "unipc")->stage(s);
-    memcpy(s->buffer[2], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
     without.corrector = 0;
     s->desc = &without;
     next = df_sampler_find(NULL, "unipc")->stage(s);

@@ -176,6 +176,7 @@ static int lib_kdiffusion(const golden_case *c, golden_plan *p) {
     p->d.method = m->method;
     p->draws_per_step = m->draws;
     p->d.compat = m->corrected ? DF_COMPAT_HALF_D2 : 0;
+    if (m->draws == 2) p->d.compat |= DF_COMPAT_STAGE_NOISE;
     p->prediction = lib_prediction(c);
     p->d.final = DF_FINAL_KEEP;
     p->d.churn = golden_number(c, "opt.s_churn", 0);

@@ -264,8 +264,8 @@ TEST(one_path_on_every_process) {
             }
         }
         if (s->row->clock != DF_CLOCK_RHO) {
-            // order 1 of deis_t is Euler's step, and so the same for all
-            check(most > 1e-5 || s->d.order == 1, "%s walks t, yet agrees to %g", s->name, most);
+            // order 1 of deis_t, as where churn begins it anew, is Euler's step, for all the same
+            check(most > 1e-5 || s->d.order == 1 || s->d.churn > 0, "%s walks t, yet agrees to %g", s->name, most);
             parted++;
         }
     }
@@ -541,7 +541,8 @@ static void moments(const setting *s, df_process p, int N, double *got) {
 TEST(weak_orders) {
     // The exponential family with one node is of weak order 1 for any eta, 2m and 3m are of
     // order 2 (with the published 3m's half D2 too), and a corrector with noise. An ancestral
-    // step is an ODE's, then the exact forward kernel: the weak order is the ODE's order.
+    // step is an ODE's, then the exact forward kernel: the weak order is the ODE's order. The
+    // two draws of dpmpp_sde make order 2 along one path only.
     static const struct { const char *name; int eta_in; double eta; unsigned compat; double order; }
         rows[] = {{"exponential", 1, .5, 0, 1}, {"exponential", 1, 1, 0, 1},
                   {"exponential", 1, 1.5, 0, 1}, {"exponential", 2, .5, 0, 1},
@@ -549,7 +550,9 @@ TEST(weak_orders) {
                   {"ddpm", 0, -1, 0, 1}, {"ddim", 0, .5, 0, 1}, {"euler_ancestral", 0, 1, 0, 1},
                   {"euler_ancestral", 0, .5, 0, 1}, {"euler_ancestral", 4, .5, 0, 1},
                   {"dpm_2_ancestral", 0, 1, 0, 2}, {"dpmpp_2s_ancestral", 0, 1, 0, 2},
-                  {"dpmpp_sde", 0, 1, 0, 1}, {"dpmpp_2m_sde", 0, 1, 0, 2},
+                  {"dpmpp_2s", 1, 1, 0, 2}, {"dpmpp_2s", 1, 1, DF_COMPAT_STAGE_NOISE, 1},
+                  {"dpmpp_sde", 0, 1, 0, 2}, {"dpmpp_sde", 0, 1, DF_COMPAT_STAGE_NOISE, 1},
+                  {"dpmpp_2m_sde", 0, 1, 0, 2},
                   {"dpmpp_2m_sde", 0, .5, 0, 2}, {"dpmpp_2m_sde", 1, 1.2, 0, 2},
                   {"dpmpp_3m_sde", 0, 1, 0, 2}, {"dpmpp_3m_sde", 0, 1, DF_COMPAT_HALF_D2, 2},
                   {"sa_solver", 0, 1, 0, 2}, {"reverse_diffusion", 0, 1, 0, 1},
@@ -604,6 +607,171 @@ TEST(one_eta_three_conventions) {
     }
 }
 
+// ---- what is done to x between steps reaches the end ----
+
+static int nudge(void *user, const df_step_info *info, df_real *x) {
+    if (info->step == *(int *)user)
+        for (int i = 0; i < info->n * info->dim; i++) x[i] += (df_real).1;
+    return 0;
+}
+TEST(an_edit_is_kept) {
+    // A corrector must not put back what its step began with: x moves by .1 after step 15 of
+    // 20, and the ends lie as far apart as without corrector.
+    static const char *const methods[4] = {"dpmpp_2m", "dpmpp_3m", "unipc", "sa_solver"};
+    double far[4];
+    for (int k = 0; k < 4; k++) {
+        setting s = base(df_sampler_find(ctx, methods[k]));
+        double r[2][2 * POINTS];
+        int at = 15;
+        s.d.eta = 0;
+        for (int edited = 0; edited < 2; edited++) {
+            if (edited) s.d.edit = nudge, s.d.user = &at;
+            start_r(r[edited]);
+            run_r(&s, process_of(5), DF_X0, 20, r[edited]);
+        }
+        far[k] = apart(r[0], r[1]);
+        check(far[k] > .8 * far[0] && far[k] < 1.25 * far[0], "%s moves by %g, dpmpp_2m by %g",
+              methods[k], far[k], far[0]);
+    }
+}
+
+TEST(churn_begins_history_anew) {
+    // Final variance with churn goes to the data's, and never wild. Of the methods that take
+    // Euler's step after churn at first order.
+    static const char *const methods[] = {"heun", "dpmpp_2m", "dpmpp_3m", "unipc",
+                                          "lms",  "deis",     "ipndm",    "dpm_solver_3"};
+    df_process p = df_process_edm(80);
+    df_point end = df_process_at_lambda(&p, 3);
+    double want = data_var + end.sigma * end.sigma;
+    for (size_t k = 0; k < sizeof methods / sizeof *methods; k++) {
+        setting s = base(df_sampler_find(ctx, methods[k]));
+        double got[2], e[2];
+        s.d.churn = 40;
+        for (int j = 0; j < 2; j++) {
+            moments(&s, p, 160 << j, got);
+            e[j] = fabs(got[1] / want - 1);
+        }
+        check(e[0] < .2 && (e[1] < .6 * e[0] || e[1] < .01), "%s: off by %g, then %g", s.name,
+              e[0], e[1]);
+    }
+}
+
+// Churn, restarts and Langevin steps own no stretch of the Brownian path.
+typedef struct stretches { int none, some; } stretches;
+static int count_stretches(void *user, const df_noise_query *q, df_real *out) {
+    stretches *c = (stretches *)user;
+    if (q->from.lambda == q->to.lambda) c->none++;
+    else c->some++;
+    return df_random_normal(q->seed, q->first_sample, q->draw, (size_t)(q->n * q->dim), out), 0;
+}
+TEST(churn_has_no_stretch) {
+    for (int k = 0; k < 3; k++) {
+        setting s = base(df_sampler_find(ctx, k == 2 ? "exponential" : "heun"));
+        stretches c = {0, 0};
+        double r[2 * POINTS];
+        s.d.noise.fill = count_stretches;
+        s.d.noise.user = &c;
+        if (k == 0) s.d.churn = 5;
+        if (k == 1) s.d.corrections = 1;
+        start_r(r);
+        run_r(&s, process_of(0), DF_X0, 10, r);
+        check(k < 2 ? c.none >= 9 && c.some == 0 : c.none == 0 && c.some >= 9, "%d: %d, %d", k,
+              c.none, c.some);
+    }
+}
+
+TEST(eta_of_steps_in_t) {
+    // reverse_diffusion and euler_maruyama: eta 4 of the linear kind is the family's 2, a
+    // window without points is the ODE
+    for (int k = 0; k < 2; k++) {
+        double r[4][2 * POINTS];
+        for (int j = 0; j < 4; j++) {
+            setting s = base(df_sampler_find(ctx, k ? "euler_maruyama" : "reverse_diffusion"));
+            s.d.eta = j == 0 ? 4 : j == 1 ? 2 : j == 2 ? 1 : 0;
+            s.d.eta_in = j == 0 ? DF_ETA_LINEAR : DF_ETA_FAMILY;
+            if (j == 2) s.d.eta_max = 1e-9;
+            start_r(r[j]);
+            run_r(&s, process_of(0), DF_X0, 40, r[j]);
+        }
+        expect(apart(r[0], r[1]) < (DOUBLE_BUILD ? 1e-12 : 1e-3));
+        expect(apart(r[2], r[3]) < (DOUBLE_BUILD ? 1e-12 : 1e-4));
+        expect(apart(r[1], r[3]) > .01);
+    }
+}
+
+TEST(there_and_back) {
+    // Down the ODE and up again, in the data's own units; every method that adapts too.
+    static const char *const methods[4] = {"rk4", "dpm_adaptive", "rk45", "dpmpp_3m"};
+    static const double mean = 1, scale = 2;
+    for (int k = 0; k < 4; k++) {
+        df_sample_desc d = df_sample_defaults();
+        df_real x[2 * POINTS], start[2 * POINTS];
+        mix m;
+        df_model model = mix_model(&m, golden_gm2(), df_process_vp(.1, 20), DF_V);
+        model.mean = &mean, model.scale = &scale, model.scaling_size = 1;
+        d.method = methods[k];
+        d.steps = 400;
+        d.grid = "lambda";
+        d.end = DF_END_T_MIN;
+        d.start = DF_START_GIVEN;
+        d.rtol = d.atol = 1e-7;
+        d.t_max = .9, d.t_min = .01;
+        for (int i = 0; i < 2 * POINTS; i++) x[i] = start[i] = (df_real)sin(1.7 * i + .3);
+        check(df_sample(ctx, &model, &d, x, POINTS) == DF_OK, "%s", df_ctx_message(ctx));
+        d.inverse = 1;
+        check(df_sample(ctx, &model, &d, x, POINTS) == DF_OK, "%s", df_ctx_message(ctx));
+        for (int i = 0; i < 2 * POINTS; i++)
+            near_abs((double)x[i], (double)start[i], DOUBLE_BUILD ? 2e-4 : 5e-3);
+        df_ctx_clear(ctx);
+    }
+}
+
+TEST(adaptive_into_the_data) {
+    // rtol decides, not `steps`: with the defaults the end is the ODE's own
+    double r[2][2 * POINTS];
+    for (int k = 0; k < 4; k++) {
+        static const char *const methods[4] = {"rk4", "rk45", "rk45", "dpm_adaptive"};
+        df_sample_desc d = df_sample_defaults();
+        df_real x[2 * POINTS];
+        mix m;
+        df_model model = mix_model(&m, golden_gm2(), df_process_vp(.1, 20), DF_V);
+        d.method = methods[k];
+        d.start = DF_START_GIVEN;
+        d.steps = k == 0 ? 200 : k == 1 ? 1 : 50;
+        if (k == 0) d.grid = "lambda";
+        if (k == 3) d.rtol = d.atol = 1e-4;
+        for (int i = 0; i < 2 * POINTS; i++) x[i] = (df_real)sin(1.7 * i + .3);
+        check(df_sample(ctx, &model, &d, x, POINTS) == DF_OK, "%s", df_ctx_message(ctx));
+        for (int i = 0; i < 2 * POINTS; i++) r[k > 0][i] = (double)x[i];
+        if (k > 0)
+            check(apart(r[1], r[0]) < 2e-3, "%s, %d steps: off by %g", methods[k], d.steps,
+                  apart(r[1], r[0]));
+    }
+}
+
+TEST(settings_that_would_be_silent) {
+    static const char *const say[] = {"restart_max is 1e+09", "noise_scale is 2", "order 1",
+                                      "eta_max 1"};
+    for (int k = 0; k < 4; k++) {
+        static const char *const methods[] = {"restart", "mala", "dpm_adaptive", "consistency"};
+        df_sample_desc d = df_sample_defaults();
+        df_real x[2] = {0, 0};
+        mix m;
+        df_model model = mix_model(&m, gaussian(0, 1), df_process_flow(), DF_V);
+        model.answers |= DF_ASK_LOG_DENSITY;
+        model.dim = 1;
+        d.method = methods[k];
+        d.t_max = .9;
+        if (k == 0) d.restart_max = 1e9;
+        if (k == 1) d.noise_scale = 2;
+        if (k == 2) d.order = 1;
+        if (k == 3) d.eta_max = 1;
+        check(df_sample(ctx, &model, &d, x, 1) == DF_ERR_ARGUMENT, "%s", methods[k]);
+        check(strstr(df_ctx_message(ctx), say[k]) != NULL, "%s", df_ctx_message(ctx));
+        df_ctx_clear(ctx);
+    }
+}
+
 int main(int argc, char **argv) {
     int count;
     static df_v3_statistics by_hand;
@@ -621,6 +789,13 @@ int main(int argc, char **argv) {
     RUN(exact_on_polynomials);
     RUN(weak_orders);
     RUN(one_eta_three_conventions);
+    RUN(an_edit_is_kept);
+    RUN(churn_begins_history_anew);
+    RUN(churn_has_no_stretch);
+    RUN(eta_of_steps_in_t);
+    RUN(there_and_back);
+    RUN(adaptive_into_the_data);
+    RUN(settings_that_would_be_silent);
     df_ctx_free(ctx);
     return test_end();
 }
