@@ -288,4 +288,126 @@ static inline int data_sprites(data_set *d, int n, int side, uint64_t seed) {
     }
     return 0;
 }
+
+// ---- trials of samplers ----------------------------------------------------------------
+
+// A model in its own units: the exact one of a Gaussian mixture in the plane on rectified
+// flow, or a checkpoint.
+typedef struct data_model {
+    df_ctx *ctx;
+    df_model model;
+    df_mixture *mixture;     // NULL: the model is a net
+    df_mixture_view view;
+    df_net *net;
+} data_model;
+
+static inline void data_model_close(data_model *m) {
+    df_mixture_free(m->mixture);
+    df_net_free(m->net);
+    df_ctx_free(m->ctx);
+}
+
+// From a checkpoint, or for NULL the mixture. 0, or -1: the context says why.
+static inline int data_model_open(data_model *m, const char *load, int threads) {
+    static const double weights[3] = { 0.4, 0.35, 0.25 };
+    static const double means[6] = { -1.2, -0.6, 1.1, -0.3, 0.1, 1.2 };
+    static const double covariances[12] = { 0.3, 0.1, 0.1, 0.2, 0.2, -0.08, -0.08, 0.3,
+                                            0.25, 0, 0, 0.15 };
+    df_ctx_desc c = df_ctx_defaults();
+    c.threads = threads;
+    memset(m, 0, sizeof *m);
+    m->ctx = df_ctx_create(&c);
+    if (load) m->net = df_net_load(m->ctx, df_source_path(load));
+    else m->mixture = df_mixture_create(m->ctx, 3, 2, weights, means, covariances);
+    if (m->net == NULL && m->mixture == NULL) return -1;
+    m->view.mixture = m->mixture;
+    m->view.process = df_process_flow();
+    m->view.prediction = DF_VELOCITY;
+    m->model = load ? df_net_model(m->net) : df_mixture_model(&m->view);
+    m->model.mean = m->model.scale = NULL;
+    return 0;
+}
+
+// A trial between two points: samples [n, dim] of p at `start`; `flowed`, where the ODE
+// takes their first half; `exact`, others, of p at `end`; and room x for a run. floor: the
+// sliced W2 between two exact sets. A net's p is what its ODE makes of noise. statistics:
+// what dpm_solver_v3 wants to know.
+typedef struct data_trial {
+    const data_model *m;
+    df_point start, end;
+    df_real *from, *flowed, *exact, *x;
+    df_v3_statistics *statistics;
+    double floor;
+    int n, dim;
+} data_trial;
+
+// A run from one point to another on a grid uniform in lambda, x given.
+static inline df_sample_desc data_run(const df_point *from, const df_point *to,
+                                      const char *method, int steps) {
+    df_sample_desc d = df_sample_defaults();
+    d.method = method, d.steps = steps, d.grid = "lambda", d.start = DF_START_GIVEN;
+    d.t_max = from->t, d.t_min = to->t, d.end = DF_END_T_MIN;
+    return d;
+}
+// All but exactly along the model's ODE: x [n, dim].
+static inline int data_flow(const data_model *m, const df_point *from, const df_point *to,
+                            df_real *x, int n) {
+    df_sample_desc d = data_run(from, to, "rk4", 256);
+    return from->t > to->t ? df_sample(m->ctx, &m->model, &d, x, n) : DF_OK;
+}
+static inline int data_draw(const data_trial *t, const df_point *at, uint64_t seed,
+                            df_real *x) {
+    const data_model *m = t->m;
+    df_point noise = df_process_at_lambda(&m->model.process, -3);
+    if (m->mixture) return df_mixture_sample(m->ctx, m->mixture, at, seed, 0, t->n, x);
+    size_t size = (size_t)t->n * (size_t)t->dim;
+    df_random_normal(seed, 0, 0, size, x);
+    for (size_t i = 0; i < size; i++) x[i] *= (df_real)noise.sigma;
+    return data_flow(m, &noise, at, x, t->n);
+}
+
+// Runs the first n samples from the start, in x.
+static inline int data_trial_go(const data_trial *t, const df_sample_desc *d, int n) {
+    memcpy(t->x, t->from, (size_t)n * (size_t)t->dim * sizeof *t->x);
+    return df_sample(t->m->ctx, &t->m->model, d, t->x, n);
+}
+
+// Of the first half of x: its root mean square distance from `flowed`. Of all of it: its
+// sliced W2 to `exact`; negative: failed.
+static inline double data_trial_error(const data_trial *t, int half) {
+    double sum = 0, w = 0;
+    for (size_t i = 0; half && i < (size_t)(t->n / 2) * (size_t)t->dim; i++)
+        sum += pow((double)t->x[i] - (double)t->flowed[i], 2);
+    if (half) return sqrt(sum / (t->n / 2));
+    return df_sliced_wasserstein(t->m->ctx, t->x, t->n, t->exact, t->n, t->dim, 50, 1, &w)
+               ? -1 : w;
+}
+
+// Between two values of lambda. 0, or -1: the context says why.
+static inline int data_trial_open(data_trial *t, const data_model *m, double start,
+                                  double end, uint64_t seed, int n) {
+    size_t size = (size_t)n * (size_t)m->model.dim;
+    df_sample_desc d;
+    memset(t, 0, sizeof *t);
+    t->start = df_process_at_lambda(&m->model.process, start);
+    t->end = df_process_at_lambda(&m->model.process, end);
+    t->m = m, t->n = n, t->dim = m->model.dim;
+    t->from = (df_real *)malloc(4 * size * sizeof *t->from);
+    if (t->from == NULL) return data_fail("data_trial_open", "not enough memory");
+    t->flowed = t->from + size, t->exact = t->flowed + size, t->x = t->exact + size;
+    if (data_draw(t, &t->start, seed, t->from) != DF_OK ||
+        data_draw(t, &t->end, seed + 1, t->exact) != DF_OK ||
+        data_draw(t, &t->end, seed + 2, t->x) != DF_OK) return -1;
+    memcpy(t->flowed, t->from, size * sizeof *t->from);
+    t->floor = data_trial_error(t, 0);
+    if (start >= end) return 0;
+    d = data_run(&t->start, &t->end, "ddim", 24);
+    t->statistics = df_v3_estimate(m->ctx, &m->model, &d, n < 2000 ? n : 2000);
+    if (t->statistics == NULL) return -1;
+    return data_flow(m, &t->start, &t->end, t->flowed, n / 2) != DF_OK ? -1 : 0;
+}
+static inline void data_trial_close(data_trial *t) {
+    free(t->from);
+    if (t->statistics) df_v3_free(t->m->ctx, t->statistics);
+}
 #endif

@@ -278,13 +278,20 @@ typedef struct draw_panel {
     draw_canvas *c;
     double x, y, w, h;       // the field inside the frame, in pixels
     double range[4];         // what it shows: x from, to; y from, to
+    int log[2];              // 1: the axis is logarithmic
 } draw_panel;
 
+// Where v stands between the ends of an axis: 0 .. 1.
+static inline double draw_place(const draw_panel *p, int axis, double v) {
+    double lo = p->range[2 * axis], hi = p->range[2 * axis + 1];
+    if (!p->log[axis]) return (v - lo) / (hi - lo);
+    return v > 0 ? log(v / lo) / log(hi / lo) : -1e9;
+}
 static inline double draw_px(const draw_panel *p, double x) {
-    return p->x + p->w * (x - p->range[0]) / (p->range[1] - p->range[0]);
+    return p->x + p->w * draw_place(p, 0, x);
 }
 static inline double draw_py(const draw_panel *p, double y) {
-    return p->y + p->h * (p->range[3] - y) / (p->range[3] - p->range[2]);
+    return p->y + p->h * (1 - draw_place(p, 1, y));
 }
 
 // 1, 2 or 5 times a power of ten: about `count` of these steps make the length.
@@ -293,43 +300,89 @@ static inline double draw_tick_step(double length, int count) {
     return ten * (m < 1.5 ? 1 : m < 3.5 ? 2 : m < 7.5 ? 5 : 10);
 }
 
+// Does a logarithmic axis show powers of ten alone? Else 1, 2, 5 times them.
+static inline int draw_decades(const draw_panel *p, int axis) {
+    return p->log[axis] && p->range[2 * axis + 1] > 300 * p->range[2 * axis];
+}
+
+// Where an axis has its ticks: out [100], about `count` of them (1 2 5: as many as there
+// are). Returns their number.
+static inline int draw_ticks(const draw_panel *p, int axis, int count, double *out) {
+    double lo = p->range[2 * axis], hi = p->range[2 * axis + 1], step = 1, first;
+    int n = 0;
+    if (!p->log[axis]) {
+        step = draw_tick_step(hi - lo, count);
+        first = ceil(lo / step - 1e-9);
+        for (; (first + n) * step <= hi + 1e-9 * step && n < 100; n++)
+            out[n] = fabs(first + n) < 0.5 ? 0.0 : (first + n) * step;
+        return n;
+    }
+    if (draw_decades(p, axis)) step = fmax(1, draw_tick_step(log10(hi / lo), count));
+    for (double e = floor(log10(lo) / step) * step; n < 98; e += step)
+        for (int k = 0; k < 3; k++) {
+            double v = pow(10, e) * (k == 0 ? 1 : k == 1 ? 2 : 5);
+            if (v > hi * (1 + 1e-9)) return n;
+            if (v >= lo * (1 - 1e-9) && (k == 0 || !draw_decades(p, axis))) out[n++] = v;
+        }
+    return n;
+}
+
+// A tick's number at (x, y), aligned as draw_text does; powers of ten with a raised
+// exponent. Returns its width, and with draw = 0 does only that.
+static inline double draw_number(draw_canvas *c, double x, double y, double v, int power,
+                                 double align, int draw) {
+    char text[32], raised[16] = "";
+    int e = power ? (int)floor(log10(v) + 0.5) : 0;
+    double size = c->text, wide, all;
+    if (e != 0) snprintf(raised, sizeof raised, "%d", e);
+    snprintf(text, sizeof text, "%.6g", e != 0 ? 10.0 : v);
+    wide = draw_text_width(text, size);
+    all = wide + (e != 0 ? 2 + draw_text_width(raised, 0.75 * size) : 0);
+    if (!draw) return all;
+    draw_text(c, x - align * all, y, text, size, 0, 1, DRAW_TEXT);
+    draw_text(c, x - align * all + wide + 2, y - 0.5 * size, raised, 0.75 * size, 0, 1,
+              DRAW_TEXT);
+    return all;
+}
+
 // Grid lines, ticks and labels of one axis: 0 is x, 1 is y. Gives the widest label's
 // width, and with draw = 0 does only that.
 static inline double draw_axis(const draw_panel *p, int axis, int ticks, int draw) {
-    double lo = p->range[2 * axis], hi = p->range[2 * axis + 1], widest = 0;
-    double step = draw_tick_step(hi - lo, ticks), size = p->c->text;
-    double first = ceil(lo / step - 1e-9);
-    for (int i = 0; (first + i) * step <= hi + 1e-9 * step && i < 100; i++) {
-        double k = first + i;
-        char label[32];
-        snprintf(label, sizeof label, "%.6g", fabs(k) < 0.5 ? 0.0 : k * step);
-        widest = fmax(widest, draw_text_width(label, size));
+    double tick[100], widest = 0, size = p->c->text;
+    int count = draw_ticks(p, axis, ticks, tick), power = draw_decades(p, axis);
+    for (int i = 0; i < count; i++) {
+        widest = fmax(widest, draw_number(p->c, 0, 0, tick[i], power, 0, 0));
         if (!draw) continue;
         if (axis == 0) {
-            double x = floor(draw_px(p, k * step));
+            double x = floor(draw_px(p, tick[i])), below = p->y + p->h + 8 + size / 2;
             int inner = x > p->x && x < p->x + p->w;
             draw_rect(p->c, x, p->y, 1, p->h * inner, DRAW_GRID, 1);
             draw_rect(p->c, x, p->y + p->h + 1, 1, 4, DRAW_AXIS, 1);
-            double below = p->y + p->h + 8 + size / 2;
-            draw_text(p->c, x + 0.5, below, label, size, 0.5, 1, DRAW_TEXT);
+            draw_number(p->c, x + 0.5, below, tick[i], power, 0.5, 1);
         } else {
-            double y = floor(draw_py(p, k * step));
+            double y = floor(draw_py(p, tick[i]));
             int inner = y > p->y && y < p->y + p->h;
             draw_rect(p->c, p->x, y, p->w * inner, 1, DRAW_GRID, 1);
             draw_rect(p->c, p->x - 5, y, 4, 1, DRAW_AXIS, 1);
-            draw_text(p->c, p->x - 9, y + 0.5, label, size, 1, 1, DRAW_TEXT);
+            draw_number(p->c, p->x - 9, y + 0.5, tick[i], power, 1, 1);
         }
     }
     return widest;
 }
 
 // A panel in the rectangle (x, y, w, h): title above (or NULL), frame, about `ticks` ticks
-// on each axis (0: none) with grid lines.
-static inline draw_panel draw_frame(draw_canvas *c, double x, double y, double w, double h,
-                                    const char *title, const double range[4], int ticks) {
-    draw_panel p = {c, 0, 0, 0, 0, {range[0], range[1], range[2], range[3]}};
+// on each axis (0: none) with grid lines. log_x, log_y: 1 for a logarithmic axis, whose
+// range is above 0.
+static inline draw_panel draw_frame_log(draw_canvas *c, double x, double y, double w,
+                                        double h, const char *title,
+                                        const double range[4], int ticks, int log_x,
+                                        int log_y) {
+    draw_panel p = {c, 0, 0, 0, 0, {range[0], range[1], range[2], range[3]},
+                    {log_x, log_y}};
     for (int i = 0; i < 4; i += 2)  // an empty range, or no number, becomes one wide
-        if (!(p.range[i + 1] - p.range[i] > 0 && p.range[i + 1] - p.range[i] < 1e300)) {
+        if (p.log[i / 2] && !(p.range[i] > 0 && p.range[i + 1] > p.range[i]))
+            p.range[i] = 1, p.range[i + 1] = 10;
+        else if (!(p.range[i + 1] > p.range[i] && p.range[i + 1] - p.range[i] < 1e300)) {
             p.range[i] = fabs(p.range[i]) < 1e9 ? p.range[i] - 0.5 : -0.5;
             p.range[i + 1] = p.range[i] + 1;
         }
@@ -343,6 +396,23 @@ static inline draw_panel draw_frame(draw_canvas *c, double x, double y, double w
     if (title)
         draw_text(c, p.x, p.y - 1.5 * c->text, title, 1.15 * c->text, 0, 1.4, DRAW_INK);
     return p;
+}
+static inline draw_panel draw_frame(draw_canvas *c, double x, double y, double w, double h,
+                                    const char *title, const double range[4], int ticks) {
+    return draw_frame_log(c, x, y, w, h, title, range, ticks, 0, 0);
+}
+
+// Names of the axes, inside the frame: y's below its upper end, x's above its right end.
+static inline void draw_axes(const draw_panel *p, const char *x, const char *y) {
+    double size = p->c->text;
+    for (int axis = 0; axis < 2; axis++) {
+        const char *name = axis ? y : x;
+        double wide = draw_text_width(name, size);
+        double left = axis ? p->x + size : p->x + p->w - wide - size;
+        double middle = axis ? p->y + 1.5 * size : p->y + p->h - 1.5 * size;
+        draw_rect(p->c, left - 3, middle - size, wide + 6, 2 * size, DRAW_PAPER, 0.8);
+        draw_text(p->c, left, middle, name, size, 0, 1, DRAW_TEXT);
+    }
 }
 
 static inline void draw_inside(const draw_panel *p) {
@@ -404,6 +474,69 @@ static inline void draw_legend(const draw_panel *p, int count, const char *const
         draw_disc(p->c, x + 1.5 * size, middle, 0.45 * size, colours[i], 1);
         draw_text(p->c, x + 3 * size, middle, names[i], size, 0, 1, DRAW_TEXT);
     }
+}
+
+// Names right of the panel, each led to by a thin line from its curve's end (x, y), spread
+// so that none covers another. At most 64.
+static inline void draw_labels(const draw_panel *p, int count, const char *const *names,
+                               const double *x, const double *y, const unsigned *colours) {
+    int order[64];
+    double at[64], size = p->c->text, line = 1.75 * size, edge = p->x + p->w;
+    count = count < 64 ? count : 64;
+    for (int i = 0, j; i < count; i++) {        // from the top down
+        for (j = i; j > 0 && y[order[j - 1]] < y[i]; j--) order[j] = order[j - 1];
+        order[j] = i;
+    }
+    for (int i = 0; i < count; i++) {
+        at[i] = draw_clamp(draw_py(p, y[order[i]]), p->y, p->y + p->h);
+        if (i > 0) at[i] = fmax(at[i], at[i - 1] + line);
+    }
+    for (int i = count - 1; i >= 0; i--)        // the last ones back into the panel
+        at[i] = fmin(at[i], i + 1 < count ? at[i + 1] - line : p->y + p->h);
+    for (int i = 0; i < count; i++) {
+        int k = order[i];
+        double from = draw_clamp(draw_py(p, y[k]), p->y, p->y + p->h);
+        draw_line(p->c, fmin(draw_px(p, x[k]), edge), from, edge + 4, from, 1, colours[k],
+                  0.35);
+        draw_line(p->c, edge + 4, from, edge + 16, at[i], 1, colours[k], 0.8);
+        draw_text(p->c, edge + 20, at[i], names[k], size, 0, 1.25, colours[k]);
+    }
+}
+
+// A colour of its own for each of 24 curves: the palette, then darker, then lighter.
+static inline unsigned draw_curve_colour(int i) {
+    int turn = i / 8 % 3;
+    return draw_mix(draw_palette(i), turn == 1 ? DRAW_INK : DRAW_PAPER, turn ? 0.5 : 0);
+}
+
+// A panel of named curves, each [points, 2], with dots at their points; the names stand
+// right of it, `room` wide. Both axes logarithmic, `range` as they show. Below the curves
+// lines that fall as x^-1 .. x^-guides, from the upper left corner on.
+static inline draw_panel draw_curves(draw_canvas *c, double x, double y, double w,
+                                     double h, double room, const char *title,
+                                     const double range[4], int guides, int count,
+                                     int points, const char *const *names,
+                                     const draw_real *const *curves) {
+    double end_x[24], end_y[24];
+    unsigned colours[24];
+    draw_panel p = draw_frame_log(c, x, y, w - room, h, title, range, 6, 1, 1);
+    for (int k = 1; k <= guides; k++) {
+        draw_real line[4];
+        line[0] = (draw_real)range[0], line[1] = (draw_real)range[3];
+        line[2] = (draw_real)range[1];
+        line[3] = (draw_real)(range[3] * pow(range[0] / range[1], k));
+        draw_polyline(&p, line, 2, 2, 1, DRAW_AXIS, 0.7);
+    }
+    count = count < 24 ? count : 24;
+    for (int i = 0; i < count; i++) {
+        const draw_real *end = curves[i] + 2 * (points - 1);
+        colours[i] = draw_curve_colour(i);
+        end_x[i] = (double)end[0], end_y[i] = (double)end[1];
+        draw_polyline(&p, curves[i], points, 2, 1.6, colours[i], 0.9);
+        draw_scatter(&p, curves[i], points, 2, 2.2, colours[i], 1);
+    }
+    draw_labels(&p, count, names, end_x, end_y, colours);
+    return p;
 }
 
 // The range of points [n, stride] with a margin of 6 %; equal: both axes of one length.

@@ -12,6 +12,8 @@ typedef struct options {
     const char *data, *method, *load, *save, *picture, *csv;
     int steps, sample_steps, n, threads, help;
     uint64_t seed;
+    const char *without;     // the words among those below that this program does not know
+    const char *counts;      // what --sample-steps counts
     char default_save[512], default_picture[512];
 } options;
 
@@ -22,6 +24,7 @@ static inline options options_defaults(const char *argv0, const char *stem, cons
     int folder = slash != NULL && slash - argv0 < 400 ? (int)(slash - argv0) + 1 : 0;
     options o;
     memset(&o, 0, sizeof o);
+    o.without = "", o.counts = "steps of the sampler";
     o.data = data, o.method = "ddim", o.steps = steps, o.sample_steps = sample_steps, o.n = n;
     snprintf(o.default_save, sizeof o.default_save, "%.*s%.80s.safetensors", folder, argv0,
              stem);
@@ -29,21 +32,77 @@ static inline options options_defaults(const char *argv0, const char *stem, cons
     return o;
 }
 
+static inline int options_has(const options *o, const char *word) {
+    return strstr(o->without, word) == NULL;
+}
+
+// One line of the usage, if the program has the word; its default in brackets.
+static inline void options_line(const options *o, FILE *to, const char *word,
+                                const char *value, const char *what, const char *text,
+                                int number) {
+    if (!options_has(o, word)) return;
+    fprintf(to, "  %s %-*s %s", word, 15 - (int)strlen(word), value, what);
+    if (text) fprintf(to, " [%s]", text);
+    else if (number >= 0) fprintf(to, " [%d]", number);
+    fputc('\n', to);
+}
+
 static inline int options_usage(const options *o, FILE *to) {
-    fprintf(to,
-            "  --data NAME      what to learn from [%s]\n"
-            "  --steps N        training steps [%d]\n"
-            "  --method NAME    sampler: ddim, ddpm, heun, euler_t, ... [%s]\n"
-            "  --sample-steps N steps of the sampler [%d]\n"
-            "  --n N            samples to draw [%d]\n"
-            "  --seed N         of the data, the weights and the noise [0]\n"
-            "  --threads N      workers; 0: one per processor [0]\n"
-            "  --load FILE      a checkpoint to sample from, instead of training\n"
-            "  --save FILE      where the checkpoint goes [%s]\n"
-            "  --picture FILE   where the picture goes [%s]\n"
-            "  --csv FILE       also write the samples as CSV\n",
-            o->data, o->steps, o->method, o->sample_steps, o->n, o->default_save,
-            o->default_picture);
+    options_line(o, to, "--data", "NAME", "what to learn from", o->data, 0);
+    options_line(o, to, "--steps", "N", "training steps", NULL, o->steps);
+    options_line(o, to, "--method", "NAME", "sampler: ddim, ddpm, heun, euler_t, ...",
+                 o->method, 0);
+    options_line(o, to, "--sample-steps", "N", o->counts, NULL, o->sample_steps);
+    options_line(o, to, "--n", "N", "samples to draw", NULL, o->n);
+    options_line(o, to, "--seed", "N", "of the data, the weights and the noise", NULL, 0);
+    options_line(o, to, "--threads", "N", "workers; 0: one per processor", NULL, 0);
+    options_line(o, to, "--load", "FILE", "a checkpoint to sample from", NULL, -1);
+    options_line(o, to, "--save", "FILE", "where the checkpoint goes", o->default_save, 0);
+    options_line(o, to, "--picture", "FILE", "where the picture goes", o->default_picture,
+                 0);
+    options_line(o, to, "--csv", "FILE", "also write the samples as CSV", NULL, -1);
+    options_line(o, to, "--list", "", "print all samplers, and nothing else", NULL, -1);
+    return -1;
+}
+
+// Families of samplers, by what the registry says of them.
+enum { FAMILY_ADAPTIVE = 4, FAMILY_NOISY, FAMILY_LANGEVIN = 7, FAMILY_MAPS, FAMILIES };
+static const char *const family_names[FAMILIES] = {
+    "order 1", "order 2, two questions a step", "order 2, one question, eps",
+    "order 2, one question, x_0", "order 3, 4, adaptive", "with noise, order 1",
+    "with noise, others", "Langevin dynamics", "maps"
+};
+static inline int family_of(const df_sampler_row *r) {
+    if (r->asks == DF_ASK_MAP) return FAMILY_MAPS;
+    if (!r->to_sigma0) return FAMILY_LANGEVIN;
+    if (r->stochastic) return FAMILY_NOISY + (r->evaluations > 1 || r->start_order != 1);
+    if (r->start_order > 2 || r->order == 0) return FAMILY_ADAPTIVE;
+    return r->start_order < 2 ? 0 : r->evaluations == 2 ? 1 : r->wants == DF_EPS ? 2 : 3;
+}
+// Does it choose its steps itself, by a tolerance?
+static inline int is_adaptive(const df_sampler_row *r) {
+    return r->whole && r->order != 1;
+}
+
+// The registry as a table.
+static inline int options_samplers(void) {
+    static const char *const clocks[3] = { "rho", "t", "stopped" };
+    int count;
+    const df_sampler_row *row = df_sampler_rows(&count), *r;
+    printf("%-22s%-8s %5s %5s %4s %-5s %-4s %s\n", "", "clock", "order", "start",
+           "asks", "noise", "ends", "source; other names");
+    for (int i = 0, shown = -1; i < count * FAMILIES; i++) {
+        r = &row[i % count];
+        if (family_of(r) != i / count) continue;
+        if (shown != i / count) printf("%s\n", family_names[shown = i / count]);
+        printf("  %-20s%-8s %5d %5d %4d %-5s %c %c  %s%s%s\n", r->name, clocks[r->clock],
+               r->order, r->start_order, r->evaluations, r->stochastic ? "yes" : "-",
+               r->from_alpha0 ? 'a' : '-', r->to_sigma0 ? 's' : '-', r->source,
+               r->aliases[0] ? "; " : "", r->aliases);
+    }
+    printf("order: of the error in the steps; start: with its own first steps; asks: "
+           "questions to the\nmodel a step, 0 where it chooses its steps itself; ends it "
+           "may touch: a the noise, alpha = 0,\ns the data, sigma = 0\n");
     return -1;
 }
 
@@ -89,17 +148,21 @@ static inline int options_read(options *o, int argc, char **argv) {
         int known = 0;
         if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0) {
             o->help = 1;
-            printf("%s [options] [DATA]\n", argv[0]);
+            printf("%s [options]%s\n", argv[0], options_has(o, "--data") ? " [DATA]" : "");
             return options_usage(o, stdout);
         }
-        if (word[0] != '-' || word[1] == 0) {        // a bare word is the data; "-" a pipe
-            o->data = word;
+        if ((word[0] != '-' || word[1] == 0) && options_has(o, "--data")) {
+            o->data = word;                          // a bare word is the data; "-" a pipe
             continue;
+        }
+        if (strcmp(word, "--list") == 0) {
+            o->help = 1;
+            return options_samplers();
         }
         for (int k = 0; k < 11; k++) {
             const char *name = k < 6 ? words[k] : numbers[k - 6];
             long value;
-            if (strcmp(word, name) != 0) continue;
+            if (strcmp(word, name) != 0 || !options_has(o, name)) continue;
             known = 1;
             if (i + 1 == argc) break;
             if (k < 6) {
@@ -119,7 +182,7 @@ static inline int options_read(options *o, int argc, char **argv) {
     if (o->save == NULL) o->save = o->default_save;
     if (o->picture == NULL) o->picture = o->default_picture;
     if (options_writable(o->picture) != 0 || (o->csv && options_writable(o->csv) != 0)) return -1;
-    return o->load ? 0 : options_writable(o->save);
+    return o->load || !options_has(o, "--save") ? 0 : options_writable(o->save);
 }
 
 // Samples [n, dim] as CSV. 0, or 1 and a sentence; no partial file is left.

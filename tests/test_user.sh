@@ -37,6 +37,7 @@ check "NaN in data and weights is found under -Ofast" ofast test_training nonfin
 
 # ---- the examples ----
 points=$root/$B/01_points images=$root/$B/02_images
+samplers=$root/$B/03_samplers disguises=$root/$B/04_disguises
 cd "$work/out" || exit 1
 little="--steps 20 --n 300 --sample-steps 5"
 
@@ -94,6 +95,18 @@ check "images: loads" "$images" $little --load images.net --picture images.png
 check "images: a net of points is refused" bash -c "! '$images' $little --load net"
 piped() { "$images" $little $outputs - <../in/good.idx; }
 check "images: a pipe" piped
+
+check "samplers: all of them, on the mixture" "$samplers" --n 300 --sample-steps 48 \
+    --picture picture.png
+check "samplers: of a checkpoint" "$samplers" --load net --n 100 --sample-steps 16 \
+    --method heun --picture picture.png
+listed() { [ "$("$samplers" --list | wc -l)" -gt 55 ]; }
+check "samplers: a list" listed
+check "disguises" "$disguises" --n 10 --picture picture.png
+rm -rf ./*
+check "samplers: unknown" refused eulr "$samplers" --method eulr --picture "$work/out/p.png"
+check "samplers: no checkpoint" refused ../in/good.csv "$samplers" --load ../in/good.csv \
+    --picture "$work/out/p.png"
 
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
