@@ -825,8 +825,9 @@ struct df_sample_desc {
        stage of a longer step, and what is done to it there is lost with it. */
     int (*edit)(void *user, const df_step_info *info, df_real *x);
     void *user;
-    df_real *trajectory;     /* [points of df_grid, n, dim] receives x at the start and after
-                                each step, in the model's coordinates; borrowed [NULL] */
+    df_real *trajectory;     /* [points of df_grid, n, dim] receives x at the start and
+                                after each step, in the model's coordinates; borrowed
+                                [NULL] */
 };
 DF_API df_sample_desc df_sample_defaults(void);
 
@@ -4438,7 +4439,7 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
         factor = .9 * pow(err, -1 / order);
     } else {
         factor = .9 * pow(err, -.7 / order) * pow(before, .4 / order);
-        factor = fmin(fmax(factor, .2), good ? 2 : 1);  /* err 0 may be luck, or rounding */
+        factor = fmin(fmax(factor, .2), good ? 2 : 1);  /* err 0 may be luck */
     }
     own[DFI_LENGTH] *= factor;
     if (fabs(own[DFI_LENGTH]) < 1e-12)          /* shorter, it would not move the clock */
@@ -4827,10 +4828,10 @@ static df_next dfi_stage_mala(df_stage *s) {
 }
 
 /* baoab: underdamped, dx = p dt, dp = (score - gamma p) dt + sqrt(2 gamma) dW, gamma =
-   friction/sigma, split into kick, drift, friction, drift, kick (Leimkuhler & Matthews 2013): x of a Gaussian has the
-   right variance for every h below 2 of its standard deviations, where it is stable. The
-   last kick of a step and the first of the next share a score; it is given here at once.
-   Buffer 0 is p, 1 the noise. */
+   friction/sigma, split into kick, drift, friction, drift, kick (Leimkuhler & Matthews
+   2013): x of a Gaussian has the right variance for every h below 2 of its standard
+   deviations, where it is stable. The last kick of a step and the first of the next share
+   a score; it is given here at once. Buffer 0 is p, 1 the noise. */
 static df_next dfi_stage_baoab(df_stage *s) {
     double h = s->desc->langevin_step > 0 ? s->desc->langevin_step
                                           : sqrt(2.0) * s->desc->snr * s->at.sigma;
