@@ -1194,7 +1194,7 @@ TEST(sweep) {
                     if (g > 1 && p == 1 && N % 5)
                         d.t_max = .99; // rules that divide lambda
                     sweep_one(&rows[k], &processes[p], d, &t);
-                    for (int c = 0; c < (test_long() ? (int)SWEEP_CHOICES : 2); c++) {
+                    for (int c = 0; c < (test_long() ? (int)SWEEP_CHOICES : 1 + N % 2); c++) {
                         do // and some of what it can be told, in turn
                             e = d;
                         while (!choose(++choice % SWEEP_CHOICES, &rows[k], &e));

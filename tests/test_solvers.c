@@ -697,6 +697,43 @@ TEST(eta_of_steps_in_t) {
         expect(apart(r[2], r[3]) < (DOUBLE_BUILD ? 1e-12 : 1e-4));
         expect(apart(r[1], r[3]) > .01);
     }
+    { // into sigma = 0 as well
+        double end[2];
+        for (int j = 0; j < 2; j++) {
+            df_sample_desc d = df_sample_defaults();
+            df_real x[1] = {(df_real).8};
+            mix m;
+            df_model model = mix_model(&m, gaussian(data_mean, data_var), process_of(0), DF_X0);
+            d.method = "reverse_diffusion";
+            d.steps = 1;
+            d.t_max = .5;
+            d.start = DF_START_GIVEN;
+            d.eta = j ? 2 : 4;
+            d.eta_in = j ? DF_ETA_FAMILY : DF_ETA_LINEAR;
+            expect(df_sample(ctx, &model, &d, x, 1) == DF_OK);
+            end[j] = (double)x[0];
+        }
+        near(end[0], end[1], 1e-6);
+    }
+}
+
+TEST(gradient_estimation_by_hand) {
+    // two steps on alpha = 1: x += (rho_1 - rho_0) eps_0, then (rho_2 - rho_1) (2 eps_1 - eps_0)
+    static const double rho[3] = {3, 1.2, .4};
+    df_sample_desc d = df_sample_defaults();
+    df_real x[1] = {(df_real)1.3};
+    double y = 1.3, eps[2];
+    mix m;
+    df_model model = mix_model(&m, gaussian(data_mean, data_var), process_of(3), DF_X0);
+    d.method = "gradient_estimation";
+    d.points = rho, d.points_count = 3, d.points_in = DF_POINTS_RHO;
+    d.start = DF_START_GIVEN;
+    expect(df_sample(ctx, &model, &d, x, 1) == DF_OK);
+    for (int k = 0; k < 2; k++) {
+        eps[k] = rho[k] * (y - data_mean) / (data_var + rho[k] * rho[k]);
+        y += (rho[k + 1] - rho[k]) * (k ? 2 * eps[1] - eps[0] : eps[0]);
+    }
+    near(x[0], y, DOUBLE_BUILD ? 1e-12 : 1e-6);
 }
 
 TEST(there_and_back) {
@@ -793,6 +830,7 @@ int main(int argc, char **argv) {
     RUN(churn_begins_history_anew);
     RUN(churn_has_no_stretch);
     RUN(eta_of_steps_in_t);
+    RUN(gradient_estimation_by_hand);
     RUN(there_and_back);
     RUN(adaptive_into_the_data);
     RUN(settings_that_would_be_silent);
