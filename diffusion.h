@@ -631,9 +631,13 @@ typedef struct df_noise {
    converge along it. Two draws of one stretch are the same; Langevin steps, churn and
    restarts have none, theirs are ordinary draws. */
 DF_API df_noise df_noise_brownian(void);
-/* Recorded draws: draws [count, n, dim], the start (unless given) first. More than count:
-   an error. */
-typedef struct df_replay { const df_real *draws; int count; int used; } df_replay;
+/* Recorded draws: draws [count, size], size = n dim, the start (unless given) first. More
+   than count, or of another size: an error. used: 0 at first, and to play them again. */
+typedef struct df_replay {
+    const df_real *draws;
+    int count, used;
+    size_t size;
+} df_replay;
 DF_API df_noise df_noise_replay(df_replay *replay);
 /* What torch.randn draws on a CPU, call after call: the same numbers as a script in
    PyTorch with manual_seed. Batch-coupled, as there. */
@@ -659,7 +663,8 @@ typedef struct df_step_info {
 typedef enum df_start {
     DF_START_NOISE,          /* fresh noise sigma(t_max) z; the mean, alpha E[x_0],
                                 is left out */
-    DF_START_GIVEN,          /* x holds the state at the grid's first point */
+    DF_START_GIVEN,          /* x holds the state at the grid's first point, in the model's
+                                units */
     DF_START_DATA            /* x holds data: noised to t_max first (img2img) */
 } df_start;
 typedef enum df_end {
@@ -765,36 +770,41 @@ struct df_sample_desc {
     int points_count;        /* N + 1 */
     df_points points_in;     /* their unit: t, sigma/alpha or lambda [T] */
     int inverse;             /* 1: the grid backwards, from data (given in x, in the data's
-                                units, at its last point, which must have sigma > 0) to
-                                noise; ODE methods [0] */
-    int restarts;            /* K > 0: after the first point at or below restart_min, K
-                                times back up to restart_max by fresh noise and down again
-                                in restart_steps (Xu et al. 2023, alg. 1) [0] */
+                                units, as x_t at its last point, which must have sigma >
+                                0) to noise, in the model's; ODE methods and start GIVEN
+                                [0] */
+    int restarts;            /* K > 0 (0 is 2 for the method "restart"): after the first
+                                point at or below restart_min, K times back up to
+                                restart_max by fresh noise and down again in restart_steps
+                                (Xu et al. 2023, alg. 1) [0] */
     int restart_steps;       /* [4] */
     double restart_min, restart_max;  /* in sigma/alpha [.06, .3] */
     /* the method */
-    int order;               /* of methods that have several; 0: its own [0] */
+    int order;               /* of methods that have several: up to the row's most_order
+                                and the number of steps; 0: its own [0] */
     int corrector;           /* nodes of the corrector (UniPC of order p: p + 1), the new
-                                one counted; 0 none, < 0 the method's own [-1] */
-    int predicts;            /* what is taken as a polynomial between steps: DF_X0,
-                                DF_EPS; < 0: the method's own [-1] */
+                                one counted, at most 5; 0 none, < 0 the method's own [-1]
+                                */
+    int predicts;            /* what is taken as a polynomial between steps: DF_X0, DF_EPS
+                                (methods with a slope, dpm_adaptive); < 0: its own [-1] */
     df_slope slope;          /* [OWN] */
     df_final final;          /* [OWN] */
     double ratio;            /* where two-stage methods ask inside a step, in (0, 1]; 0
                                 the method's own [0] */
     double eta;              /* fresh noise, see the row's eta, eta_in; < 0: own [-1] */
     df_eta eta_in;           /* what eta counts [OWN] */
-    double eta_min, eta_max; /* eta acts where sigma/alpha lies inside [0, inf] */
+    double eta_min, eta_max; /* eta acts where sigma/alpha lies inside [0, DBL_MAX] */
     df_variance variance;    /* of "ddpm" [OWN] */
     const double *eps2;      /* [steps] E|eps|^2/dim at the points asked, for ANALYTIC; as
-                                df_sample_eps2 measures it [NULL] */
+                                df_sample_eps2 measures it, borrowed [NULL] */
     double churn;            /* noise added back before a step of an ODE sampler: gamma =
-                                churn/N, at most sqrt 2 - 1 (Karras et al. 2022); methods
-                                with history begin anew there [0] */
-    double churn_min, churn_max;   /* where, in sigma/alpha [0, inf] */
+                                churn over all steps of the run, at most sqrt 2 - 1 (Karras
+                                et al. 2022); methods with history begin anew there [0] */
+    double churn_min, churn_max;   /* where, in sigma/alpha [0, DBL_MAX] */
     double noise_scale;      /* S_noise: all noise but the start's times this [1] */
     int corrections;         /* Langevin steps before each step (predictor-corrector), and
-                                at each level of annealed_langevin [0, there 1] */
+                                at each level of annealed_langevin, the last one too [0,
+                                there 1] */
     double snr;              /* r: Langevin steps of 2 r^2 sigma^2 (Song et al. 2021, alg.
                                 4 and 5, without norms) [.16] */
     double langevin_step; /* > 0: this step instead, in units of x^2 (baoab: time) [0] */
@@ -802,13 +812,13 @@ struct df_sample_desc {
     double rtol, atol;       /* of adaptive methods and paradigms, atol where alpha + sigma
                                 = 1; 0: their own, .05 and .0078, rk45 1e-5 both,
                                 paradigms atol 1e-3 and no rtol [0, 0] */
-    int window;              /* of paradigms: points asked at once [8] */
+    int window;              /* of paradigms: points asked at once, at least 1 [8] */
     double clip;             /* > 0: x_0 is clipped to [-clip, clip], eps anew [0] */
     double threshold;        /* > 0: dynamic thresholding (Saharia et al. 2022): s = this
                                 quantile of |x_0| in each sample, held between ... [0] */
-    double threshold_min, threshold_max;  /* ...; x_0 = clip(x_0, -s, s)/s [1, inf] */
+    double threshold_min, threshold_max;  /* ...; x_0 = clip(x_0, -s, s)/s [1, DBL_MAX] */
     unsigned compat;         /* DF_COMPAT_... [0] */
-    const struct df_v3_statistics *statistics;  /* of dpm_solver_v3 [NULL] */
+    const struct df_v3_statistics *statistics;  /* of dpm_solver_v3, borrowed [NULL] */
     /* which samples */
     df_start start;          /* [NOISE] */
     uint64_t seed;           /* [0] */
@@ -826,8 +836,9 @@ struct df_sample_desc {
     int (*edit)(void *user, const df_step_info *info, df_real *x);
     void *user;
     df_real *trajectory;     /* [points of df_grid, n, dim] receives x at the start and
-                                after each step, in the model's coordinates; borrowed
-                                [NULL] */
+                                after each step, in the model's coordinates (adaptive
+                                methods and paradigms are one step; Langevin dynamics has
+                                steps + 1 points); borrowed [NULL] */
 };
 DF_API df_sample_desc df_sample_defaults(void);
 
@@ -854,7 +865,8 @@ DF_API const char *const *df_grid_names(int *count);
 /* n samples: x [n, dim]. The whole loop over the sampler below. Samples leave in the
    data's units (df_model's mean and scale undone). Errors: any of those below; NONFINITE
    when the model answers NaN or Inf (which step, which sample). On failure x holds the
-   state that was reached, in the model's units. desc may be NULL: the defaults. Callbacks
+   state that was reached, in the model's units; after a wrong argument it is as it was.
+   desc may be NULL: the defaults. Callbacks
    run on the caller's thread and may use the context, for another df_sample too; they may
    not free what is in use. */
 DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_desc *desc,
@@ -870,7 +882,10 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
    what it points to stay valid until the answer. Asking again before answering repeats the
    question. */
 DF_API int df_sampler_next(df_sampler *s, df_query *q);
-/* The answer to the last question: out [q.n, q.dim] in the model's prediction. */
+/* The answer to the last question: PREDICT [q.n, q.dim] in the model's prediction, or
+   [q.n, 2, q.dim] with a variance behind each row if model.learned; MAP [q.n, q.dim]
+   samples; LOG_DENSITY [q.n]. NULL ends the run. q.n may exceed max_batch, which is not
+   applied here. */
 DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out);
 DF_API df_result df_sampler_result(const df_sampler *s);
 /* Steps done, all steps and questions asked so far (each may be NULL). */
@@ -898,18 +913,21 @@ typedef struct df_sampler_row {
                                 adds one; 0: no method of fixed order */
     int start_order;         /* ... with its own start-up and corrector; of stochastic
                                 methods the weak order */
-    int evaluations;         /* questions per step (into sigma = 0: one) */
+    int evaluations;         /* questions per step (into sigma = 0: one) without start-up
+                                and last level; 0: adaptive */
     int stochastic;          /* draws noise (with default settings) */
     int from_alpha0;         /* may start where alpha = 0 */
     int to_sigma0;           /* may end where sigma = 0 */
     int evaluates_end;       /* asks at the step's end (not at sigma = 0) */
-    int batch_coupled;       /* a sample depends on its neighbours in the batch */
+    int batch_coupled;       /* a sample depends on its neighbours in the batch: never
+                                here, but under compat NORM_BATCH, ERROR_BATCH, ERROR_MOST
+                                */
     int most_order;          /* orders 1 .. most_order can be asked for; 0: it has one */
     double eta, eta_max;     /* its own eta, and the most it takes; 0, 0: it has none */
     df_eta eta_in;           /* its own convention; OWN: it has none */
     int ancestral;           /* eta by going down further, then up by fresh noise */
     df_prediction wants;     /* what answers are converted to */
-    df_ask asks;             /* its first question: PREDICT or MAP */
+    df_ask asks;             /* its first question: PREDICT (or 0) or MAP */
     int whole;               /* takes the whole grid as one step */
     int buffers;             /* [n, dim] arrays it needs, at most DF_BUFFERS */
     int corrector;           /* its own, see the descriptor; -1: it has none */
@@ -945,7 +963,8 @@ struct df_stage {
     df_real *answer;         /* [rows, dim] the answer, as row->wants; LOG_DENSITY [n] */
     df_real *variance;       /* [n, dim] what the model says of it, or NULL */
     df_real *unclipped;      /* [n, dim] x_0 before clipping, under COMPAT_KEEP_EPS */
-    df_real *buffer[DF_BUFFERS];          /* [n, dim], kept from step to step */
+    df_real *buffer[DF_BUFFERS];          /* [n, dim], kept from step to step; NULL from
+                                             row->buffers on */
     double number[DF_STAGE_NUMBERS];      /* kept from step to step, 0 at the start */
     double *own;             /* [n, DF_OWN] numbers of each sample, 0 at the start */
     df_point *each;          /* [rows] where each row of df_stage_ask_each stands */
@@ -970,15 +989,15 @@ DF_API df_result df_stage_noise(df_stage *s, df_real *out);
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
                                 df_rates *out);
 
-/* E|eps|^2/dim over data x [n, dim] noised to each point that `desc` asks at: out [steps],
-   for DF_VARIANCE_ANALYTIC. */
+/* E|eps|^2/dim over data x [n, dim], in the data's units, noised to each point that `desc`
+   asks at: out [steps], for DF_VARIANCE_ANALYTIC. */
 DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
                                 const df_sample_desc *desc, const df_real *x, int n,
                                 double *out);
 /* DPM-Solver-v3's model statistics (Zheng et al. 2023, eq. 5, 8, 11): l, s, b [count, dim]
    at lambda [count], rising. Measured along n trajectories of the ODE with the
    descriptor's grid; the divergence by JVP where the model answers it, else by central
-   differences. NULL on failure. */
+   differences; labels and condition are those of n samples. NULL on failure. */
 typedef struct df_v3_statistics {
     int count, dim;
     double *lambda;          /* [count] */
@@ -2237,7 +2256,8 @@ DF_API df_noise df_noise_brownian(void) { return dfi_noise_make(dfi_brownian_fil
 static int dfi_replay_fill(void *user, const df_noise_query *q, df_real *out) {
     df_replay *r = (df_replay *)user;
     size_t size = (size_t)q->n * (size_t)q->dim;
-    if (r->draws == NULL || r->used >= r->count) return DF_ERR_ARGUMENT;
+    if (r->draws == NULL || r->used < 0 || r->used >= r->count || r->size != size)
+        return DF_ERR_ARGUMENT;
     memcpy(out, r->draws + (size_t)r->used++ * size, size * sizeof *out);
     return DF_OK;
 }
@@ -3319,7 +3339,12 @@ static df_result dfi_grid_entries(dfi_grid *g) {
     int list = g->rule->clock, offset = g->d->grid_offset;
     double most = dfi_grid_index(list, T, N, 0, offset);
     double least = dfi_grid_index(list, T, N, N - 1, offset);
-    if (!table || N > T || g->d->t_max < 1 || least < 0 || most >= T)
+    if (!table)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
+                        "df_grid: \"%s\" lists entries of a table, but the process is %s: "
+                        "use \"uniform\", or df_process_table",
+                        g->name, df_process_name(g->p));
+    if (N > T || g->d->t_max < 1 || least < 0 || most >= T)
         return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
                         "df_grid: \"%s\" lists N = %d entries %g .. %g, t_max = %g: want "
                         "a table of T >= N, entries 0 .. T-1, t_max 1; %s has T = %d",
@@ -3390,8 +3415,9 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
 
 /* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
    up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
-static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
-    int K = g->d->restarts, M = g->d->restart_steps, at = 0, more = K * (M + 1);
+static int dfi_restarts(const df_sample_desc *d);
+static df_result dfi_grid_restart(dfi_grid *g, int K, int capacity) {
+    int M = g->d->restart_steps, at = 0, more = K * (M + 1);
     double top = pow(g->d->restart_max, 1 / 7.0), low;
     df_point *q = g->out;
     while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
@@ -3437,6 +3463,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
                          df_point *out, int capacity, int *count) {
     dfi_grid g = { ctx, p, desc, out, 0, "NULL", NULL };
     df_result result = df_process_check(ctx, p);
+    int restarts;
     if (result != DF_OK) return result;
     if (!out || !count || !desc || desc->cookie != DFI_COOKIE)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
@@ -3461,7 +3488,8 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
                           g.name, desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
-    if (result == DF_OK && desc->restarts > 0) result = dfi_grid_restart(&g, capacity);
+    if (result == DF_OK && (restarts = dfi_restarts(desc)) > 0)
+        result = dfi_grid_restart(&g, restarts, capacity);
     for (int i = 0, j = g.count - 1; desc->inverse && i < j; i++, j--) {
         df_point swap = out[i];
         out[i] = out[j];
@@ -5195,7 +5223,7 @@ static const df_sampler_row dfi_sampler_rows[] = {
      DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
     {"dpmpp_2s_ancestral", "dpmpp_2s_a dpm++2s_a", "Lu et al. 2022b; k-diffusion",
      DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
     {"dpmpp_sde", "k_dpmpp_sde dpm_solver_sde", "Lu et al. 2022b; k-diffusion",
      DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
      DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
@@ -5739,9 +5767,9 @@ static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why
     return s->result;
 }
 
-/* The same for NaN and Inf: which number of which array stands where. */
+/* The same for NaN and Inf: which number of which array, its rows `width` wide. */
 static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df_real *x,
-                                       size_t at) {
+                                       size_t at, size_t width) {
     df_stage *st = &s->stage;
     int step = st->step < st->steps ? st->step + 1 : st->steps;
     s->phase = DFI_PHASE_DONE;
@@ -5749,9 +5777,19 @@ static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df
         st->ctx, DF_ERR_NONFINITE,
         "df_sample: %s %s at step %d of %d (t = %g), sample %llu, element %llu", what,
         dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
-        (unsigned long long)(s->desc.first_sample + at / (size_t)st->dim),
-        (unsigned long long)(at % (size_t)st->dim));
+        (unsigned long long)(s->desc.first_sample + at / width % (size_t)st->n),
+        (unsigned long long)(at % width));
     return s->result;
+}
+
+/* The model's, or was it asked about such an x? */
+static df_result dfi_sampler_answered(df_sampler *s, const df_real *out, size_t at,
+                                      size_t width) {
+    size_t dim = (size_t)s->stage.dim, size = (size_t)s->rows * dim;
+    size_t bad = dfi_nonfinite_at(s->stage.ctx, size, s->stage.asked);
+    if (bad < size)
+        return dfi_sampler_nonfinite(s, "x became", s->stage.asked, bad, dim);
+    return dfi_sampler_nonfinite(s, "the model answered", out, at, width);
 }
 
 /* A stage goes on after a helper failed, since not every helper can tell it: the first
@@ -5768,7 +5806,7 @@ static void dfi_sampler_settle(df_sampler *s, const dfi_sweep *then) {
     s->pending.then = then;
     bad = dfi_sweep_run(s->stage.ctx, &s->pending);
     if (bad < s->size)
-        dfi_sampler_nonfinite(s, "the model answered", s->pending.check, bad);
+        dfi_sampler_answered(s, s->pending.check, bad, (size_t)s->stage.dim);
 }
 
 static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *at,
@@ -5778,6 +5816,14 @@ static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *
     if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0) {
         dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL, or too many rows"
                         DFI_STAGE_HINT);
+        return DF_NEXT_FAIL;
+    }
+    if (x == s->answer) {
+        dfi_stage_wrong(s, "df_stage_ask: x is `answer`, which the model writes to");
+        return DF_NEXT_FAIL;
+    }
+    if (sampler->model.predict && !(sampler->model.answers & (unsigned)ask)) {
+        dfi_stage_wrong(s, "df_stage_ask: the model does not answer that; see `answers`");
         return DF_NEXT_FAIL;
     }
     s->at = *at;
@@ -5816,6 +5862,8 @@ DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double 
     for (int j = 0; j < count && j < DFI_TERMS && !missing; j++) missing = a[j] == NULL;
     if (missing)
         dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
+    else if (count < 1 || count > DFI_TERMS)
+        dfi_stage_wrong(s, "df_stage_combine: count must be 1 .. 8");
     else if (dfi_sampler_of(s)->result == DF_OK) {
         dfi_sweep w;
         dfi_sweep_set(&w, dfi_sampler_of(s)->size, out, count, c, a);
@@ -5874,6 +5922,13 @@ static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_po
         s->result = d->noise.fill(d->noise.user, &q, out);
         dfi_returned(st->ctx, before, s->result, "df_sample: noise.fill", st->step + 1,
                      st->steps);
+        if (s->result != DF_OK && d->noise.fill == dfi_replay_fill) {
+            const df_replay *r = (const df_replay *)d->noise.user;
+            dfi_fail(st->ctx, s->result,
+                     "df_noise_replay: draw %d of %d x %d numbers is wanted, but there "
+                     "are %d of %llu each", r->used + 1, st->n, st->dim, r->count,
+                     (unsigned long long)r->size);
+        }
         if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
         return s->result;
     }
@@ -5988,6 +6043,26 @@ static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
                         "df_sample: a sampler's row wants a name, a stage "
                         "function, buffers in [0, %d] and a known prediction",
                         DF_BUFFERS);
+    if ((row->asks != DF_ASK_PREDICT && row->asks != DF_ASK_MAP) ||
+        (unsigned)row->clock > (unsigned)DF_CLOCK_STOPPED || row->most_order < 0 ||
+        (unsigned)row->slope > (unsigned)DF_SLOPE_BH2 ||
+        (unsigned)row->eta_in > (unsigned)DF_ETA_STRAIGHT)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: row %.64s asks %d (PREDICT or MAP), clock %d, "
+                        "most_order %d, slope %d, eta_in %d: one is unknown",
+                        row->name, (int)row->asks, (int)row->clock, row->most_order,
+                        (int)row->slope, (int)row->eta_in);
+    for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
+        const df_sampler_row *own = &dfi_sampler_rows[i];
+        if (own->stage == row->stage &&
+            (row->buffers < own->buffers || row->most_order > own->most_order ||
+             row->whole != own->whole || row->asks != own->asks))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "df_sample: row %.64s has %s's stage, which wants buffers %d, "
+                            "most_order %d, whole %d, asks %d",
+                            row->name, own->name, own->buffers, own->most_order,
+                            own->whole, (int)own->asks);
+    }
     return DF_OK;
 }
 
@@ -6022,8 +6097,9 @@ static df_result dfi_sample_check_ranges(df_ctx *ctx, const df_sample_desc *d) {
         double x = *(const double *)(const void *)((const char *)d + dfi_numbers[i].at);
         int wild = dfi_numbers[i].open ? dfi_is_nan(x) : dfi_nonfinite(x);
         if (!wild && x >= dfi_numbers[i].least) continue;
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %g, wants a number%s",
-                        dfi_numbers[i].name, x, dfi_numbers[i].least >= 0 ? " >= 0" : "");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %g, wants a %snumber%s",
+                        dfi_numbers[i].name, x, dfi_numbers[i].open ? "" : "finite ",
+                        dfi_numbers[i].least >= 0 ? " >= 0" : "");
     }
     if (d->churn_min > d->churn_max || d->eta_min > d->eta_max)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: churn_min is %g, churn_max %g, "
@@ -6091,9 +6167,9 @@ static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
         return dfi_fail(
             ctx, DF_ERR_ARGUMENT,
             "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
-            "%g, restarts %d, corrections %d: use an ODE method without noise, "
-            "and start GIVEN",
-            row->name, d->eta, d->churn, d->restarts, d->corrections);
+            "%g, restarts %d, corrections %d, start %d: use an ODE method without noise, "
+            "and start GIVEN (1)",
+            row->name, d->eta, d->churn, d->restarts, d->corrections, (int)d->start);
     if (!plain && (d->churn > 0 || d->restarts > 0 || d->corrections > 0))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s takes no churn (%g), restarts (%d) or corrections "
@@ -6112,6 +6188,10 @@ static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
     return DF_OK;
 }
 
+static int dfi_adapts(const df_sampler_row *row) {
+    return row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive;
+}
+
 /* Choices that only some methods have. */
 static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
                                           const df_sampler_row *row) {
@@ -6125,13 +6205,18 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
         what = "corrector", found = d->corrector;
     if (d->predicts >= 0 && (!either || (d->predicts != DF_X0 && d->predicts != DF_EPS)))
         what = "predicts", found = d->predicts;
-    if ((int)d->slope != 0 && (row->slope == DF_SLOPE_OWN || (int)d->slope > DF_SLOPE_BH2))
+    if ((int)d->slope != 0 &&
+        (row->slope == DF_SLOPE_OWN || (unsigned)d->slope > (unsigned)DF_SLOPE_BH2))
         what = "slope", found = (int)d->slope;
     if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER)
         what = "final", found = (int)d->final;
-    if (d->ratio > 0 && row->ratio <= 0) what = "ratio", found = 1;
+    if (d->ratio > 0 && row->ratio <= 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: ratio is %g, but %s asks nowhere inside its steps, or "
+                        "where its order says; leave it 0", d->ratio, row->name);
     if ((unsigned)d->start > (unsigned)DF_START_DATA)
         what = "start", found = (int)d->start;
+    if ((unsigned)d->end > (unsigned)DF_END_T_MIN) what = "end", found = (int)d->end;
     if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
         what = "variance", found = (int)d->variance;
     if (d->compat >= 2 * (unsigned)DF_COMPAT_STAGE_NOISE)
@@ -6139,9 +6224,9 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
     if (what)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %s %d is unknown, or none of %s's "
-                        "(orders %d .. %d, corrector %s, ratio %s)",
-                        what, found, row->name, least, row->most_order,
-                        row->corrector < 0 ? "no" : "yes", row->ratio > 0 ? "yes" : "no");
+                        "(orders %d .. %d, 0 its own; corrector %s)",
+                        what, found, row->name, row->most_order > 0 ? least : 0,
+                        row->most_order, row->corrector < 0 ? "no" : "yes");
     if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
         row->stage != dfi_stage_ddpm && d->row == NULL)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -6150,7 +6235,13 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
     if (d->variance == DF_VARIANCE_ANALYTIC && d->eps2 == NULL)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC wants eps2; "
                         "measure it with df_sample_eps2");
-    if (d->order > d->steps && d->steps > 0 && d->points == NULL)
+    if (d->compat & DF_COMPAT_STEP_BACK &&
+        (row->stage == dfi_stage_block || row->whole || d->restarts > 0 || d->inverse))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: COMPAT_STEP_BACK ends steps off the grid, which %s, "
+                        "restarts (%d) and inverse (%d) cannot take; leave it away",
+                        row->name, d->restarts, d->inverse);
+    if (d->order > d->steps && d->steps > 0 && d->points == NULL && !dfi_adapts(row))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: order %d takes at least as many "
                         "steps, not %d; lower the order or raise steps",
@@ -6158,29 +6249,44 @@ static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
     return DF_OK;
 }
 
+static int dfi_v3_fine(const df_v3_statistics *e, int dim) {
+    if (!e || e->dim != dim || e->count < 1 || !e->lambda || !e->l || !e->s || !e->b)
+        return 0;
+    for (int i = 0; i < e->count; i++)
+        if (dfi_nonfinite(e->lambda[i]) || (i > 0 && e->lambda[i] <= e->lambda[i - 1]))
+            return 0;
+    for (size_t i = 0; i < (size_t)e->count * (size_t)dim; i++)
+        if (dfi_nonfinite(e->l[i]) || dfi_nonfinite(e->s[i]) || dfi_nonfinite(e->b[i]))
+            return 0;
+    return 1;
+}
+
 /* What a method asks the model for. */
 static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
                                           const df_sample_desc *d,
                                           const df_sampler_row *row) {
-    unsigned want = (unsigned)row->asks;
+    unsigned want = (unsigned)row->asks, missing;
     unsigned norms = (unsigned)(DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
     if (row->stage == dfi_stage_mala) want |= (unsigned)DF_ASK_LOG_DENSITY;
-    if ((m->answers & want) != want && m->predict)
+    missing = want & ~m->answers;
+    if (missing && m->predict)
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "df_sample: %s asks for %s, which this model does not answer (its "
                         "`answers` = %u); set the flag if it does, or use another method",
-                        row->name, want & DF_ASK_MAP ? "maps" : "the log density",
+                        row->name,
+                        missing & (unsigned)DF_ASK_MAP       ? "maps"
+                        : missing & (unsigned)DF_ASK_PREDICT ? "predictions"
+                                                             : "the log density",
                         m->answers);
     if (row->stage == dfi_stage_mala && d->noise_scale != 1)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: noise_scale is %g, but mala is exact for 1 alone",
                         d->noise_scale);
     if (row->stage == dfi_stage_v3 &&
-        (d->statistics == NULL || d->statistics->dim != m->dim ||
-         d->statistics->count < 1))
+        !dfi_v3_fine(d->statistics, m->dim))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: dpm_solver_v3 wants statistics of "
-                        "dim %d; measure them with df_v3_estimate",
+                        "dim %d, finite, lambda rising; measure them with df_v3_estimate",
                         m->dim);
     if (d->compat & norms &&
         (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
@@ -6203,6 +6309,12 @@ static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
     return r == DF_OK ? dfi_sample_check_choices(ctx, d, row) : r;
 }
 
+/* The method of that name restarts twice by itself. */
+static int dfi_restarts(const df_sample_desc *d) {
+    const df_sampler_row *row = d->row ? d->row : df_sampler_find(NULL, d->method);
+    return d->restarts == 0 && row && row->stage == dfi_stage_restart ? 2 : d->restarts;
+}
+
 /* What the user left open becomes the row's own. */
 static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
     if (d->eta < 0) d->eta = row->eta;
@@ -6219,7 +6331,7 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
     }
     if (row->stage == dfi_stage_multistep)
         row->buffers = dfi_history(d) + 1;
-    if (row->stage == dfi_stage_restart && d->restarts == 0) d->restarts = 2;
+    d->restarts = dfi_restarts(d);
     if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
     if (row->stage == dfi_stage_rk45) {
         if (d->rtol <= 0) d->rtol = 1e-5;
@@ -6231,9 +6343,6 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
         row->batch_coupled = 1;
 }
 
-static int dfi_adapts(const df_sampler_row *row) {
-    return row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive;
-}
 
 /* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
    and g^2 for one in t. On VE the data point lies beyond t = 0, where sigma = sigma_min: a
@@ -6354,11 +6463,16 @@ static int dfi_adaptive_grid(const df_process *p, const df_sample_desc *d, df_po
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
+    df_sampler_row own;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
     int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps, more = 1;
+    int window;
     if (r != DF_OK) return r;
     if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
         return DF_ERR_ARGUMENT;
+    own = *row;
+    if ((int)own.asks == 0) own.asks = DF_ASK_PREDICT;
+    row = &own;
     if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
     if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
     if ((r = dfi_sample_check_answers(ctx, model, d, row)) != DF_OK) return r;
@@ -6375,18 +6489,24 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     s->steady = d->row == NULL && row->asks == DF_ASK_PREDICT && !row->whole &&
                 row->clock != DF_CLOCK_STOPPED && row->stage != dfi_stage_v3 &&
                 row->stage != dfi_stage_annealed;
+    if (row->clock == DF_CLOCK_STOPPED && d->points)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_sample: %s stays at t_max and has no grid: leave points NULL, "
+                        "set t_max and steps (now %g, %d)",
+                        row->name, d->t_max, d->steps);
     if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_sample: %d restarts of %d steps are more "
                         "than %d steps in all",
                         s->desc.restarts, s->desc.restart_steps, DFI_MOST_STEPS);
     more += s->desc.restarts * (s->desc.restart_steps + 1);
+    window = s->desc.window < steps + more ? s->desc.window : steps + more;
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
     s->stage.ctx = ctx;
     s->stage.n = s->stage.rows = n;
     if (row->stage == dfi_stage_paradigms)
         s->stage.rows =
-            n > INT_MAX / s->desc.window ? INT_MAX / n * n : n * s->desc.window;
+            n > INT_MAX / window ? INT_MAX / n * n : n * window;
     s->stage.dim = model->dim;
     s->stage.points = steps + more + dfi_adapts(row); /* room; the grid says */
     s->stage.x = x;
@@ -6475,15 +6595,13 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
 /* ---- the loop ---- */
 
 /* data = mean + scale x and back, each of 1 or dim elements (NULL: 0 and 1). */
-static void dfi_sampler_rescale(df_sampler *s, int to_data) {
-    const df_model *m = &s->model;
-    size_t dim = (size_t)s->stage.dim;
+static void dfi_rescale(const df_model *m, size_t size, df_real *x, int to_data) {
     if (m->mean == NULL && m->scale == NULL) return;
-    for (size_t i = 0; i < s->size; i++) {
-        size_t j = m->scaling_size == 1 ? 0 : i % dim;
+    for (size_t i = 0; i < size; i++) {
+        size_t j = m->scaling_size == 1 ? 0 : i % (size_t)m->dim;
         double mean = m->mean ? m->mean[j] : 0, scale = m->scale ? m->scale[j] : 1;
-        double v = (double)s->stage.x[i];
-        s->stage.x[i] = (df_real)(to_data ? mean + scale * v : (v - mean) / scale);
+        double v = (double)x[i];
+        x[i] = (df_real)(to_data ? mean + scale * v : (v - mean) / scale);
     }
 }
 
@@ -6496,7 +6614,8 @@ static df_result dfi_sampler_start(df_sampler *s) {
     double c[2];
     const df_real *a[2];
     size_t bad;
-    if (s->desc.start == DF_START_DATA || s->desc.inverse) dfi_sampler_rescale(s, 0);
+    if (s->desc.start == DF_START_DATA || s->desc.inverse)
+        dfi_rescale(&s->model, s->size, st->x, 0);
     if (s->desc.start != DF_START_GIVEN) {
         int fresh = s->desc.start == DF_START_NOISE;
         c[0] = at.sigma;
@@ -6508,7 +6627,8 @@ static df_result dfi_sampler_start(df_sampler *s) {
         dfi_combine(st->ctx, s->size, st->x, fresh ? 1 : 2, c, a);
     }
     bad = dfi_nonfinite_at(st->ctx, s->size, st->x);
-    return bad < s->size ? dfi_sampler_nonfinite(s, "the start x holds", st->x, bad)
+    return bad < s->size ? dfi_sampler_nonfinite(s, "the start x holds", st->x, bad,
+                                                 (size_t)st->dim)
                          : DF_OK;
 }
 
@@ -6757,7 +6877,7 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
     }
     bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
     if (bad < size)
-        return dfi_sampler_nonfinite(s, "the model answered", out, first + bad);
+        return dfi_sampler_answered(s, out, first + bad, (size_t)st->dim);
     for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
         if (dfi_sampler_threshold(s, st->answer + (size_t)i * (size_t)st->dim) != DF_OK)
             return s->result;
@@ -6790,7 +6910,7 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     df_point hat;
     if (s->ask != DF_ASK_PREDICT) {
         bad = dfi_nonfinite_at(st->ctx, size, out);
-        if (bad < size) return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+        if (bad < size) return dfi_sampler_answered(s, out, bad, size / (size_t)s->rows);
         if (out != st->answer) memcpy(st->answer, out, size * sizeof *out);
         if (s->preview && s->ask == DF_ASK_MAP)
             memcpy(s->preview, out, size * sizeof *out);
@@ -6799,7 +6919,7 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     if (s->raw) {
         bad = dfi_nonfinite_at(st->ctx, 2 * size, out);
         if (bad < 2 * size)
-            return dfi_sampler_nonfinite(s, "the model answered", out, bad);
+            return dfi_sampler_answered(s, out, bad, 2 * (size_t)st->dim);
         out = dfi_sampler_split(s, out);
     }
     if (s->late && st->call == 0 && s->correction == 0) {
@@ -6871,14 +6991,15 @@ static df_result dfi_sampler_stepped(df_sampler *s) {
     if (st->known < DF_PAST) st->known++;
     if (st->step + 1 == st->steps &&
         (bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x became", st->x, bad);
+        return dfi_sampler_nonfinite(s, "x became", st->x, bad, (size_t)st->dim);
     st->step++;
     if (dfi_sampler_tell(s) != DF_OK) return s->result;
     if (st->step < st->steps) return dfi_sampler_begin(s);
     s->phase = DFI_PHASE_DONE;
-    if (!s->desc.inverse) dfi_sampler_rescale(s, 1);
+    if (!s->desc.inverse) dfi_rescale(&s->model, s->size, st->x, 1);
     if ((bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad);
+        return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad,
+                                     (size_t)st->dim);
     return DF_OK;
 }
 
@@ -7021,10 +7142,10 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* The grid of a descriptor in scratch memory, and a model's answers there as another row
    of the plane: out [n, dim] = `to` at grid point q for x [n, dim]. */
-static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, df_ask ask,
-                                 df_prediction to, const df_point *q, int n,
-                                 const df_real *x, const df_real *v, const int *labels,
-                                 df_real *out) {
+static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
+                                 df_ask ask, df_prediction to, const df_point *q, int n,
+                                 const df_real *x, const df_real *v, df_real *out) {
+    df_query query;
     size_t size = dfi_mul((size_t)n, (size_t)m->dim);
     size_t width = ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1;
     df_scope mark = dfi_scratch_mark(ctx);
@@ -7032,8 +7153,14 @@ static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, df_ask ask,
     df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(width * sizeof *raw, size));
     const df_real *a[2];
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
+    memset(&query, 0, sizeof query);
+    query.ask = ask, query.n = query.samples = n, query.dim = m->dim;
+    query.x = x, query.v = v, query.t = t, query.step = -1;
+    query.first_sample = d->first_sample, query.labels = d->labels;
+    query.condition = d->condition, query.condition_stride = d->condition_stride;
     for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = df_model_ask(ctx, m, ask, t, n, x, v, labels, raw);
+    if (r == DF_OK) r = dfi_ask_check(ctx, m, &query, raw);
+    if (r == DF_OK) r = dfi_ask_rows(ctx, m, &query, raw);
     if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
     for (size_t i = 0; r == DF_OK && width == 2 && i < (size_t)n; i++)
         memmove(raw + i * (size_t)m->dim, raw + 2 * i * (size_t)m->dim,
@@ -7079,25 +7206,26 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     size = dfi_mul((size_t)n, dim);
     mark = dfi_scratch_mark(ctx);
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, dim), sizeof *y));
     r = grid && y ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
                   : DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
         double c[2];
         const df_real *a[2];
         c[0] = grid[k].sigma, c[1] = grid[k].alpha;
+        memcpy(y, x, size * sizeof *y);
+        dfi_rescale(model, size, y, 0);
         for (int i = 0; i < n; i++) {
-            df_real *row = y + (size_t)i * dim;
+            df_real *row = y + (size_t)i * dim, *noise = y + size;
             df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1,
-                             dim, row);
-            a[0] = row;
-            a[1] = x + (size_t)i * dim;
+                             dim, noise);
+            a[0] = noise, a[1] = row;
             ctx->k->combine(dim, 2, c, a, row);
         }
         out[k] = 1;
         if (grid[k].alpha > 0)                  /* at pure noise eps is x: |eps|^2 = dim */
-            r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
-                                desc->labels, y);
+            r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y,
+                                NULL, y);
         if (r == DF_OK && grid[k].alpha > 0)
             out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
@@ -7136,18 +7264,18 @@ static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q
     df_result r = DF_OK;
     for (int i = 0; i < n; i++) {
         df_real *row = v + (size_t)i * dim;
-        df_random_normal(d->seed, (uint64_t)i, draw | 0x40000000u, dim, row);
+        df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
+                         row);
         for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
     }
     if (m->answers & DF_ASK_JVP) {
-        r = dfi_measure_ask(ctx, m, DF_ASK_JVP, DF_X0, q, n, x, v, d->labels, jv);
+        r = dfi_measure_ask(ctx, m, d, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
     } else {
         for (int side = 0; side < 2 && r == DF_OK; side++) {
             df_real *out = side ? near : jv;
             for (size_t i = 0; i < size; i++)
                 near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
-            r = dfi_measure_ask(ctx, m, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, d->labels,
-                                out);
+            r = dfi_measure_ask(ctx, m, d, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
         }
         for (size_t i = 0; r == DF_OK && i < size; i++)
             jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
@@ -7240,7 +7368,7 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         const df_point *q = &grid[first + k];
         const df_real *at = x + (size_t)(first + k) * size;
         e->lambda[k] = q->lambda;
-        r = dfi_measure_ask(ctx, model, DF_ASK_PREDICT, DF_X0, q, n, at, NULL, d.labels,
+        r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
                             x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
             r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare,

@@ -1181,26 +1181,118 @@ TEST(a_row_with_too_few_buffers) {
                                           noise_into_null, asks_null, loses_answer};
     static const char *const say[5] = {"df_stage_combine", "df_stage_combine",
                                        "df_stage_noise", "df_stage_ask", "`answer`"};
-    static const char *const methods[2] = {"heun", "ddpm"};
-    for (int k = 0; k < 7; k++) {
+    for (int k = 0; k < 5; k++) {
         df_real x[2], out[2] = {0, 0};
         df_sample_desc d = df_sample_defaults();
         df_model m = wave_model(2);
-        df_sampler_row row = *df_sampler_find(ctx, k < 5 ? "ddim" : methods[k - 5]);
+        df_sampler_row row = *df_sampler_find(ctx, "ddim");
         df_sampler *s;
         df_query q;
         row.buffers = 0;
-        if (k < 5) row.stage = stages[k];
+        row.stage = stages[k];
         d.row = &row;
         d.steps = 3;
         d.t_max = .9;
         s = df_sampler_create(ctx, &m, &d, x, 1);
         expect(s != NULL && df_sampler_next(s, &q) == 1);
         expect(df_sampler_answer(s, out) == DF_ERR_ARGUMENT && says("more buffers"));
-        if (k < 5) expect(says(say[k]));
+        expect(says(say[k]));
         expect(df_sampler_next(s, &q) == 0 && df_sampler_result(s) == DF_ERR_ARGUMENT);
         df_sampler_free(s);
     }
+}
+
+// What a stage or a row may not do, each with its sentence.
+static df_next combines_nine(df_stage *s) {
+    const df_real *a[9];
+    double c[9];
+    for (int j = 0; j < 9; j++) a[j] = s->answer, c[j] = 1;
+    df_stage_combine(s, s->x, 9, c, a);
+    return DF_NEXT_STEP;
+}
+static df_next asks_density(df_stage *s) {
+    return s->call == 1 ? df_stage_ask_density(s, &s->from, s->x) : DF_NEXT_STEP;
+}
+static df_next asks_about_its_answer(df_stage *s) {
+    return df_stage_ask(s, &s->from, s->answer);
+}
+TEST(rows_that_cannot_be) {
+    static const struct { const char *method, *say; } rows[] = {
+        {"heun", "wants buffers 2"}, {"ddpm", "wants buffers 1"}, {"lms", "most_order 4"},
+        {"ddim", "asks 8"}, {"ddim", "count must be 1 .. 8"}, {"ddim", "does not answer that"},
+        {"ddim", "which the model writes to"}};
+    static const df_stage_fn stages[3] = {combines_nine, asks_density, asks_about_its_answer};
+    for (int k = 0; k < 7; k++) {
+        df_real x[2] = {0, 0};
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_sampler_row row = *df_sampler_find(ctx, rows[k].method);
+        m.answers = DF_ASK_PREDICT;
+        if (k < 2) row.buffers = 0;
+        if (k == 2) row.most_order = 8;
+        if (k == 3) row.asks = DF_ASK_LOG_DENSITY;
+        if (k > 3) row.stage = stages[k - 4];
+        d.row = &row;
+        d.steps = 3;
+        d.t_max = .9;
+        df_ctx_clear(ctx);
+        check(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT && says(rows[k].say), "%d", k);
+    }
+    df_ctx_clear(ctx);
+}
+
+// Rooms that a caller sizes by what it was told.
+TEST(rooms_are_as_told) {
+    static const double t[3] = {.9, .5, .2};
+    for (int k = 0; k < 2; k++) { // "restart" makes its own jumps: df_grid says so
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_point grid[80];
+        df_real x[2], path[80 * 2];
+        int count = 0;
+        m.process = df_process_vp(.1, 20);
+        d.method = k ? "restart" : "heun";
+        d.steps = 20;
+        d.grid = "karras";
+        d.end = DF_END_T_MIN;
+        d.t_max = .9;
+        expect(df_grid(ctx, &m.process, &d, grid, 80, &count) == DF_OK);
+        expect(count == (k ? 21 + 2 * (d.restart_steps + 1) : 20 + 1) || count == 20 + 10 * k);
+        for (int i = 0; i < 160; i++) path[i] = 77;
+        d.trajectory = path;
+        check(df_sample(ctx, &m, &d, x, 1) == DF_OK, "%s", df_ctx_message(ctx));
+        expect(path[2 * count - 1] == x[1] && path[2 * count] == 77);
+    }
+    { // a list of points where the clock stands still
+        df_sample_desc d = df_sample_defaults();
+        df_model m = wave_model(2);
+        df_real x[2];
+        d.method = "langevin";
+        d.points = t;
+        d.points_count = 3;
+        expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT && says("leave points NULL"));
+        d.method = "dpmpp_2s";
+        d.compat = DF_COMPAT_STEP_BACK;
+        expect(df_sample(ctx, &m, &d, x, 1) == DF_ERR_ARGUMENT && says("STEP_BACK"));
+        df_ctx_clear(ctx);
+    }
+}
+
+// A NaN in the noise is not the model's fault.
+static int nan_noise(void *user, const df_noise_query *q, df_real *out) {
+    (void)user;
+    for (int i = 0; i < q->n * q->dim; i++) out[i] = (df_real)(q->draw == 2 && i == 3 ? NAN : .1);
+    return 0;
+}
+TEST(nan_is_blamed_on_whose_it_is) {
+    df_sample_desc d = df_sample_defaults();
+    df_model m = wave_model(2);
+    df_real x[6];
+    d.method = "exponential";
+    d.noise.fill = nan_noise;
+    expect(df_sample(ctx, &m, &d, x, 3) == DF_ERR_NONFINITE);
+    expect(says("x became nan") && says("sample 1, element 1"));
+    df_ctx_clear(ctx);
 }
 
 TEST(numbers_of_the_model) {
@@ -1645,6 +1737,9 @@ int main(int argc, char **argv) {
     RUN(numbers_of_steps);
     RUN(callbacks_do_not_recurse);
     RUN(a_row_with_too_few_buffers);
+    RUN(rows_that_cannot_be);
+    RUN(rooms_are_as_told);
+    RUN(nan_is_blamed_on_whose_it_is);
     RUN(numbers_of_the_model);
     RUN(a_failed_graph_is_a_failed_answer);
     RUN(a_callbacks_failure_has_a_sentence);

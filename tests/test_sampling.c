@@ -466,6 +466,7 @@ TEST(langevin_norms_one_step) {
         replay.draws = z;
         replay.count = 1;
         replay.used = 0;
+        replay.size = N * DIM;
         d.noise = df_noise_replay(&replay);
         d.compat = modes[k];
         memcpy(x, start, sizeof x);
@@ -1381,6 +1382,7 @@ TEST(replayed_noise) {
     r.draws = draws;
     r.count = 4;
     r.used = 0;
+    r.size = 6;
     d.method = "ddpm";
     d.steps = 4; // the last step draws nothing
     d.seed = 5;
@@ -1390,10 +1392,11 @@ TEST(replayed_noise) {
     sample(ctx, &m, &d, y, 2);
     same_bits(x, y, sizeof x);
     expect(r.used == 4);
-    expect(df_sample(ctx, &m, &d, y, 2) != DF_OK && says(ctx, "noise.fill")); // used up
+    expect(df_sample(ctx, &m, &d, y, 2) != DF_OK && says(ctx, "draw 5 of 2 x 3")); // used up
     r.used = 0;
     d.steps = 5;
-    expect(df_sample(ctx, &m, &d, y, 2) != DF_OK && says(ctx, "at step 4 of 5"));
+    expect(df_sample(ctx, &m, &d, y, 2) != DF_OK && says(ctx, "there are 4 of 6 each"));
+    expect(df_sample(ctx, &m, &d, y, 1) != DF_OK && says(ctx, "of 1 x 3"));
     df_ctx_clear(ctx);
 }
 
