@@ -33,7 +33,7 @@ static inline FILE *golden_open(const char *file) {
     for (int i = 0; i < 4; i++) {
         char path[GOLDEN_LINE];
         FILE *f;
-        if (dirs[i] == NULL) continue;
+        if (dirs[i] == NULL || dirs[i][0] == 0) continue;
         snprintf(path, sizeof path, "%s/%s", dirs[i], file);
         f = fopen(path, "r");
         if (f != NULL || i == 0) return f;
