@@ -1624,6 +1624,9 @@ typedef struct dfi_kernels {
        to a rounding of the scalar for each term. */
     void (*combine)(size_t n, int count, const double *c, const df_real *const *x,
                     df_real *y);
+    /* the same for whom a rounding of each term as it stands is small enough */
+    void (*combine_short)(size_t n, int count, const double *c, const df_real *const *x,
+                          df_real *y);
 
     double (*sum)(size_t n, const df_real *x);
     double (*dot)(size_t n, const df_real *a, const df_real *b);
@@ -5595,6 +5598,7 @@ typedef struct dfi_sweep {
     const df_real *in[DFI_TERMS];
     df_real *out;
     double clip;                 /* 0: off */
+    int brief;                   /* combine_short will do */
     const df_real *check;        /* [size], or NULL */
     const struct dfi_sweep *then;        /* of the same size, or NULL */
     size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
@@ -5613,7 +5617,7 @@ static void dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
     const df_real *in[DFI_TERMS];
     if (w->count == 0) return;
     for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
-    k->combine(n, w->count, w->c, in, w->out + at);
+    (w->brief ? k->combine_short : k->combine)(n, w->count, w->c, in, w->out + at);
     if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
 }
 
@@ -6824,7 +6828,9 @@ static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
 }
 
 /* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does
-   not enter it is not read, and where nothing changes nothing is written. */
+   not enter it is not read, and where nothing changes nothing is written. x_0 from eps
+   near pure noise has an error of sigma/alpha roundings, but alpha_t x_0 is what enters x:
+   they matter in steps that make alpha much larger. */
 static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, double cx,
                                 double cp, const df_real *in, const df_real *check,
                                 double clip, df_real *out) {
@@ -6837,6 +6843,7 @@ static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, 
     dfi_sweep_set(w, (size_t)rows * (size_t)s->stage.dim, out + at, count, c, a);
     w->check = check ? check + at : NULL;
     w->clip = clip;
+    w->brief = s->stage.to.alpha < 2 * s->stage.from.alpha;
 }
 static size_t dfi_sampler_map(df_sampler *s, int row, int rows, double cx, double cp,
                               const df_real *in, const df_real *check, double clip,
@@ -12807,6 +12814,11 @@ static void dfi_combine_plain(size_t n, int count, const double *c,
     }
 }
 
+static void dfi_combine_short_plain(size_t n, int count, const double *c,
+                                    const df_real *const *x, df_real *y) {
+    dfi_combine_plain(n, count, c, x, y);
+}
+
 /* Reductions sum in double: a million terms then cost no digits of the float result. */
 static double dfi_sum_plain(size_t n, const df_real *x) {
     double s = 0;
@@ -13123,7 +13135,8 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
          dfi_cos_back_##s, dfi_tanh_back_##s, dfi_sigmoid_back_##s, dfi_silu_back_##s,   \
          dfi_gelu_tanh_back_##s, dfi_gelu_erf_back_##s, dfi_erf_back_##s,                \
          dfi_relu_back_##s, dfi_step_back_##s, dfi_softplus_back_##s},                   \
-        dfi_affine_##s, dfi_axpy_##s, dfi_muladd_##s, dfi_combine_##s, dfi_sum_##s,      \
+        dfi_affine_##s, dfi_axpy_##s, dfi_muladd_##s, dfi_combine_##s,                   \
+        dfi_combine_short_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
         dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
@@ -13752,19 +13765,22 @@ DFI_INLINE void DFI_V(combine_few)(size_t n, const int count, const float *f,
         DFI_V(put)(y + i, s, n - i);
     }
 }
-static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
-                           float *y) {
+static void DFI_V(combine_short)(size_t n, int count, const double *c,
+                                 const float *const *x, float *y) {
     float f[DFI_TERMS];
-    int large = count > 4;
-    for (int j = 0; j < count; j++) {
-        large |= fabs(c[j]) > (count < 3 ? 16 : 2);
-        f[j] = (float)c[j];
-    }
-    if (large || count < 1) DFI_V(combine_wide)(n, count, c, x, y);
-    else if (count == 1) DFI_V(combine_few)(n, 1, f, x, y);
+    for (int j = 0; j < count; j++) f[j] = (float)c[j];
+    if (count == 1) DFI_V(combine_few)(n, 1, f, x, y);
     else if (count == 2) DFI_V(combine_few)(n, 2, f, x, y);
     else if (count == 3) DFI_V(combine_few)(n, 3, f, x, y);
-    else DFI_V(combine_few)(n, 4, f, x, y);
+    else if (count == 4) DFI_V(combine_few)(n, 4, f, x, y);
+    else DFI_V(combine_wide)(n, count, c, x, y);
+}
+static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
+                           float *y) {
+    int large = 0;
+    for (int j = 0; j < count; j++) large |= fabs(c[j]) > (count < 3 ? 16 : 2);
+    if (large) DFI_V(combine_wide)(n, count, c, x, y);
+    else DFI_V(combine_short)(n, count, c, x, y);
 }
 /* Exponent bits all ones plus one more of their lowest carry into the sign bit; the signs
    of sixteen vectors are gathered by OR before anything is tested. */
