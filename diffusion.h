@@ -6282,10 +6282,12 @@ static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
                         : missing & (unsigned)DF_ASK_PREDICT ? "predictions"
                                                              : "the log density",
                         m->answers);
-    if (row->stage == dfi_stage_mala && d->noise_scale != 1)
+    if (row->stage == dfi_stage_mala &&
+        (d->noise_scale != 1 || d->clip > 0 || d->threshold > 0))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: noise_scale is %g, but mala is exact for 1 alone",
-                        d->noise_scale);
+                        "df_sample: noise_scale is %g, clip %g, threshold %g, but mala is "
+                        "exact for 1, 0, 0 alone",
+                        d->noise_scale, d->clip, d->threshold);
     if (row->stage == dfi_stage_v3 &&
         !dfi_v3_fine(d->statistics, m->dim))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
