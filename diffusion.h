@@ -4309,26 +4309,30 @@ static df_next dfi_stage_lms(df_stage *s) {
     return dfi_adams(s, k, b, s->desc->order - 1);
 }
 
+/* Gauss-Legendre quadrature on [0, 1], point i of 8. */
+static double dfi_gauss8(int i, double *weight) {
+    static const double node[4] = {.1834346424956498, .5255324099163290, .7966664774136267,
+                                   .9602898564975363};
+    static const double half[4] = {.1813418916891810, .1568533229389436, .1111905172266873,
+                                   .0506142681451881};
+    *weight = half[i % 4];
+    return .5 * (1 + (i < 4 ? node[i] : -node[i - 4]));
+}
+
 /* tAB-DEIS (Zhang & Chen 2023): the polynomial is one in t. moment[q] = int (d rho/dt) v^q
    dt/dc by Gauss-Legendre, d rho/dt = w/alpha^2. */
 static df_next dfi_stage_deis_t(df_stage *s) {
-    static const double node[4] = {.1834346424956498, .5255324099163290, .7966664774136267,
-                                   .9602898564975363};
-    static const double weight[4] = { .3626837833783620, .3137066458778873,
-                                      .2223810344533745, .1012285362903763 };
     double dt = s->to.t - s->from.t, v[4] = {0, 0, 0, 0}, moment[4] = {1, 0, 0, 0}, b[4];
     double dc = dfi_ode_clock(s, &s->to) - dfi_ode_clock(s, &s->from);
     int k = s->desc->order < s->known + 1 ? s->desc->order : s->known + 1;
     if (s->to.sigma <= 0) k = 1;
-    for (int i = -4; k > 1 && i < 4; i++) {
-        int pair = i < 0 ? -1 - i : i;
-        double u = .5 * (1 + (i < 0 ? -node[pair] : node[pair])),
-               power = .5 * weight[pair];
+    for (int i = 0; k > 1 && i < 8; i++) {
+        double power, u = dfi_gauss8(i, &power);
         df_point q = df_process_at(s->process, s->from.t + u * dt);
         df_rates rates;
         if (df_stage_rates(s, &q, DF_RATE_W, &rates) != DF_OK) return DF_NEXT_FAIL;
         power *= rates.w / (q.alpha * q.alpha) * dt / dc;
-        if (i == -4) moment[0] = 0;
+        if (i == 0) moment[0] = 0;
         for (int j = 0; j < k; j++, power *= u) moment[j] += power;
     }
     for (int j = k - 1; j >= 0; j--) moment[j] /= moment[0];      /* whose value is 1 */
@@ -4708,10 +4712,6 @@ static df_next dfi_stage_reverse(df_stage *s) {
    log rho (theirs: 200 rectangles, and a backward difference for the first derivative). */
 static double dfi_er_psi(double rho) { return rho * (exp(pow(rho, .3)) + 10); }
 static df_next dfi_stage_er_sde(df_stage *s) {
-    static const double node[4] = {.1834346424956498, .5255324099163290, .7966664774136267,
-                                   .9602898564975363};
-    static const double weight[4] = { .3626837833783620, .3137066458778873,
-                                      .2223810344533745, .1012285362903763 };
     double a = s->from.sigma / s->from.alpha, b = s->to.sigma / s->to.alpha, scale, r;
     double moment[3] = { 1, 0, 0 }, v[3] = { 0, 0, 0 };
     const df_real *answer[3];
@@ -4720,9 +4720,9 @@ static df_next dfi_stage_er_sde(df_stage *s) {
     if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
     r = dfi_er_psi(b) / dfi_er_psi(a);
     for (int i = 0; i < 8; i++) { /* moment[q] = q psi_t int v^{q-1}/psi dv */
-        double u = .5 * (1 + (i < 4 ? node[i] : -node[i - 4]));
+        double w, u = dfi_gauss8(i, &w);
         double rho = a * pow(b / a, u), x = (rho - a) / (b - a);
-        double w = .5 * weight[i % 4] * log(b / a) * rho / (b - a) / dfi_er_psi(rho);
+        w *= log(b / a) * rho / (b - a) / dfi_er_psi(rho);
         for (int q = 1; q < 3; q++, w *= x) moment[q] += q * dfi_er_psi(b) * w;
     }
     moment[0] = 1 - r;
