@@ -191,4 +191,39 @@ static inline void golden_posterior(const golden_mixture *m, double alpha, doubl
     }
     for (int i = 0; i < n; i++) x0[i] /= sum;
 }
+
+// The row (a, b) of a prediction, written out here once more, not asked from the library.
+static inline void golden_row(df_ctx *ctx, const df_process *p, df_prediction prediction,
+                              double t, double alpha, double sigma, double row[2]) {
+    double s = p->sigma_data, q = sqrt(alpha * alpha * s * s + sigma * sigma);
+    df_rates rates;
+    row[0] = row[1] = 0;
+    if (prediction == DF_EPS) row[1] = 1;
+    if (prediction == DF_X0) row[0] = 1;
+    if (prediction == DF_SCORE) row[1] = -1 / sigma;
+    if (prediction == DF_V) row[0] = -sigma, row[1] = alpha;
+    if (prediction == DF_STRAIGHT) row[0] = -1, row[1] = 1;
+    if (prediction == DF_EDM_F) row[0] = sigma / s / q, row[1] = -alpha * s / q;
+    if (prediction == DF_VELOCITY &&
+        df_process_rates(ctx, p, t, DF_RATE_ALPHA | DF_RATE_SIGMA, &rates) == DF_OK)
+        row[0] = rates.alpha, row[1] = rates.sigma;
+}
+
+// n points y [n, 2] of gm2 along dy/d lambda = x_0 - y, y = x/alpha, by RK4 from lambda = a to b.
+static inline void golden_ode(double *y, int n, double a, double b, int steps) {
+    static const double at[4] = {0, .5, .5, 1}, weight[4] = {1, 2, 2, 1};
+    golden_mixture g = golden_gm2();
+    double h = (b - a) / steps;
+    for (int s = 0; s < steps; s++)
+        for (int i = 0; i < n; i++) {
+            double k[2] = {0, 0}, sum[2] = {0, 0};
+            for (int j = 0; j < 4; j++) {
+                double rho = exp(-(a + h * (s + at[j]))), z[2], x0[2];
+                for (int e = 0; e < 2; e++) z[e] = y[2 * i + e] + h * at[j] * k[e];
+                golden_posterior(&g, 1, rho, z, x0);
+                for (int e = 0; e < 2; e++) sum[e] += weight[j] * (k[e] = x0[e] - z[e]);
+            }
+            for (int e = 0; e < 2; e++) y[2 * i + e] += h / 6 * sum[e];
+        }
+}
 #endif

@@ -52,22 +52,6 @@ typedef struct golden_model {
     int asked;
 } golden_model;
 
-static inline void golden_row(const golden_plan *p, double t, double alpha, double sigma,
-                              double row[2]) {
-    df_rates rates;
-    double s = p->process.sigma_data, q = sqrt(alpha * alpha * s * s + sigma * sigma);
-    row[0] = row[1] = 0;
-    if (p->prediction == DF_EPS) row[1] = 1;
-    if (p->prediction == DF_X0) row[0] = 1;
-    if (p->prediction == DF_SCORE) row[1] = -1 / sigma;
-    if (p->prediction == DF_V) row[0] = -sigma, row[1] = alpha;
-    if (p->prediction == DF_STRAIGHT) row[0] = -1, row[1] = 1;
-    if (p->prediction == DF_EDM_F) row[0] = sigma / s / q, row[1] = -alpha * s / q;
-    if (p->prediction == DF_VELOCITY &&
-        df_process_rates(ctx, &p->process, t, DF_RATE_ALPHA | DF_RATE_SIGMA, &rates) == DF_OK)
-        row[0] = rates.alpha, row[1] = rates.sigma;
-}
-
 static int golden_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
     golden_model *m = (golden_model *)self;
     const golden_plan *p = m->plan;
@@ -82,7 +66,7 @@ static int golden_predict(void *self, df_ctx *c, const df_query *q, df_real *out
         }
         for (int j = 0; j < dim; j++) x[j] = (double)q->x[i * dim + j];
         golden_posterior(&m->g, alpha, sigma, x, x0);
-        golden_row(p, q->t[i], alpha, sigma, row);
+        golden_row(ctx, &p->process, p->prediction, q->t[i], alpha, sigma, row);
         for (int j = 0; j < dim; j++) {
             double eps = (x[j] - alpha * x0[j]) / sigma, v;
             df_real *o = &out[i * dim * width + j];

@@ -18,22 +18,6 @@ typedef struct mix {
     int calls, rows, most_rows;
 } mix;
 
-// The row (a, b) of a prediction, written out here once more, not asked from the library.
-static void row_of(const mix *m, double t, double alpha, double sigma, double row[2]) {
-    double s = m->process.sigma_data, q = sqrt(alpha * alpha * s * s + sigma * sigma);
-    df_rates rates;
-    row[0] = row[1] = 0;
-    if (m->prediction == DF_EPS) row[1] = 1;
-    if (m->prediction == DF_X0) row[0] = 1;
-    if (m->prediction == DF_SCORE) row[1] = -1 / sigma;
-    if (m->prediction == DF_V) row[0] = -sigma, row[1] = alpha;
-    if (m->prediction == DF_STRAIGHT) row[0] = -1, row[1] = 1;
-    if (m->prediction == DF_EDM_F) row[0] = sigma / s / q, row[1] = -alpha * s / q;
-    if (m->prediction == DF_VELOCITY &&
-        df_process_rates(ctx, &m->process, t, DF_RATE_ALPHA | DF_RATE_SIGMA, &rates) ==
-            DF_OK)
-        row[0] = rates.alpha, row[1] = rates.sigma;
-}
 
 static int mix_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
     mix *m = (mix *)self;
@@ -45,7 +29,8 @@ static int mix_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
         double x[GOLDEN_DIM], x0[GOLDEN_DIM], row[2];
         for (int j = 0; j < q->dim; j++) x[j] = (double)q->x[i * q->dim + j];
         golden_posterior(&m->g, q->alpha[i], q->sigma[i], x, x0);
-        row_of(m, q->t[i], q->alpha[i], q->sigma[i], row);
+        golden_row(ctx, &m->process, m->prediction, q->t[i], q->alpha[i], q->sigma[i],
+                   row);
         for (int j = 0; j < q->dim; j++) {
             double eps = (x[j] - q->alpha[i] * x0[j]) / q->sigma[i];
             out[i * q->dim + j] = (df_real)(row[0] * x0[j] + row[1] * eps);
@@ -187,24 +172,6 @@ TEST(euler_is_ddim_and_ddim_1_is_ddpm) {
 
 // ---- orders ----
 
-// dr/d lambda = -rho eps(alpha r), r = x/alpha, by RK4 on the EDM path (alpha = 1).
-static void exact_flow(double *x, int steps) {
-    golden_mixture g = golden_gm2();
-    double h = 6.0 / steps;
-    static const double at[4] = {0, .5, .5, 1}, weight[4] = {1, 2, 2, 1};
-    for (int s = 0; s < steps; s++)
-        for (int i = 0; i < POINTS; i++) {
-            double k[2] = {0, 0}, sum[2] = {0, 0};
-            for (int j = 0; j < 4; j++) {
-                double rho = exp(3 - h * (s + at[j])), y[2], x0[2];
-                for (int e = 0; e < 2; e++) y[e] = x[2 * i + e] + h * at[j] * k[e];
-                golden_posterior(&g, 1, rho, y, x0);
-                for (int e = 0; e < 2; e++) sum[e] += weight[j] * (k[e] = x0[e] - y[e]);
-            }
-            for (int e = 0; e < 2; e++) x[2 * i + e] += h / 6 * sum[e];
-        }
-}
-
 TEST(orders_of_convergence) {
     static const struct {
         const char *method;
@@ -217,7 +184,7 @@ TEST(orders_of_convergence) {
     if (!DOUBLE_BUILD) return; // float rounding hides the slopes
     start_r(exact);
     for (int i = 0; i < 2 * POINTS; i++) exact[i] *= 1 + exp(3.0);
-    exact_flow(exact, 2000);
+    golden_ode(exact, POINTS, -3, 3, 2000);
     for (int k = 0; k < 10; k++) {
         double error[3] = {0, 0, 0};
         const df_sampler_row *row = df_sampler_find(ctx, rows[k].method);
@@ -692,7 +659,7 @@ TEST(a_row_of_ones_own) {
     row.stage = midpoint;
     start_r(exact);
     for (int i = 0; i < 2 * POINTS; i++) exact[i] *= 1 + exp(3.0);
-    exact_flow(exact, 2000);
+    golden_ode(exact, POINTS, -3, 3, 2000);
     for (int k = 0; k < 2; k++) {
         double r[2 * POINTS];
         lambda_grid(&d, points, 320 << k);

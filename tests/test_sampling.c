@@ -1760,30 +1760,12 @@ TEST(published_figures) {
 
 // ---- adaptive and parallel ----
 
-// dy/d lambda = x_0 - y on alpha = 1, from lambda = -3 to 3, by RK4.
-static void exact_flow(double *y, int n, int steps) {
-    static const double at[4] = {0, .5, .5, 1}, weight[4] = {1, 2, 2, 1};
-    golden_mixture g = golden_gm2();
-    double h = 6.0 / steps;
-    for (int s = 0; s < steps; s++)
-        for (int i = 0; i < n; i++) {
-            double k[2] = {0, 0}, sum[2] = {0, 0};
-            for (int j = 0; j < 4; j++) {
-                double rho = exp(3 - h * (s + at[j])), z[2], x0[2];
-                for (int e = 0; e < 2; e++) z[e] = y[2 * i + e] + h * at[j] * k[e];
-                golden_posterior(&g, 1, rho, z, x0);
-                for (int e = 0; e < 2; e++) sum[e] += weight[j] * (k[e] = x0[e] - z[e]);
-            }
-            for (int e = 0; e < 2; e++) y[2 * i + e] += h / 6 * sum[e];
-        }
-}
-
 TEST(adaptive_methods_keep_their_tolerance) {
     enum { N = 8 };
     static const char *const methods[3] = {"rk45", "dpm_adaptive", "dpm_adaptive"};
     double points[2] = {-3, 3}, exact[2 * N];
     for (int i = 0; i < 2 * N; i++) exact[i] = sin(1.7 * i + .3) * 1.4 * (1 + exp(3.0));
-    exact_flow(exact, N, 1500);
+    golden_ode(exact, N, -3, 3, 1500);
     for (int k = 0; k < 3; k++)
         for (int p = 0; p < 3; p++) {
             df_process process = p == 0   ? df_process_vp(.1, 20)

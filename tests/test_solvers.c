@@ -17,21 +17,6 @@ typedef struct mix {
     df_prediction prediction;
 } mix;
 
-// The row (a, b) of a prediction, written out here once more, not asked from the library.
-static void row_of(const mix *m, double t, double alpha, double sigma, double row[2]) {
-    double s = m->process.sigma_data, q = sqrt(alpha * alpha * s * s + sigma * sigma);
-    df_rates rates;
-    row[0] = row[1] = 0;
-    if (m->prediction == DF_EPS) row[1] = 1;
-    if (m->prediction == DF_X0) row[0] = 1;
-    if (m->prediction == DF_SCORE) row[1] = -1 / sigma;
-    if (m->prediction == DF_V) row[0] = -sigma, row[1] = alpha;
-    if (m->prediction == DF_STRAIGHT) row[0] = -1, row[1] = 1;
-    if (m->prediction == DF_EDM_F) row[0] = sigma / s / q, row[1] = -alpha * s / q;
-    if (m->prediction == DF_VELOCITY &&
-        df_process_rates(ctx, &m->process, t, DF_RATE_ALPHA | DF_RATE_SIGMA, &rates) == DF_OK)
-        row[0] = rates.alpha, row[1] = rates.sigma;
-}
 static int mix_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
     mix *m = (mix *)self;
     (void)c;
@@ -39,7 +24,8 @@ static int mix_predict(void *self, df_ctx *c, const df_query *q, df_real *out) {
         double x[GOLDEN_DIM], x0[GOLDEN_DIM], row[2];
         for (int j = 0; j < q->dim; j++) x[j] = (double)q->x[i * q->dim + j];
         golden_posterior(&m->g, q->alpha[i], q->sigma[i], x, x0);
-        row_of(m, q->t[i], q->alpha[i], q->sigma[i], row);
+        golden_row(ctx, &m->process, m->prediction, q->t[i], q->alpha[i], q->sigma[i],
+                   row);
         if (q->ask == DF_ASK_MAP) row[0] = q->alpha_to[i], row[1] = q->sigma_to[i];
         for (int j = 0; j < q->dim; j++) {
             double eps = (x[j] - q->alpha[i] * x0[j]) / q->sigma[i];
@@ -292,24 +278,6 @@ TEST(one_end_for_every_prediction) {
 
 // ---- orders ----
 
-// dy/d lambda = x_0 - y, y = x/alpha, by RK4 from lambda = a to b.
-static void exact_flow(double *y, double a, double b, int steps) {
-    golden_mixture g = golden_gm2();
-    double h = (b - a) / steps;
-    static const double at[4] = {0, .5, .5, 1}, weight[4] = {1, 2, 2, 1};
-    for (int s = 0; s < steps; s++)
-        for (int i = 0; i < POINTS; i++) {
-            double k[2] = {0, 0}, sum[2] = {0, 0};
-            for (int j = 0; j < 4; j++) {
-                double rho = exp(-(a + h * (s + at[j]))), z[2], x0[2];
-                for (int e = 0; e < 2; e++) z[e] = y[2 * i + e] + h * at[j] * k[e];
-                golden_posterior(&g, 1, rho, z, x0);
-                for (int e = 0; e < 2; e++) sum[e] += weight[j] * (k[e] = x0[e] - z[e]);
-            }
-            for (int e = 0; e < 2; e++) y[2 * i + e] += h / 6 * sum[e];
-        }
-}
-
 // dpm_solver_2, dpm_solver_3, dpmpp_2s, dpmpp_3s: several steps of the grid are one.
 static int in_blocks(const df_sampler_row *row) {
     return row->slope == DF_SLOPE_BH2 && row->corrector < 0;
@@ -338,13 +306,13 @@ static void exact_all(void) {
     start_r(start);
     for (int i = 0; i < 2 * POINTS; i++) start[i] *= 1 + exp(3.0);
     memcpy(end_exact, start, sizeof start);
-    exact_flow(end_exact, -3, 3, 24000);
+    golden_ode(end_exact, POINTS, -3, 3, 24000);
     for (int c = 0; c < 2; c++)
         for (int j = 0; j < 3; j++)
             for (int i = 0; i <= BEFORE; i++) {
                 double *y = exact_before[c][j].y[i];
                 memcpy(y, start, sizeof start);
-                exact_flow(y, -3, -3 - before_length(j, c) * (BEFORE - i), 600);
+                golden_ode(y, POINTS, -3, -3 - before_length(j, c) * (BEFORE - i), 600);
             }
 }
 
