@@ -3716,11 +3716,12 @@ DF_API df_result df_plane_convert(df_ctx *ctx, const df_process *p, df_predictio
 
 /* ---- fresh noise ----
    Over a step the family keeps e^{-eta^2 h} of the noise that is in x and draws the rest:
-   of sigma_t eps, keep sigma_t is the old one's and sqrt(1 - keep^2) sigma_t fresh. 1 is
-   DDIM, 0 draws all of it anew. Every other eta is a way to name that number; here `extra`
-   = eta^2 h, keep = e^-extra. Ancestral methods do the same in two moves: by the ODE down
-   to sigma = keep sigma_t, where alpha is alpha_t, and up again by the forward kernel;
-   exact if the ODE's step is, whatever its method: its order is their weak order. */
+   of sigma_t eps, keep sigma_t is the old one's and sqrt(1 - keep^2) sigma_t fresh. keep =
+   1 is DDIM, keep = 0 draws all of it anew. Every other eta is a way to name that number;
+   here `extra` = eta^2 h, keep = e^-extra. Ancestral methods do the same in two moves: by
+   the ODE down to sigma = keep sigma_t, where alpha is alpha_t, and up again by the
+   forward kernel; exact if the ODE's step is, whatever its method: its order is their weak
+   order. */
 
 static df_result dfi_stage_wrong(df_stage *stage, const char *why);
 static df_learned dfi_stage_learned(const df_stage *s);
@@ -4728,7 +4729,7 @@ static df_next dfi_stage_er_sde(df_stage *s) {
     moment[0] = 1 - r;
     for (int q = 1; q < 3; q++) moment[q] = 1 - moment[q];
     for (int j = 0; j < k; j++) {
-        answer[j] = j > 0 ? s->buffer[j] : s->answer;
+        answer[j] = j > 0 ? s->buffer[j - 1] : s->answer;
         if (j > 0) v[j] = (s->past[j - 1].sigma / s->past[j - 1].alpha - a) / (b - a);
         if (j > 0 && s->past[j - 1].alpha <= 0) k = j;
     }
@@ -4737,14 +4738,9 @@ static df_next dfi_stage_er_sde(df_stage *s) {
     for (int j = 0; j < k; j++) step.m[j] *= scale;
     step.x = scale * r / s->from.alpha;
     step.z = scale * sqrt(fmax(b * b - r * r * a * a, 0));
-    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[0], 1) != DF_NEXT_STEP)
+    if (dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[2], 1) != DF_NEXT_STEP)
         return DF_NEXT_FAIL;
-    {
-        df_real *oldest = s->buffer[2];
-        s->buffer[2] = s->buffer[1];
-        s->buffer[1] = s->answer;
-        s->answer = oldest;
-    }
+    dfi_remember(s, 2);
     return DF_NEXT_STEP;
 }
 
