@@ -1624,9 +1624,10 @@ typedef struct dfi_kernels {
        to a rounding of the scalar for each term. */
     void (*combine)(size_t n, int count, const double *c, const df_real *const *x,
                     df_real *y);
-    /* the same for whom a rounding of each term as it stands is small enough */
-    void (*combine_short)(size_t n, int count, const double *c, const df_real *const *x,
-                          df_real *y);
+    /* the same of one or two terms, for whom a rounding of each as it stands is small
+       enough; true if all of x[0] was finite */
+    int (*convert)(size_t n, int count, const double *c, const df_real *const *x,
+                   df_real *y);
 
     double (*sum)(size_t n, const df_real *x);
     double (*dot)(size_t n, const df_real *a, const df_real *b);
@@ -5594,7 +5595,7 @@ typedef struct dfi_sweep {
     const df_real *in[DFI_TERMS];
     df_real *out;
     double clip;                 /* 0: off */
-    int brief;                   /* combine_short will do */
+    int brief;                   /* the kernel `convert` will do */
     const df_real *check;        /* [size], or NULL */
     const struct dfi_sweep *then;        /* of the same size, or NULL */
     size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
@@ -5608,13 +5609,21 @@ static void dfi_clip(size_t n, df_real limit, df_real *x) {
     }
 }
 
-static void dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
-                            size_t n) {
-    const df_real *in[DFI_TERMS];
-    if (w->count == 0) return;
+/* One block; returns the first bad element of `check` in it, or n. A conversion looks for
+   it on its way; what it was remains where it is kept. */
+static size_t dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
+                              size_t n) {
+    const df_real *in[DFI_TERMS], *check = w->check ? w->check + at : NULL;
+    int along = w->brief && w->check == w->in[0] && w->check != w->out;
+    size_t bad = check && !along ? k->nonfinite(n, check) : n;
+    if (w->count == 0 || bad < n) return bad;
     for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
-    (w->brief ? k->combine_short : k->combine)(n, w->count, w->c, in, w->out + at);
+    if (!w->brief)
+        k->combine(n, w->count, w->c, in, w->out + at);
+    else if (!k->convert(n, w->count, w->c, in, w->out + at) && along)
+        return k->nonfinite(n, check);
     if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
+    return n;
 }
 
 static void dfi_sweep_part(void *arg, int index) {
@@ -5624,12 +5633,11 @@ static void dfi_sweep_part(void *arg, int index) {
     w->bad[index] = w->size;
     for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
         size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
-        size_t bad = w->check ? w->k->nonfinite(n, w->check + at) : n;
+        size_t bad = dfi_sweep_block(w, w->k, at, n);
         if (bad < n) {
-            w->bad[index] = at + bad; /* left as it is, for the error to name */
+            w->bad[index] = at + bad; /* `check` is as it was, for the error to name */
             return;
         }
-        dfi_sweep_block(w, w->k, at, n);
         if (w->then) dfi_sweep_block(w->then, w->k, at, n);
     }
 }
@@ -12812,11 +12820,6 @@ static void dfi_combine_plain(size_t n, int count, const double *c,
     }
 }
 
-static void dfi_combine_short_plain(size_t n, int count, const double *c,
-                                    const df_real *const *x, df_real *y) {
-    dfi_combine_plain(n, count, c, x, y);
-}
-
 /* Reductions sum in double: a million terms then cost no digits of the float result. */
 static double dfi_sum_plain(size_t n, const df_real *x) {
     double s = 0;
@@ -12866,6 +12869,12 @@ static size_t dfi_nonfinite_plain(size_t n, const df_real *x) {
     size_t i = 0;
     while (i < n && !dfi_plain_is_nonfinite(x[i])) i++;
     return i;
+}
+static int dfi_convert_plain(size_t n, int count, const double *c,
+                             const df_real *const *x, df_real *y) {
+    int finite = dfi_nonfinite_plain(n, x[0]) == n;
+    dfi_combine_plain(n, count, c, x, y);
+    return finite;
 }
 
 /* Subtracting the maximum changes nothing in exact arithmetic and keeps exp in range. */
@@ -13134,7 +13143,7 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
          dfi_gelu_tanh_back_##s, dfi_gelu_erf_back_##s, dfi_erf_back_##s,                \
          dfi_relu_back_##s, dfi_step_back_##s, dfi_softplus_back_##s},                   \
         dfi_affine_##s, dfi_axpy_##s, dfi_muladd_##s, dfi_combine_##s,                   \
-        dfi_combine_short_##s, dfi_sum_##s,                                              \
+        dfi_convert_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
         dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
@@ -13717,6 +13726,27 @@ static void DFI_V(colsum)(size_t rows, size_t cols, size_t stride, const float *
         for (size_t i = 0; i < DFI_GROUP && j + i < cols; i++) y[j + i] += (float)s[i];
     }
 }
+/* Exponent bits all ones plus one more of their lowest carry into the sign bit; changes of
+   the signs of many vectors are gathered by OR before anything is tested. */
+DFI_INLINE DFI_V(vu) DFI_V(wild)(DFI_V(vu) bits) {
+    return (bits + 0x00800000u) ^ bits;
+}
+DFI_INLINE int DFI_V(any_sign)(DFI_V(vu) found) {
+    uint32_t any = 0;
+    for (size_t j = 0; j < DFI_LANES; j++) any |= found[j];
+    return (int)(any >> 31);
+}
+static size_t DFI_V(nonfinite)(size_t n, const float *x) {
+    size_t i = 0, group = 16 * DFI_LANES;
+    for (; i + group <= n; i += group) {
+        DFI_V(vu) found = {0};
+        DFI_UNROLL
+        for (size_t j = 0; j < 16; j++)
+            found |= DFI_V(wild)(*(const DFI_V(memu) *)(x + i + j * DFI_LANES));
+        if (DFI_V(any_sign)(found)) break;
+    }
+    return i + dfi_nonfinite_plain(n - i, x + i);
+}
 /* y = sum_j c[j] x[j]. Doubles take four times as long as the memory; they are worth it
    where large terms cancel, as in x_0 from eps near pure noise, which large coefficients
    tell. */
@@ -13740,15 +13770,20 @@ static void DFI_V(combine_wide)(size_t n, int count, const double *c,
 }
 /* A known count keeps pointers and factors in registers. Sums begin at 0, so that whoever
    fuses products and sums has no choice which. */
-DFI_INLINE void DFI_V(combine_few)(size_t n, const int count, const float *f,
-                                   const float *const *x, float *y) {
+DFI_INLINE int DFI_V(combine_few)(size_t n, const int count, const int check,
+                                  const float *f, const float *const *x, float *y) {
     const float *p[4];
     DFI_V(v) c[4];
+    DFI_V(vu) found = {0};
     size_t i = 0;
     DFI_UNROLL
     for (int j = 0; j < count; j++) p[j] = x[j], c[j] = DFI_V(all)(f[j]);
     for (; i + 2 * DFI_LANES <= n; i += 2 * DFI_LANES) {
         DFI_V(v) a = {0}, b = {0};
+        if (check) {
+            found |= DFI_V(wild)((DFI_V(vu))DFI_V(load)(p[0] + i));
+            found |= DFI_V(wild)((DFI_V(vu))DFI_V(load)(p[0] + i + DFI_LANES));
+        }
         DFI_UNROLL
         for (int j = 0; j < count; j++) {
             a += DFI_V(load)(p[j] + i) * c[j];
@@ -13759,43 +13794,31 @@ DFI_INLINE void DFI_V(combine_few)(size_t n, const int count, const float *f,
     }
     for (; i < n; i += DFI_LANES) {
         DFI_V(v) s = {0};
+        found |= DFI_V(wild)((DFI_V(vu))DFI_V(get)(p[0] + i, n - i));
         for (int j = 0; j < count; j++) s += DFI_V(get)(p[j] + i, n - i) * c[j];
         DFI_V(put)(y + i, s, n - i);
     }
-}
-static void DFI_V(combine_short)(size_t n, int count, const double *c,
-                                 const float *const *x, float *y) {
-    float f[DFI_TERMS];
-    for (int j = 0; j < count; j++) f[j] = (float)c[j];
-    if (count == 1) DFI_V(combine_few)(n, 1, f, x, y);
-    else if (count == 2) DFI_V(combine_few)(n, 2, f, x, y);
-    else if (count == 3) DFI_V(combine_few)(n, 3, f, x, y);
-    else if (count == 4) DFI_V(combine_few)(n, 4, f, x, y);
-    else DFI_V(combine_wide)(n, count, c, x, y);
+    return !DFI_V(any_sign)(found);
 }
 static void DFI_V(combine)(size_t n, int count, const double *c, const float *const *x,
                            float *y) {
-    int large = 0;
-    for (int j = 0; j < count; j++) large |= fabs(c[j]) > (count < 3 ? 16 : 2);
-    if (large) DFI_V(combine_wide)(n, count, c, x, y);
-    else DFI_V(combine_short)(n, count, c, x, y);
-}
-/* Exponent bits all ones plus one more of their lowest carry into the sign bit; the signs
-   of sixteen vectors are gathered by OR before anything is tested. */
-static size_t DFI_V(nonfinite)(size_t n, const float *x) {
-    size_t i = 0, group = 16 * DFI_LANES;
-    for (; i + group <= n; i += group) {
-        DFI_V(vu) found = {0};
-        DFI_UNROLL
-        for (size_t j = 0; j < 16; j++) {
-            DFI_V(vu) bits = *(const DFI_V(memu) *)(x + i + j * DFI_LANES);
-            found |= (bits & 0x7f800000u) + 0x00800000u;
-        }
-        uint32_t any = 0;
-        for (size_t j = 0; j < DFI_LANES; j++) any |= found[j];
-        if (any >> 31) break;
+    float f[4] = {0};
+    int large = count > 4;
+    for (int j = 0; j < count && !large; j++) {
+        large = fabs(c[j]) > (count < 3 ? 16 : 2);
+        f[j] = (float)c[j];
     }
-    return i + dfi_nonfinite_plain(n - i, x + i);
+    if (large) DFI_V(combine_wide)(n, count, c, x, y);
+    else if (count == 1) DFI_V(combine_few)(n, 1, 0, f, x, y);
+    else if (count == 2) DFI_V(combine_few)(n, 2, 0, f, x, y);
+    else if (count == 3) DFI_V(combine_few)(n, 3, 0, f, x, y);
+    else if (count == 4) DFI_V(combine_few)(n, 4, 0, f, x, y);
+}
+static int DFI_V(convert)(size_t n, int count, const double *c, const float *const *x,
+                          float *y) {
+    float f[2] = {(float)c[0], count == 1 ? 0 : (float)c[1]};
+    return count == 1 ? DFI_V(combine_few)(n, 1, 1, f, x, y)
+                      : DFI_V(combine_few)(n, 2, 1, f, x, y);
 }
 
 /* ---- softmax ------------------------------------------------------------------------ */

@@ -192,7 +192,7 @@ TEST(function_limits) {
 // ---- element-wise kernels: against plain, and the same wherever an element stands ----
 
 typedef struct { df_real a[MOST + SLACK], b[MOST + SLACK], c[MOST + SLACK], d[MOST + SLACK]; } arrays;
-enum { ELEMENTWISE = DFI_BINARY_COUNT * 4 + 2 * DFI_UNARY_COUNT + 4 + 4 };
+enum { ELEMENTWISE = DFI_BINARY_COUNT * 4 + 2 * DFI_UNARY_COUNT + 4 + 6 };
 
 // Kernel number `which` on n elements from `at` on; w is in and out.
 static void run_elementwise(const dfi_kernels *k, int which, size_t n, const arrays *in, size_t at,
@@ -216,6 +216,12 @@ static void run_elementwise(const dfi_kernels *k, int which, size_t n, const arr
         const df_real *terms[3];
         terms[0] = a, terms[1] = d, terms[2] = b;
         k->combine(n, 3, weights, terms, d);
+    }
+    if (which > 7) {
+        const double weights[2] = {1.25, -0.3};
+        const df_real *terms[2];
+        terms[0] = d, terms[1] = b;
+        expect(k->convert(n, which - 7, weights, terms, d));
     }
 }
 
@@ -346,7 +352,7 @@ TEST(colsum) {
 }
 
 TEST(nonfinite) {
-    static df_real x[MOST];
+    static df_real x[MOST], y[MOST];
     df_real zero = 0, inf = (df_real)HUGE_VAL, bad[3];
     EACH_TABLE(k) {
         k->unary[DFI_LOG](1, &zero, &bad[0]);                     // -inf, made at run time
@@ -361,6 +367,13 @@ TEST(nonfinite) {
             x[i] = bad[i % 3];
             size_t at = k->nonfinite(MOST, x), before = k->nonfinite(i, x);
             check(at == i && before == i, "%s nonfinite at %zu: %zu, before %zu", k->name, i, at, before);
+            for (int count = 1; count <= 2; count++) {
+                const double c[2] = {.5, -1};
+                const df_real *terms[2];
+                terms[0] = terms[1] = x;
+                check(!k->convert(MOST, count, c, terms, y) && k->convert(i, count, c, terms, y),
+                      "%s convert at %zu", k->name, i);
+            }
             x[i] = keep;
         }
     }
