@@ -1273,6 +1273,7 @@ typedef struct df_param {
     int ndim;
     int shape[DF_AXES];
     size_t offset, size;     /* elements within the net's weights */
+    int frozen;              /* a table that belongs to the net and is not trained */
 } df_param;
 
 typedef enum df_init {       /* how a parameter starts */
@@ -1291,6 +1292,7 @@ typedef struct df_run {
     const df_net *net;
     const df_real *weights;  /* the net's, or its average */
     df_real *grads;          /* same layout, added to by df_backward; NULL: none */
+    df_tensor *condition;    /* [B, df_net_condition(net)], or NULL: zeros */
     int training;            /* 1: dropout acts */
     uint64_t seed, draw;     /* of dropout */
 } df_run;
@@ -1298,7 +1300,8 @@ typedef struct df_run {
 DF_API df_run df_run_defaults(df_ctx *ctx, const df_net *net);
 
 /* A network's body: x [B, shape...], t [B] in the net's native time, labels [B] or NULL ->
-   prediction, same shape as x. */
+   prediction, same shape as x (the nets built in may have other channels, as where a
+   variance is learned). */
 typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *t,
                     const int *labels);
 
@@ -1311,6 +1314,10 @@ DF_API void df_net_free(df_net *net);
    returns its index, or -1. Names are unique. */
 DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                       const int *shape, df_init init);
+/* Keeps a parameter as it is: no gradient, no decay, no average. */
+DF_API void df_net_freeze(df_net *net, int index);
+/* A net of your own that reads run->condition: how many numbers a sample has there. */
+DF_API void df_net_set_condition(df_net *net, int size);
 /* A slot for one integer of the network's own, such as a width or a parameter's index. */
 DF_API void df_net_set(df_net *net, int slot, int value);      /* slot in [0, 64) */
 DF_API int df_net_get(const df_net *net, int slot);
@@ -1351,6 +1358,7 @@ typedef struct df_mlp_desc {
                                 [1000] */
     double period;           /* longest period / (2 pi) of the embedding [10000] */
     int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    int condition;           /* numbers that stand beside x, 0 .. 2^20 [0] */
     uint64_t seed;           /* of the initial weights [0] */
 } df_mlp_desc;
 DF_API df_mlp_desc df_mlp_defaults(void);
@@ -1359,7 +1367,9 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
 DF_API const char *df_net_kind(const df_net *net);
 DF_API int df_net_dim(const df_net *net);
 DF_API int df_net_classes(const df_net *net);
-DF_API size_t df_net_size(const df_net *net);                  /* parameters in all */
+DF_API int df_net_condition(const df_net *net);                /* numbers a sample, or 0 */
+DF_API size_t df_net_size(const df_net *net);                  /* elements in all */
+DF_API size_t df_net_trained(const df_net *net);               /* ... not frozen */
 DF_API int df_net_count(const df_net *net);                    /* named parameters */
 DF_API const df_param *df_net_param(const df_net *net, int index);
 DF_API int df_net_find(const df_net *net, const char *name);   /* index or -1 */
@@ -1373,6 +1383,7 @@ typedef struct df_card {
     df_prediction prediction;
     df_time time, clock;
     double input_sigma_data;
+    df_learned learned;      /* for nets with twice the data's channels */
 } df_card;
 DF_API df_card df_card_defaults(void);                         /* as df_model_defaults */
 /* copies a table */
@@ -9425,7 +9436,9 @@ struct df_net {
     const dfi_net_kind *row; /* NULL: a user's own kind */
     df_forward_fn forward;
     int ndim, dim, shape[3]; /* one sample */
+    int outputs;             /* first axis of a prediction: shape[0], or twice that */
     int classes;             /* -1: a user's own kind, which knows for itself */
+    int condition;           /* numbers of a sample's condition, or 0 */
     uint64_t seed;
     int config[DFI_NET_SLOTS];
     double number[DFI_NET_NUMBERS];
@@ -9475,6 +9488,7 @@ static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *
         net->shape[i] = shape[i];
         net->dim *= shape[i];
     }
+    net->outputs = shape[0];
     net->classes = row != NULL ? 0 : -1;
     net->seed = seed;
     net->card = df_card_defaults();
@@ -9634,6 +9648,7 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
     for (int i = 0; i < DF_AXES; i++) p->shape[i] = i < ndim ? shape[i] : 1;
     p->offset = net->size;
     p->size = (size_t)elements;
+    p->frozen = 0;
     net->size += p->size;
     net->count++;
     if (net->from == NULL)
@@ -9695,7 +9710,20 @@ DF_API int df_net_dim(const df_net *net) { return net->dim; }
 DF_API int df_net_classes(const df_net *net) {
     return net->classes > 0 ? net->classes : 0;
 }
+DF_API int df_net_condition(const df_net *net) { return net->condition; }
+DF_API void df_net_set_condition(df_net *net, int size) {
+    if (net != NULL && net->row == NULL && size >= 0) net->condition = size;
+}
+DF_API void df_net_freeze(df_net *net, int index) {
+    if (net != NULL && index >= 0 && index < net->count) net->param[index].frozen = 1;
+}
 DF_API size_t df_net_size(const df_net *net) { return net->size; }
+DF_API size_t df_net_trained(const df_net *net) {
+    size_t size = 0;
+    for (int i = 0; i < net->count; i++)
+        if (!net->param[i].frozen) size += net->param[i].size;
+    return size;
+}
 DF_API int df_net_count(const df_net *net) { return net->count; }
 DF_API const df_param *df_net_param(const df_net *net, int index) {
     return index >= 0 && index < net->count ? &net->param[index] : NULL;
@@ -9795,7 +9823,8 @@ DF_API df_tensor *df_run_param(const df_run *run, int index) {
             run->net->count);
     return df_tensor_borrow(run->ctx, p->ndim, p->shape,
                             (df_real *)(uintptr_t)(run->weights + p->offset),
-                            run->grads != NULL ? run->grads + p->offset : NULL);
+                            run->grads != NULL && !p->frozen ? run->grads + p->offset
+                                                             : NULL);
 }
 
 DF_API df_tensor *df_run_linear(const df_run *run, int index, df_tensor *x) {
@@ -9818,6 +9847,14 @@ DF_API df_tensor *df_run_layer_norm(const df_run *run, int index, df_tensor *x,
 }
 DF_API df_tensor *df_run_embedding(const df_run *run, int index, const int *ids, int n) {
     return df_embedding(run->ctx, df_run_param(run, index), ids, n);
+}
+
+/* What the run is conditioned on, [n, condition]: zeros where it was not said. */
+static df_tensor *dfi_run_condition(const df_run *run, int n) {
+    int shape[2];
+    shape[0] = n;
+    shape[1] = run->net->condition;
+    return run->condition ? run->condition : df_tensor_new(run->ctx, 2, shape);
 }
 
 /* First label that is neither -1 nor a class, or n. A user's own kind (classes -1) looks
@@ -9849,6 +9886,14 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
             ctx, DF_ERR_ARGUMENT,
             "df_run_net: label %d of row %d: net '%s' knows 0 to %d, and -1 for none",
             labels[bad], bad, net->kind, net->classes - 1);
+    if (run->condition != NULL &&
+        (run->condition->ndim != 2 || run->condition->shape[0] != n ||
+         run->condition->shape[1] != net->condition))
+        return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                               "df_run_net: the condition has %d axes and %.0f elements; "
+                               "net '%s' wants [%d, %d]",
+                               run->condition->ndim, (double)run->condition->size,
+                               net->kind, n, net->condition);
     df_scope scope = df_scope_begin(ctx);
     df_tensor *y = df_scope_end(ctx, scope, net->forward(run, x, t, labels));
     if (y == NULL) {
@@ -9857,8 +9902,8 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                                "df_run_net: the forward pass of net '%s' returned NULL",
                                net->kind);
     }
-    fits = y->ndim == x->ndim;
-    for (int i = 0; fits && i < x->ndim; i++) fits = y->shape[i] == x->shape[i];
+    fits = y->ndim == x->ndim && y->shape[0] == n && y->shape[1] == net->outputs;
+    for (int i = 2; fits && i < x->ndim; i++) fits = y->shape[i] == x->shape[i];
     if (!fits)
         return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
                                "df_run_net: net '%s' made %.0f elements of %d axes from x "
@@ -9876,7 +9921,8 @@ enum { DFI_MLP_WIDTH, DFI_MLP_DEPTH, DFI_MLP_EMBED };
 enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
 
 /* c = [cos(s t f_k), sin(s t f_k)] + E[label],  f_k = period^(-k/half)
-   h = SiLU(W_in [x, c] + b_in);  D times: h += SiLU(W_i h + b_i);  y = W_out h + b_out */
+   h = SiLU(W_in [x, c, condition] + b_in);  D times: h += SiLU(W_i h + b_i);
+   y = W_out h + b_out */
 static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
                                   const int *labels) {
     df_ctx *ctx = run->ctx;
@@ -9888,6 +9934,8 @@ static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
                       net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
     if (labels != NULL && net->classes > 0)
         c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
+    if (net->condition > 0)
+        c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
     df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
     h = df_scope_end(ctx, scope, h);
     for (int i = 0; i < depth; i++) {
@@ -9906,18 +9954,20 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
     char name[32];
     if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
         depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
-        net->classes < 0 || net->classes > 1 << 20)
+        net->classes < 0 || net->classes > 1 << 20 || net->condition < 0 ||
+        net->condition > 1 << 20)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "mlp: dim %d, width %d, depth %d, embed %d, classes %d: want dim "
-                        "in [1, 2^20], width in [1, 65536], depth in [0, 4096], embed "
-                        "even in [2, 65536], classes in [0, 2^20]",
-                        dim, width, depth, embed, net->classes);
+                        "mlp: dim %d, width %d, depth %d, embed %d, classes %d, condition "
+                        "%d: want dim in [1, 2^20], width in [1, 65536], depth in [0, "
+                        "4096], embed even in [2, 65536], the others in [0, 2^20]",
+                        dim, width, depth, embed, net->classes, net->condition);
     if (dfi_nonfinite(scale) || scale == 0 || dfi_nonfinite(period) || period < 1)
         return dfi_fail(
             ctx, DF_ERR_ARGUMENT,
             "mlp: time_scale %g must be a number other than 0, period %g at least 1",
             scale, period);
-    if (df_layer_linear(ctx, net, "inp", dim + embed, width, DF_INIT_FAN_IN) < 0)
+    if (df_layer_linear(ctx, net, "inp", dim + embed + net->condition, width,
+                        DF_INIT_FAN_IN) < 0)
         return ctx->code;
     for (int i = 0; i < depth; i++) {
         snprintf(name, sizeof name, "hid.%d", i);
@@ -9971,6 +10021,7 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_net *net = dfi_net_make(ctx, row->name, 1, &d.dim, row, row->forward, d.seed);
     if (net == NULL) return NULL;
     net->classes = d.classes;
+    net->condition = d.condition;
     net->config[DFI_MLP_WIDTH] = d.width;
     net->config[DFI_MLP_DEPTH] = d.depth;
     net->config[DFI_MLP_EMBED] = d.embed;
@@ -10009,6 +10060,9 @@ static df_result dfi_card_check(df_ctx *ctx, const df_card *card) {
     if ((int)card->prediction < 0 || card->prediction >= DF_PREDICTION_COUNT)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "card: prediction %d is not a df_prediction",
                         (int)card->prediction);
+    if ((int)card->learned < 0 || card->learned > DF_LEARNED_RANGE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "card: learned %d is not a df_learned",
+                        (int)card->learned);
     if (!dfi_time_ok(&card->time) || !dfi_time_ok(&card->clock))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "card: time (%d: %g, %g) or clock (%d: %g, %g) is not a map of "
@@ -10083,6 +10137,20 @@ DF_API df_result df_net_set_scaling(df_ctx *ctx, df_net *net, int size, const do
 
 /* ---- a net as a model -------------------------------------------------------------- */
 
+/* The condition of the question's rows, [n, K]; NULL if there is none. */
+static df_tensor *dfi_net_condition(const df_net *net, df_ctx *ctx, const df_query *q) {
+    int shape[2];
+    shape[0] = q->n;
+    shape[1] = net->condition;
+    if (q->condition == NULL) return NULL;
+    df_tensor *c = df_tensor_new(ctx, 2, shape);
+    for (int r = 0; c != NULL && r < q->n; r++)
+        memcpy(c->data + (size_t)r * (size_t)net->condition,
+               q->condition + (size_t)(r % q->samples) * q->condition_stride,
+               (size_t)net->condition * sizeof(df_real));
+    return c;
+}
+
 /* PREDICT runs the net. JVP gives x the tangent v: J v = d/de f(x + e v) at e = 0. VJP
    asks for the gradient of <f(x), v> in x. */
 static df_result dfi_net_answer_in(const df_net *net, df_ctx *ctx, const df_query *q,
@@ -10095,6 +10163,7 @@ static df_result dfi_net_answer_in(const df_net *net, df_ctx *ctx, const df_quer
     df_tensor *t = df_tensor_copy(ctx, 1, rows, q->t_model);
     df_tensor *v = q->v != NULL ? df_tensor_copy(ctx, net->ndim + 1, shape, q->v) : NULL;
     const df_real *found = NULL;
+    run.condition = dfi_net_condition(net, ctx, q);
     if (q->ask == DF_ASK_VJP) {
         x = df_tensor_need_grad(ctx, x);
         df_backward(ctx, df_sum(ctx, df_mul(ctx, df_run_net(&run, x, t, q->labels), v)));
@@ -10107,6 +10176,7 @@ static df_result dfi_net_answer_in(const df_net *net, df_ctx *ctx, const df_quer
     }
     if (dfi_stuck(ctx) != DF_OK) return ctx->code;
     size_t bytes = (size_t)q->n * (size_t)q->dim * sizeof(df_real);
+    if (net->outputs != net->shape[0]) bytes *= 2;
     if (found != NULL)
         memcpy(out, found, bytes);
     else
@@ -10122,17 +10192,20 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
         return dfi_fail(ctx, DF_ERR_SHAPE,
                         "net '%s': asked about %d elements a sample, it has %d", net->kind,
                         q->dim, net->dim);
+    if (net->outputs != net->shape[0] * (net->card.learned ? 2 : 1))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "net '%s': makes %d channels of %d: a model makes as many, or "
+                        "twice as many where its card says what is learned",
+                        net->kind, net->outputs, net->shape[0]);
     if (q->ask != DF_ASK_PREDICT &&
         ((q->ask != DF_ASK_JVP && q->ask != DF_ASK_VJP) || !q->v))
         return dfi_fail(
             ctx, DF_ERR_UNSUPPORTED,
             "net '%s': answers PREDICT, and JVP and VJP with a v; asked for %d", net->kind,
             (int)q->ask);
-    if (q->condition != NULL)
+    if (q->condition != NULL && net->condition == 0)
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "net '%s': takes labels, no condition: write a df_predict_fn of "
-                        "your own around df_run_net for that",
-                        net->kind);
+                        "net '%s': takes labels, no condition", net->kind);
     if (bad < q->n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "net '%s': label %d of row %d: it knows 0 to %d, and -1 for none",
@@ -10159,7 +10232,9 @@ DF_API df_model df_net_model(const df_net *net) {
     m.predict = dfi_net_answer;
     m.self = (void *)(uintptr_t)net; /* only read */
     m.dim = net->dim;
-    m.answers = DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP;
+    m.answers = DF_ASK_PREDICT;
+    if (net->outputs == net->shape[0]) m.answers |= DF_ASK_JVP | DF_ASK_VJP;
+    m.learned = net->card.learned;
     m.process = net->card.process;
     m.prediction = net->card.prediction;
     m.time = net->card.time;
@@ -10178,9 +10253,10 @@ DF_API df_model df_net_model(const df_net *net) {
    "process.log_abar" for a table, "data.mean" and "data.scale" for the scaling, and
    strings:
 
-     format  "diffusion.h net 1"       kind, shape, classes, config, numbers: which network
+     format  "diffusion.h net 1"       kind, shape, classes, condition, config, numbers:
+     which network
      process, process.parameters (a b sigma_data interp), prediction, time and clock
-     (kind a b), input_sigma_data: the card
+     (kind a b), input_sigma_data, learned: the card
 
    Lists are separated by blanks, 17 digits give back the same double. */
 
@@ -10245,7 +10321,7 @@ static void dfi_text_ints(dfi_texts *s, const char *key, int count, const int *v
 static void dfi_net_texts(const df_net *net, dfi_texts *s) {
     const df_card *c = &net->card;
     const df_process *p = &c->process;
-    int slots = DFI_NET_SLOTS;
+    int slots = DFI_NET_SLOTS, learned = (int)c->learned;
     while (slots > 0 && net->config[slots - 1] == 0) slots--;
     dfi_text_add(s, "format", "%s", dfi_net_format);
     dfi_text_add(s, "kind", "%s", net->kind);
@@ -10263,6 +10339,8 @@ static void dfi_net_texts(const df_net *net, dfi_texts *s) {
     dfi_text_add(s, "clock", "%s %.17g %.17g", dfi_time_names[c->clock.kind], c->clock.a,
                  c->clock.b);
     dfi_text_add(s, "input_sigma_data", "%.17g", c->input_sigma_data);
+    dfi_text_ints(s, "learned", 1, &learned);
+    dfi_text_ints(s, "condition", 1, &net->condition);
 }
 
 static void dfi_save_add(df_save_tensor *t, const char *name, int ndim, const int *shape,
@@ -10508,7 +10586,9 @@ static df_result dfi_net_read_card(const dfi_net_file *f, df_net *net) {
         dfi_net_numbers(f, "input_sigma_data", 1, 1, &card.input_sigma_data) < 0)
         return f->ctx->code;
     card.prediction = (df_prediction)prediction;
-    int n;
+    int n, learned;
+    if (dfi_net_ints(f, "learned", 1, 1, &learned) < 0) return f->ctx->code;
+    card.learned = (df_learned)learned;
     card.process.log_abar = dfi_net_doubles(f, "process.log_abar", &n);
     if (n < 0) return f->ctx->code;
     if ((n > 0) != (kind == DF_PROCESS_TABLE))
@@ -10598,7 +10678,7 @@ static df_result dfi_net_fill(const dfi_net_file *f, df_net *net, const df_net *
 
 /* The net that the file holds, of a kind built in if `like` is NULL, else as `like`. */
 static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
-    int shape[3], config[DFI_NET_SLOTS], classes, ndim;
+    int shape[3], config[DFI_NET_SLOTS], classes, condition, ndim;
     double number[DFI_NET_NUMBERS];
     const char *format = dfi_net_text(f, "format"), *kind;
     if (format == NULL) return NULL;
@@ -10610,6 +10690,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
     if ((kind = dfi_net_text(f, "kind")) == NULL ||
         (ndim = dfi_net_ints(f, "shape", 1, 3, shape)) < 0 ||
         dfi_net_ints(f, "classes", 1, 1, &classes) < 0 ||
+        dfi_net_ints(f, "condition", 1, 1, &condition) < 0 ||
         dfi_net_ints(f, "config", 0, DFI_NET_SLOTS, config) < 0 ||
         dfi_net_numbers(f, "numbers", DFI_NET_NUMBERS, DFI_NET_NUMBERS, number) < 0)
         return NULL;
@@ -10617,7 +10698,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
     int same = row != NULL && strcmp(row->name, kind) == 0;
     if (like != NULL)
         same = strcmp(kind, like->kind) == 0 && ndim == like->ndim &&
-               classes == like->classes &&
+               classes == like->classes && condition == like->condition &&
                memcmp(shape, like->shape, (size_t)ndim * sizeof *shape) == 0 &&
                memcmp(config, like->config, sizeof config) == 0 &&
                memcmp(number, like->number, sizeof number) == 0;
@@ -10634,6 +10715,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
                                row != NULL ? row->forward : like->forward, 0);
     if (net == NULL) return NULL;
     net->classes = classes;
+    net->condition = condition;
     memcpy(net->config, config, sizeof config);
     memcpy(net->number, number, sizeof number);
     if (dfi_net_fill(f, net, like) || dfi_net_read_average(f, net) ||
