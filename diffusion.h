@@ -1364,6 +1364,91 @@ typedef struct df_mlp_desc {
 DF_API df_mlp_desc df_mlp_defaults(void);
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
 
+/* UNet of denoising diffusion (Ho et al. 2020; Dhariwal & Nichol 2021), equal to
+   diffusers' UNet2DModel: fields are its configuration's keys. x [B, in_channels, height, width]:
+   conv_in; down the levels, each some residual blocks and a halving; a middle; up again,
+   each block seeing what the way down left at its size. height and width must halve
+   levels-1 times. */
+#define DF_UNET_LEVELS 8
+typedef enum df_unet_block {
+    DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
+    DF_UNET_ATTENTION,       /* AttnDownBlock2D, AttnUpBlock2D */
+    DF_UNET_RESNET           /* ResnetDownsampleBlock2D, ResnetUpsampleBlock2D: a residual
+                                block resamples */
+} df_unet_block;
+typedef enum df_unet_time {
+    DF_UNET_POSITIONAL,      /* sinusoids of t */
+    DF_UNET_FOURIER,         /* of 2 pi w log t, w fixed; the output is divided by t (Song
+                                et al. 2021, NCSN++) */
+    DF_UNET_LEARNED          /* a table, one row for each whole t */
+} df_unet_time;
+typedef enum df_unet_class {
+    DF_UNET_CLASS_TABLE,     /* a row for each class is added to the time's embedding */
+    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does */
+    DF_UNET_CLASS_IDENTITY   /* the condition is the embedding */
+} df_unet_class;
+typedef struct df_unet_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int in_channels, out_channels;      /* [3, 3] */
+    int height, width;       /* sample_size [32, 32] */
+    int levels;              /* 1 .. 8 [4] */
+    int channels[DF_UNET_LEVELS];       /* block_out_channels [224, 448, 672, 896] */
+    int down[DF_UNET_LEVELS];           /* df_unet_block, from the finest level on
+                                           [PLAIN, then ATTENTION] */
+    int up[DF_UNET_LEVELS];  /* from the coarsest on [ATTENTION, last PLAIN] */
+    int layers;              /* layers_per_block; up blocks have one more [2] */
+    int head_dim;            /* attention_head_dim; 0 (null): one head [8] */
+    int groups;              /* norm_num_groups [32] */
+    int attn_groups;         /* attn_norm_num_groups: of the middle's attention; 0 (null):
+                                groups, or with scale_shift no norm at all [0] */
+    int scale_shift;         /* resnet_time_scale_shift: the time scales and shifts [0] */
+    int mid_attention;       /* add_attention [1] */
+    int center_input;        /* center_input_sample: 2x - 1 [0] */
+    int time;                /* df_unet_time [POSITIONAL] */
+    int flip_sin_to_cos;     /* cosines first [1] */
+    int freq_shift;          /* [0] */
+    int time_dim;            /* time_embedding_dim; 0 (null): 4 channels[0] [0] */
+    int time_rows;           /* num_train_timesteps, of a learned table [0] */
+    int downsample_padding;  /* 1, or 0: zeros right and bottom alone [1] */
+    int downsample_resnet, upsample_resnet;  /* downsample_type, upsample_type of ATTENTION
+                                blocks: "resnet" [0] */
+    int class_kind;          /* df_unet_class [TABLE] */
+    int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    int null_class;          /* the table's last row is for "no class", label -1, as
+                                training with label dropout wants; its row is not one of
+                                `classes`. Without, -1 adds nothing [0] */
+    double eps;              /* norm_eps [1e-5] */
+    double mid_scale;        /* mid_block_scale_factor: divides [1] */
+    double dropout;          /* [0] */
+} df_unet_desc;
+DF_API df_unet_desc df_unet_defaults(void);
+DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc);
+
+/* Diffusion transformer (Peebles & Xie 2023), equal to facebookresearch/DiT: x in patches,
+   a fixed table of positions, blocks whose norms are scaled, shifted and gated by the time
+   and the class (adaLN-Zero). Labels 0 .. classes-1; -1 is the table's last row, if
+   null_class. */
+typedef struct df_dit_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int in_channels;         /* [4] */
+    int size;                /* height and width [32] */
+    int patch;               /* divides size [2] */
+    int width;               /* hidden_size, a multiple of 4 and of heads [1152] */
+    int depth, heads;        /* [28, 16] */
+    int mlp_width;           /* of the blocks' inner layers; 0: 4 width [0] */
+    int classes;             /* at least 1 [1000] */
+    int null_class;          /* class_dropout_prob > 0 [1] */
+    int learn_sigma;         /* twice the channels: the second half is v of LEARNED_RANGE
+                                [1] */
+    int diffusers;           /* DiTTransformer2DModel's arithmetic: frequencies of t
+                                10000^(-k/127), not /128; eps 1e-5, not 1e-6, before the
+                                MLPs [0] */
+} df_dit_desc;
+DF_API df_dit_desc df_dit_defaults(void);
+DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
+
 DF_API const char *df_net_kind(const df_net *net);
 DF_API int df_net_dim(const df_net *net);
 DF_API int df_net_classes(const df_net *net);
@@ -9418,6 +9503,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
+enum { DFI_NET_LIVE = 3 << 19 }; /* elements of the widest tensors of one question */
 
 /* First word of `draw` in Philox keys: the chapter's draws never meet a sampler's. */
 #define DFI_DRAW_INIT 0x80000000u
@@ -9427,8 +9513,10 @@ typedef struct dfi_net_kind {
     df_forward_fn forward;
     /* checks the configuration and adds the parameters; also says what a file must hold */
     df_result (*build)(df_ctx *ctx, df_net *net);
-    int rows; /* most samples of one question, so that memory stays bounded */
 } dfi_net_kind;
+
+/* Which names a file's tensors have, beside our own. */
+typedef enum dfi_naming { DFI_NAMES_OWN, DFI_NAMES_DIFFUSERS } dfi_naming;
 
 struct df_net {
     df_alloc alloc; /* a net outlives the context it was made with */
@@ -9439,6 +9527,7 @@ struct df_net {
     int outputs;             /* first axis of a prediction: shape[0], or twice that */
     int classes;             /* -1: a user's own kind, which knows for itself */
     int condition;           /* numbers of a sample's condition, or 0 */
+    int rows;                /* most samples of one question: memory stays bounded */
     uint64_t seed;
     int config[DFI_NET_SLOTS];
     double number[DFI_NET_NUMBERS];
@@ -9452,6 +9541,7 @@ struct df_net {
     int scaling_size;
     double *scaling;            /* [2 scaling_size]: means, then scales */
     int sealed; /* complete: built in, or a trainer's arrays have its size */
+    dfi_naming naming;
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -9489,6 +9579,7 @@ static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *
         net->dim *= shape[i];
     }
     net->outputs = shape[0];
+    net->rows = 256;
     net->classes = row != NULL ? 0 : -1;
     net->seed = seed;
     net->card = df_card_defaults();
@@ -9671,7 +9762,6 @@ DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
 }
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
-
 DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
                              df_forward_fn forward, uint64_t seed) {
     if (ctx == NULL) return NULL;
@@ -9913,6 +10003,144 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
     return y;
 }
 
+/* ---- one walk: a network is written once -------------------------------------------- */
+
+/* A walk over the layers builds the network and runs it. While it builds, operations do
+   nothing (their context is NULL, and of NULL comes NULL) and each layer adds its
+   parameters; while it runs, each layer takes the next ones. So names, order and sizes
+   cannot part from the arithmetic. */
+typedef struct dfi_pass {
+    df_ctx *ctx;       /* of the operations; NULL while building */
+    const df_run *run; /* NULL while building */
+    const df_net *net;
+    df_ctx *maker;   /* building: memory and errors */
+    df_net *grows;   /* building: gets the parameters */
+    int at, failed;  /* the next parameter; building went wrong */
+    char prefix[96]; /* of the names of layers, building */
+} dfi_pass;
+
+static dfi_pass dfi_pass_run(const df_run *run) {
+    dfi_pass w;
+    memset(&w, 0, sizeof w);
+    w.ctx = run->ctx;
+    w.run = run;
+    w.net = run->net;
+    return w;
+}
+static dfi_pass dfi_pass_build(df_ctx *ctx, df_net *net) {
+    dfi_pass w;
+    memset(&w, 0, sizeof w);
+    w.net = w.grows = net;
+    w.maker = ctx;
+    return w;
+}
+/* Names from here on begin with this: "down_blocks.0.resnets.1.". */
+static void dfi_pass_into(dfi_pass *w, const char *format, int i, int j) {
+    if (w->run == NULL) snprintf(w->prefix, sizeof w->prefix, format, i, j);
+}
+
+/* kernel > 0: conv2d; 0: linear; else one of these. */
+enum { DFI_PASS_NORM = -1, DFI_PASS_TABLE = -2, DFI_PASS_ROW = -3 };
+
+/* Index of the layer's first parameter. */
+static int dfi_pass_layer(dfi_pass *w, const char *name, int in, int out, int kernel,
+                          df_init init) {
+    char full[DFI_NET_NAME];
+    int index = w->at, made;
+    w->at += kernel == DFI_PASS_TABLE || kernel == DFI_PASS_ROW ? 1 : 2;
+    if (w->run != NULL || w->failed) return index;
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (kernel == DFI_PASS_NORM)
+        made = df_layer_norm_affine(w->maker, w->grows, full, in);
+    else if (kernel == DFI_PASS_TABLE)
+        made = df_layer_embedding(w->maker, w->grows, full, in, out, init);
+    else if (kernel == DFI_PASS_ROW)
+        made = df_net_add(w->maker, w->grows, full, 1, &in, init);
+    else if (kernel == 0)
+        made = df_layer_linear(w->maker, w->grows, full, in, out, init);
+    else
+        made = df_layer_conv2d(w->maker, w->grows, full, in, out, kernel, init);
+    w->failed = made != index;
+    return index;
+}
+static df_tensor *dfi_pass_linear(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out, df_init init) {
+    int index = dfi_pass_layer(w, name, in, out, 0, init);
+    return w->run ? df_run_linear(w->run, index, x) : NULL;
+}
+static df_tensor *dfi_pass_conv(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                int out, int kernel, int stride, int pad, df_init init) {
+    int index = dfi_pass_layer(w, name, in, out, kernel, init);
+    return w->run ? df_run_conv2d(w->run, index, x, stride, pad) : NULL;
+}
+static df_tensor *dfi_pass_group_norm(dfi_pass *w, const char *name, df_tensor *x,
+                                      int channels, int groups, double eps) {
+    int index = dfi_pass_layer(w, name, channels, 0, DFI_PASS_NORM, DF_INIT_ONE);
+    return w->run ? df_run_group_norm(w->run, index, x, groups, eps) : NULL;
+}
+static df_tensor *dfi_pass_lookup(dfi_pass *w, const char *name, const int *ids, int n,
+                                  int rows, int width, df_init init) {
+    int index = dfi_pass_layer(w, name, rows, width, DFI_PASS_TABLE, init);
+    return w->run ? df_run_embedding(w->run, index, ids, n) : NULL;
+}
+/* linear_2(SiLU(linear_1(x))): how t, and labels that are numbers, become features. */
+static df_tensor *dfi_pass_features(dfi_pass *w, const char *first, const char *second,
+                                    df_tensor *x, int in, int out, df_init init) {
+    df_tensor *h = df_silu(w->ctx, dfi_pass_linear(w, first, x, in, out, init));
+    return dfi_pass_linear(w, second, h, out, out, init);
+}
+
+/* Integers as numbers, [n]. */
+static df_tensor *dfi_whole_numbers(df_ctx *ctx, const int *values, int n) {
+    df_tensor *y = df_tensor_new(ctx, 1, &n);
+    for (int i = 0; y != NULL && i < n; i++) y->data[i] = (df_real)values[i];
+    return y;
+}
+/* Labels with the table's last row for "none"; where there is no such row, -1, which adds
+   nothing. NULL: nobody has a label. Step memory. */
+static const int *dfi_pass_labels(dfi_pass *w, const int *labels, int n, int null_row) {
+    int *copy = w->ctx ? (int *)dfi_scratch(w->ctx, (size_t)n * sizeof *copy) : NULL;
+    for (int i = 0; copy != NULL && i < n; i++)
+        copy[i] = labels == NULL || labels[i] < 0 ? null_row : labels[i];
+    if (w->ctx && copy == NULL) dfi_stick(w->ctx);
+    return copy;
+}
+
+/* A net from a descriptor whose integers and numbers become the configuration, from which
+   the kind's `build` makes the rest, as it does for a file. */
+typedef struct dfi_net_plan {
+    const char *kind;
+    int ndim, shape[3], classes, condition;
+    const void *ints;
+    const double *numbers;
+    size_t ints_size, numbers_size; /* bytes */
+    uint64_t seed;
+} dfi_net_plan;
+static const dfi_net_kind *dfi_net_kind_find(const char *name);
+static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
+    const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
+    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row, row->forward,
+                               plan->seed);
+    if (net == NULL) return NULL;
+    net->classes = plan->classes;
+    net->condition = plan->condition;
+    memcpy(net->config, plan->ints, plan->ints_size);
+    if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
+    if (row->build(ctx, net) != DF_OK) {
+        df_net_free(net);
+        return NULL;
+    }
+    net->sealed = 1;
+    return net;
+}
+/* A descriptor that its defaults function did not make. */
+static int dfi_net_cookie(df_ctx *ctx, uint32_t cookie, const char *function) {
+    if (cookie == DFI_COOKIE) return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: start the descriptor with its defaults function",
+             function);
+    return 0;
+}
+
 /* ---- the residual MLP -------------------------------------------------------------- */
 
 /* config: width, depth, embed; number: time_scale, period. The parameters in order: inp,
@@ -9934,8 +10162,7 @@ static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
                       net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
     if (labels != NULL && net->classes > 0)
         c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
-    if (net->condition > 0)
-        c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
+    if (net->condition > 0) c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
     df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
     h = df_scope_end(ctx, scope, h);
     for (int i = 0; i < depth; i++) {
@@ -9952,6 +10179,7 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
     int embed = net->config[DFI_MLP_EMBED], dim = net->dim;
     double scale = net->number[DFI_MLP_TIME_SCALE], period = net->number[DFI_MLP_PERIOD];
     char name[32];
+    net->rows = 4096;
     if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
         depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
         net->classes < 0 || net->classes > 1 << 20 || net->condition < 0 ||
@@ -9981,17 +10209,6 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
     return DF_OK;
 }
 
-/* All kinds that df_net_load knows. */
-static const dfi_net_kind dfi_net_kinds[] = {
-    {"mlp", dfi_mlp_forward, dfi_mlp_build, 4096},
-};
-
-static const dfi_net_kind *dfi_net_kind_find(const char *name) {
-    for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
-        if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
-    return NULL;
-}
-
 DF_API df_mlp_desc df_mlp_defaults(void) {
     df_mlp_desc d;
     memset(&d, 0, sizeof d);
@@ -10009,7 +10226,6 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
    file. */
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_mlp_desc d = df_mlp_defaults();
-    const dfi_net_kind *row = dfi_net_kind_find("mlp");
     if (ctx == NULL) return NULL;
     if (desc != NULL) d = *desc;
     if (d.cookie != DFI_COOKIE || d.dim < 1) {
@@ -10018,21 +10234,667 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
                            : "df_mlp_create: start the descriptor with df_mlp_defaults");
         return NULL;
     }
-    df_net *net = dfi_net_make(ctx, row->name, 1, &d.dim, row, row->forward, d.seed);
-    if (net == NULL) return NULL;
-    net->classes = d.classes;
-    net->condition = d.condition;
-    net->config[DFI_MLP_WIDTH] = d.width;
-    net->config[DFI_MLP_DEPTH] = d.depth;
-    net->config[DFI_MLP_EMBED] = d.embed;
-    net->number[DFI_MLP_TIME_SCALE] = d.time_scale;
-    net->number[DFI_MLP_PERIOD] = d.period;
-    if (row->build(ctx, net) != DF_OK) {
-        df_net_free(net);
-        return NULL;
+    int ints[3];
+    double numbers[2];
+    dfi_net_plan plan;
+    memset(&plan, 0, sizeof plan);
+    ints[DFI_MLP_WIDTH] = d.width, ints[DFI_MLP_DEPTH] = d.depth;
+    ints[DFI_MLP_EMBED] = d.embed;
+    numbers[DFI_MLP_TIME_SCALE] = d.time_scale, numbers[DFI_MLP_PERIOD] = d.period;
+    plan.kind = "mlp";
+    plan.ndim = 1;
+    plan.shape[0] = d.dim;
+    plan.classes = d.classes, plan.condition = d.condition;
+    plan.ints = ints, plan.ints_size = sizeof ints;
+    plan.numbers = numbers, plan.numbers_size = sizeof numbers;
+    plan.seed = d.seed;
+    return dfi_net_new(ctx, &plan);
+}
+
+/* ---- the UNet ---------------------------------------------------------------------- */
+
+/* The descriptor's integers are the configuration's slots, its doubles the numbers. */
+#define DFI_UNET_INTS                                                                     \
+    (offsetof(df_unet_desc, null_class) + sizeof(int) -                                   \
+     offsetof(df_unet_desc, in_channels))
+static df_unet_desc dfi_unet_of(const df_net *net) {
+    df_unet_desc d = df_unet_defaults();
+    memcpy(&d.in_channels, net->config, DFI_UNET_INTS);
+    memcpy(&d.eps, net->number, 3 * sizeof(double));
+    return d;
+}
+
+typedef struct dfi_unet {
+    dfi_pass w;
+    df_unet_desc d;
+    df_tensor *emb; /* [B, time_dim] SiLU of time and class */
+    int time_dim;
+    uint32_t dropped; /* dropouts so far: each has draws of its own */
+} dfi_unet;
+
+static df_tensor *dfi_unet_dropout(dfi_unet *u, df_tensor *x) {
+    const df_run *run = u->w.run;
+    if (run == NULL || !run->training || !(u->d.dropout > 0)) return x;
+    return df_dropout(u->w.ctx, x, u->d.dropout, run->seed, run->draw,
+                      DFI_DRAW_INIT + 0x100 + u->dropped++);
+}
+
+/* Nearest neighbour twice the size, mean of 2x2 half the size, or (0) as it is. */
+static df_tensor *dfi_unet_resize(dfi_unet *u, df_tensor *x, int resize) {
+    if (resize == 0) return x;
+    return resize > 0 ? df_upsample2x(u->w.ctx, x) : df_avg_pool2x2(u->w.ctx, x);
+}
+
+/* [B, C] over the pixels of [B, C, H, W]. */
+static df_tensor *dfi_unet_over(df_ctx *c, df_tensor *x, int channels) {
+    int shape[4] = {-1, 0, 1, 1};
+    shape[1] = channels;
+    return df_reshape(c, x, 4, shape);
+}
+
+/* ResnetBlock2D:  h = conv1(SiLU(norm1(x)));  h += W SiLU(emb)
+                   y = (x + conv2(SiLU(norm2(h)))) / scale
+   With scale_shift: norm2(h) (1 + s) + b, where [s, b] = W SiLU(emb). x passes a 1x1
+   convolution where the channels change. All at twice or half the size if asked to. */
+static df_tensor *dfi_unet_resnet(dfi_unet *u, df_tensor *x, int in, int out, int resize,
+                                  double scale) {
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    const df_unet_desc *d = &u->d;
+    df_scope scope = df_scope_begin(c);
+    df_tensor *skip = dfi_unet_resize(u, x, resize), *h, *t;
+    df_scope inner = df_scope_begin(c); /* only what convolutions make outlives it */
+    h = df_silu(c, dfi_pass_group_norm(w, "norm1", x, in, d->groups, d->eps));
+    h = dfi_unet_resize(u, h, resize);
+    h = df_scope_end(c, inner,
+                     dfi_pass_conv(w, "conv1", h, in, out, 3, 1, 1, DF_INIT_FAN_IN));
+    t = dfi_pass_linear(w, "time_emb_proj", u->emb, u->time_dim,
+                        d->scale_shift ? 2 * out : out, DF_INIT_FAN_IN);
+    if (!d->scale_shift) h = df_add(c, h, dfi_unet_over(c, t, out));
+    h = dfi_pass_group_norm(w, "norm2", h, out, d->groups, d->eps);
+    if (d->scale_shift) {
+        df_tensor *s = dfi_unet_over(c, df_slice(c, t, 1, 0, out), out);
+        df_tensor *b = dfi_unet_over(c, df_slice(c, t, 1, out, out), out);
+        h = df_add(c, df_mul(c, h, df_affine(c, s, 1, 1)), b);
     }
-    net->sealed = 1;
-    return net;
+    h = dfi_unet_dropout(u, df_silu(c, h));
+    h = df_scope_end(c, inner,
+                     dfi_pass_conv(w, "conv2", h, out, out, 3, 1, 1, DF_INIT_FAN_IN));
+    if (in != out)
+        skip = dfi_pass_conv(w, "conv_shortcut", skip, in, out, 1, 1, 0, DF_INIT_FAN_IN);
+    h = df_add(c, skip, h);
+    return df_scope_end(c, scope, scale != 1 ? df_scale(c, h, 1 / scale) : h);
+}
+
+/* [B, T, heads dim] <-> [B, heads, T, dim] */
+static df_tensor *dfi_heads_apart(df_ctx *c, df_tensor *x, int tokens, int heads,
+                                  int dim) {
+    static const int order[4] = {0, 2, 1, 3};
+    int shape[4] = {-1, 0, 0, 0};
+    shape[1] = tokens, shape[2] = heads, shape[3] = dim;
+    return df_permute(c, df_reshape(c, x, 4, shape), order);
+}
+static df_tensor *dfi_heads_joined(df_ctx *c, df_tensor *x, int tokens, int width) {
+    static const int order[4] = {0, 2, 1, 3};
+    int shape[3] = {-1, 0, 0};
+    shape[1] = tokens, shape[2] = width;
+    return df_reshape(c, df_permute(c, x, order), 3, shape);
+}
+
+/* y = (x + W_o attention(W_q z, W_k z, W_v z)) / scale, z = norm(x) as [B, H W, C]. */
+static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, int tokens,
+                                     int groups, double scale) {
+    static const int order[3] = {0, 2, 1};
+    static const char *const names[3] = {"to_q", "to_k", "to_v"};
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    int dim = u->d.head_dim > 0 ? u->d.head_dim : channels, heads = channels / dim;
+    int flat[3] = {-1, 0, 0}, image[4];
+    df_scope scope = df_scope_begin(c);
+    df_tensor *z = x, *part[3], *y;
+    flat[1] = channels, flat[2] = tokens;
+    if (groups > 0)
+        z = dfi_pass_group_norm(w, "group_norm", z, channels, groups, u->d.eps);
+    z = df_permute(c, df_reshape(c, z, 3, flat), order);
+    for (int i = 0; i < 3; i++) {
+        y = dfi_pass_linear(w, names[i], z, channels, heads * dim, DF_INIT_FAN_IN);
+        part[i] = dfi_heads_apart(c, y, tokens, heads, dim);
+    }
+    y = df_attention(c, part[0], part[1], part[2], 0);
+    y = dfi_heads_joined(c, y, tokens, heads * dim);
+    y = dfi_pass_linear(w, "to_out.0", y, heads * dim, channels, DF_INIT_FAN_IN);
+    for (int i = 0; i < 4; i++) image[i] = x != NULL ? x->shape[i] : 1;
+    y = df_add(c, x, df_reshape(c, df_permute(c, y, order), 4, image));
+    return df_scope_end(c, scope, scale != 1 ? df_scale(c, y, 1 / scale) : y);
+}
+
+/* Rows of a learned table for whole t; what lies outside is refused by df_embedding. */
+static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
+    df_ctx *c = u->w.ctx;
+    int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
+    int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
+    for (int i = 0; ids != NULL && i < n; i++)
+        ids[i] = t->data[i] >= 0 && t->data[i] < (df_real)rows ? (int)t->data[i] : rows;
+    return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
+}
+
+/* Features of t, or of labels as numbers, which share the table: [B, C0 or 2 C0]. */
+static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
+    df_ctx *c = u->w.ctx;
+    const df_unet_desc *d = &u->d;
+    int column[2] = {-1, 1};
+    if (c == NULL) return NULL;
+    if (d->time == DF_UNET_LEARNED) return dfi_unet_time_rows(u, index, t);
+    if (d->time == DF_UNET_POSITIONAL)
+        return df_sinusoidal(c, t, d->channels[0], 10000, d->flip_sin_to_cos,
+                             d->freq_shift);
+    df_tensor *angle = df_mul(c, df_reshape(c, df_log(c, t), 2, column),
+                              df_scale(c, df_run_param(u->w.run, index), 2 * DFI_PI));
+    return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
+}
+
+/* SiLU(MLP(sinusoids of t) + class) */
+static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
+    df_ctx *c = u->w.ctx;
+    const df_unet_desc *d = &u->d;
+    int in = d->channels[0] * (d->time == DF_UNET_FOURIER ? 2 : 1), index = 0;
+    if (d->time == DF_UNET_LEARNED)
+        index = dfi_pass_layer(&u->w, "time_proj", d->time_rows, d->channels[0],
+                               DFI_PASS_TABLE, DF_INIT_NORMAL);
+    if (d->time == DF_UNET_FOURIER)
+        index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
+                               DF_INIT_NORMAL);
+    if (d->time == DF_UNET_FOURIER && u->w.grows) df_net_freeze(u->w.grows, index);
+    df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
+    e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
+                          in, u->time_dim, DF_INIT_FAN_IN);
+    if (d->class_kind == DF_UNET_CLASS_TABLE && d->classes > 0) {
+        labels = dfi_pass_labels(&u->w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
+                            d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
+    } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
+        labels = dfi_pass_labels(&u->w, labels, n, 0);
+        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, labels, n) : NULL, index);
+        y = dfi_pass_features(&u->w, "class_embedding.linear_1",
+                              "class_embedding.linear_2", y, in, u->time_dim,
+                              DF_INIT_FAN_IN);
+    } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
+        y = dfi_run_condition(u->w.run, n);
+    u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
+}
+
+/* Half the size by a convolution of stride 2. Padding 0 of diffusers is zeros right and
+   bottom, TensorFlow's "same". */
+static df_tensor *dfi_unet_halve(dfi_unet *u, df_tensor *x, int channels, int block) {
+    int pad = u->d.downsample_padding;
+    if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.downsample_resnet))
+        return dfi_unet_resnet(u, x, channels, channels, -1, 1);
+    if (pad == 0) x = df_pad2d(u->w.ctx, x, 0, 1, 0, 1);
+    return dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
+}
+static df_tensor *dfi_unet_double(dfi_unet *u, df_tensor *x, int channels, int block) {
+    if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.upsample_resnet))
+        return dfi_unet_resnet(u, x, channels, channels, 1, 1);
+    df_scope scope = df_scope_begin(u->w.ctx);
+    x = df_upsample2x(u->w.ctx, x);
+    x = dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
+    return df_scope_end(u->w.ctx, scope, x);
+}
+
+/* What the way down leaves for the way up: conv_in, each block's output, each halving. */
+enum { DFI_UNET_LAYERS = 16, DFI_UNET_SKIPS = DF_UNET_LEVELS * (DFI_UNET_LAYERS + 1) + 1 };
+typedef struct dfi_unet_skips {
+    df_tensor *x[DFI_UNET_SKIPS];
+    int channels[DFI_UNET_SKIPS], count;
+} dfi_unet_skips;
+static df_tensor *dfi_unet_keep(dfi_unet_skips *s, df_tensor *x, int channels) {
+    s->x[s->count] = x;
+    s->channels[s->count++] = channels;
+    return x;
+}
+
+static df_tensor *dfi_unet_down(dfi_unet *u, df_tensor *h, int *tokens,
+                                dfi_unet_skips *s) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[0];
+    for (int i = 0; i < d->levels; i++) {
+        for (int j = 0; j < d->layers; j++) {
+            df_scope scope = df_scope_begin(u->w.ctx);
+            dfi_pass_into(&u->w, "down_blocks.%d.resnets.%d.", i, j);
+            h = dfi_unet_resnet(u, h, C, d->channels[i], 0, 1);
+            C = d->channels[i];
+            dfi_pass_into(&u->w, "down_blocks.%d.attentions.%d.", i, j);
+            if (d->down[i] == DF_UNET_ATTENTION)
+                h = dfi_unet_attention(u, h, C, *tokens, d->groups, 1);
+            h = dfi_unet_keep(s, df_scope_end(u->w.ctx, scope, h), C);
+        }
+        if (i == d->levels - 1) break;
+        dfi_pass_into(&u->w, "down_blocks.%d.downsamplers.0.", i, 0);
+        h = dfi_unet_keep(s, dfi_unet_halve(u, h, C, d->down[i]), C);
+        *tokens /= 4;
+    }
+    return h;
+}
+
+static df_tensor *dfi_unet_middle(dfi_unet *u, df_tensor *h, int tokens) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[d->levels - 1], groups = d->attn_groups;
+    if (groups == 0 && !d->scale_shift) groups = d->groups;
+    dfi_pass_into(&u->w, "mid_block.resnets.0.", 0, 0);
+    h = dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
+    dfi_pass_into(&u->w, "mid_block.attentions.0.", 0, 0);
+    if (d->mid_attention) h = dfi_unet_attention(u, h, C, tokens, groups, d->mid_scale);
+    dfi_pass_into(&u->w, "mid_block.resnets.1.", 0, 0);
+    return dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
+}
+
+static df_tensor *dfi_unet_up(dfi_unet *u, df_tensor *h, int tokens, dfi_unet_skips *s) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[d->levels - 1];
+    df_scope scope = df_scope_begin(u->w.ctx);
+    for (int i = 0; i < d->levels; i++) {
+        int out = d->channels[d->levels - 1 - i];
+        for (int j = 0; j <= d->layers; j++) {
+            dfi_pass_into(&u->w, "up_blocks.%d.resnets.%d.", i, j);
+            int skip = s->channels[--s->count];
+            h = df_concat(u->w.ctx, h, s->x[s->count], 1);
+            h = dfi_unet_resnet(u, h, C + skip, out, 0, 1);
+            C = out;
+            dfi_pass_into(&u->w, "up_blocks.%d.attentions.%d.", i, j);
+            if (d->up[i] == DF_UNET_ATTENTION)
+                h = dfi_unet_attention(u, h, C, tokens, d->groups, 1);
+            h = df_scope_end(u->w.ctx, scope, h);
+        }
+        if (i == d->levels - 1) break;
+        dfi_pass_into(&u->w, "up_blocks.%d.upsamplers.0.", i, 0);
+        h = df_scope_end(u->w.ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
+        tokens *= 4;
+    }
+    return h;
+}
+
+static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
+                                int *failed) {
+    df_ctx *c = w.ctx;
+    dfi_unet u;
+    dfi_unet_skips skips;
+    memset(&u, 0, sizeof u);
+    u.w = w;
+    u.d = dfi_unet_of(w.net);
+    const df_unet_desc *d = &u.d;
+    int tokens = d->height * d->width, C = d->channels[0], column[4] = {-1, 1, 1, 1};
+    u.time_dim = d->time_dim > 0 ? d->time_dim : 4 * C;
+    skips.count = 0;
+    if (d->center_input) x = df_affine(c, x, 2, -1);
+    dfi_unet_embed(&u, t, labels, x != NULL ? x->shape[0] : 1);
+    df_tensor *h =
+        dfi_pass_conv(&u.w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
+    h = dfi_unet_down(&u, dfi_unet_keep(&skips, h, C), &tokens, &skips);
+    h = dfi_unet_middle(&u, h, tokens);
+    h = dfi_unet_up(&u, h, tokens, &skips);
+    dfi_pass_into(&u.w, "", 0, 0);
+    h = df_silu(c, dfi_pass_group_norm(&u.w, "conv_norm_out", h, C, d->groups, d->eps));
+    h = dfi_pass_conv(&u.w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
+    if (d->time == DF_UNET_FOURIER) h = df_div(c, h, df_reshape(c, t, 4, column));
+    if (failed != NULL) *failed = u.w.failed;
+    return h;
+}
+static df_tensor *dfi_unet_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                   const int *labels) {
+    return dfi_unet_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+/* The nearest sizes that halve `halvings` times. */
+static df_result dfi_unet_size(df_ctx *ctx, const char *what, int size, int halvings) {
+    int unit = 1 << halvings, below = size / unit * unit;
+    if (size % unit == 0) return DF_OK;
+    if (below == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: %s %d cannot be halved %d times: the "
+                        "nearest size that can is %d",
+                        what, size, halvings, unit);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "unet: %s %d cannot be halved %d times: the "
+                    "nearest sizes that can are %d and %d",
+                    what, size, halvings, below, below + unit);
+}
+
+/* Whether `size` lies in [least, most]; the error names the field and both. */
+static int dfi_net_range(df_ctx *ctx, const char *field, int value, int least, int most) {
+    if (value >= least && value <= most) return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s is %d, wanted %d to %d", field, value, least, most);
+    return 0;
+}
+
+/* Ranges that keep every product inside an int; then what must divide what. */
+static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
+    if (!dfi_net_range(ctx, "unet: in_channels", d->in_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "unet: out_channels", d->out_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "unet: height", d->height, 1, 8192) ||
+        !dfi_net_range(ctx, "unet: width", d->width, 1, 8192) ||
+        !dfi_net_range(ctx, "unet: levels", d->levels, 1, DF_UNET_LEVELS) ||
+        !dfi_net_range(ctx, "unet: layers", d->layers, 1, DFI_UNET_LAYERS) ||
+        !dfi_net_range(ctx, "unet: head_dim", d->head_dim, 0, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: groups", d->groups, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: attn_groups", d->attn_groups, 0, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: time", d->time, 0, DF_UNET_LEARNED) ||
+        !dfi_net_range(ctx, "unet: time_dim", d->time_dim, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
+                       1 << 20) ||
+        !dfi_net_range(ctx, "unet: downsample_padding", d->downsample_padding, 0, 1) ||
+        !dfi_net_range(ctx, "unet: class_kind", d->class_kind, 0,
+                       DF_UNET_CLASS_IDENTITY) ||
+        !dfi_net_range(ctx, "unet: classes", d->classes, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, 1) ||
+        dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
+        dfi_unet_size(ctx, "width", d->width, d->levels - 1))
+        return ctx->code;
+    for (int i = 0; i < d->levels; i++) {
+        int C = d->channels[i], mid = i == d->levels - 1;
+        int attends = d->down[i] == DF_UNET_ATTENTION || (mid && d->mid_attention) ||
+                      d->up[d->levels - 1 - i] == DF_UNET_ATTENTION;
+        if (!dfi_net_range(ctx, "unet: channels of a level", C, 1, 1 << 14) ||
+            !dfi_net_range(ctx, "unet: a block of `down`", d->down[i], 0,
+                           DF_UNET_RESNET) ||
+            !dfi_net_range(ctx, "unet: a block of `up`", d->up[i], 0, DF_UNET_RESNET))
+            return ctx->code;
+        if (C % d->groups != 0 || (mid && d->attn_groups && C % d->attn_groups != 0))
+            return dfi_fail(
+                ctx, DF_ERR_ARGUMENT,
+                "unet: level %d has %d channels, which %d groups do not divide", i, C,
+                C % d->groups ? d->groups : d->attn_groups);
+        if (attends && d->head_dim > C)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "unet: head_dim %d is more than the %d "
+                            "channels of level %d",
+                            d->head_dim, C, i);
+    }
+    int least = d->channels[0] / 2 - (d->time == DF_UNET_POSITIONAL ? d->freq_shift : 0);
+    if (d->freq_shift < 0 || (d->time == DF_UNET_POSITIONAL && least < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: freq_shift %d for %d sinusoids: wanted "
+                        "0 or more and less than half the channels of level 0",
+                        d->freq_shift, d->channels[0]);
+    if (!dfi_positive(d->eps) || !dfi_positive(d->mid_scale) ||
+        !(d->dropout >= 0 && d->dropout < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: eps %g and mid_scale %g must be above "
+                        "0, dropout %g in [0, 1)",
+                        d->eps, d->mid_scale, d->dropout);
+    return DF_OK;
+}
+
+static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
+    df_unet_desc d = dfi_unet_of(net);
+    int failed = 0, widest = 1;
+    if (dfi_unet_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.height ||
+        net->shape[2] != d.width)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
+    net->outputs = d.out_channels;
+    net->classes = d.classes;
+    if (d.class_kind == DF_UNET_CLASS_TIMESTEP) net->classes = 1 << 20;
+    if (d.class_kind == DF_UNET_CLASS_IDENTITY)
+        net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
+    for (int i = 0; i < d.levels; i++) {
+        int C = d.channels[i] + d.channels[i + 1 < d.levels ? i + 1 : i];
+        int pixels = (d.height >> i) * (d.width >> i);
+        if (C > DFI_NET_LIVE / pixels)
+            widest = DFI_NET_LIVE;
+        else if (C * pixels > widest)
+            widest = C * pixels;
+    }
+    net->rows = DFI_NET_LIVE / widest > 2 ? DFI_NET_LIVE / widest : 2;
+    dfi_unet_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_unet_desc df_unet_defaults(void) {
+    df_unet_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.in_channels = d.out_channels = 3;
+    d.height = d.width = 32;
+    d.levels = 4;
+    for (int i = 0; i < 4; i++) {
+        d.channels[i] = 224 * (i + 1);
+        d.down[i] = i > 0 ? DF_UNET_ATTENTION : DF_UNET_PLAIN;
+        d.up[i] = i < 3 ? DF_UNET_ATTENTION : DF_UNET_PLAIN;
+    }
+    d.layers = 2;
+    d.head_dim = 8;
+    d.groups = 32;
+    d.mid_attention = 1;
+    d.flip_sin_to_cos = 1;
+    d.downsample_padding = 1;
+    d.eps = 1e-5;
+    d.mid_scale = 1;
+    return d;
+}
+
+DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc) {
+    df_unet_desc d = df_unet_defaults();
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_unet_create")) return NULL;
+    dfi_net_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "unet";
+    plan.ndim = 3;
+    plan.shape[0] = d.in_channels, plan.shape[1] = d.height, plan.shape[2] = d.width;
+    plan.ints = &d.in_channels, plan.ints_size = DFI_UNET_INTS;
+    plan.numbers = &d.eps, plan.numbers_size = 3 * sizeof(double);
+    plan.seed = d.seed;
+    return dfi_unet_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* ---- the diffusion transformer ----------------------------------------------------- */
+
+#define DFI_DIT_INTS                                                                      \
+    (offsetof(df_dit_desc, diffusers) + sizeof(int) - offsetof(df_dit_desc, in_channels))
+static df_dit_desc dfi_dit_of(const df_net *net) {
+    df_dit_desc d = df_dit_defaults();
+    memcpy(&d.in_channels, net->config, DFI_DIT_INTS);
+    return d;
+}
+
+/* Positions of a g x g grid, [g g, width]: the first half of the features from the column,
+   the second from the row, each half sin(p f_k), then cos(p f_k), with
+   f_k = 10000^(-k/(width/4)). */
+static void dfi_dit_positions(int g, int width, df_real *out) {
+    int quarter = width / 4;
+    for (int i = 0; i < g * g * width; i++) {
+        int token = i / width, k = i % width;
+        int place = k < 2 * quarter ? token % g : token / g;
+        double angle = place * pow(10000, -(double)(k % quarter) / quarter);
+        out[i] = (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+    }
+}
+/* The table of positions, [1, g g, width]: read where a file has it, never trained. */
+static df_tensor *dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
+    int g = d->size / d->patch, shape[3] = {1, 0, 0}, index = w->at++;
+    shape[1] = g * g, shape[2] = d->width;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    df_net *net = w->grows;
+    w->failed |= df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
+    if (w->failed) return NULL;
+    df_net_freeze(net, index);
+    if (net->from == NULL || net->naming == DFI_NAMES_DIFFUSERS)
+        dfi_dit_positions(g, d->width, net->weights + net->param[index].offset);
+    return NULL;
+}
+
+/* Part i of the modulation [B, parts width] as [B, 1, width]. */
+static df_tensor *dfi_dit_part(df_ctx *c, df_tensor *m, int i, int width) {
+    int shape[3] = {-1, 1, 0};
+    shape[2] = width;
+    return df_reshape(c, df_slice(c, m, 1, i * width, width), 3, shape);
+}
+/* norm(x) (1 + scale) + shift, shift and scale being parts i and i + 1 of m. */
+static df_tensor *dfi_dit_modulate(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width,
+                                   double eps) {
+    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
+    df_tensor *y = df_mul(c, df_layer_norm(c, x, NULL, NULL, eps), scale);
+    return df_add(c, y, dfi_dit_part(c, m, i, width));
+}
+
+/* x += gate attention(norm(x) (1 + scale) + shift), then the same of an MLP; the six from
+   c by one linear layer that starts at 0, so that each block starts as the identity. */
+static df_tensor *dfi_dit_block(dfi_pass *w, const df_dit_desc *d, df_tensor *x,
+                                df_tensor *cond, int tokens) {
+    df_ctx *c = w->ctx;
+    int D = d->width, inner = d->mlp_width > 0 ? d->mlp_width : 4 * D;
+    df_tensor *part[3], *y;
+    df_tensor *m = dfi_pass_linear(w, "adaLN_modulation.1", cond, D, 6 * D, DF_INIT_ZERO);
+    df_scope scope = df_scope_begin(c);
+    y = dfi_dit_modulate(c, x, m, 0, D, 1e-6);
+    y = dfi_pass_linear(w, "attn.qkv", y, D, 3 * D, DF_INIT_XAVIER);
+    for (int i = 0; i < 3; i++)
+        part[i] = dfi_heads_apart(c, df_slice(c, y, 2, i * D, D), tokens, d->heads,
+                                  D / d->heads);
+    y = df_attention(c, part[0], part[1], part[2], 0);
+    y = dfi_pass_linear(w, "attn.proj", dfi_heads_joined(c, y, tokens, D), D, D,
+                        DF_INIT_XAVIER);
+    x = df_scope_end(c, scope, df_add(c, x, df_mul(c, dfi_dit_part(c, m, 2, D), y)));
+    y = dfi_dit_modulate(c, x, m, 3, D, d->diffusers ? 1e-5 : 1e-6);
+    y = dfi_pass_linear(w, "mlp.fc1", y, D, inner, DF_INIT_XAVIER);
+    y = dfi_pass_linear(w, "mlp.fc2", df_gelu_tanh(c, y), inner, D, DF_INIT_XAVIER);
+    return df_scope_end(c, scope, df_add(c, x, df_mul(c, dfi_dit_part(c, m, 5, D), y)));
+}
+
+/* [B, g g, p p C], the features of a token ordered (row, column, channel), as pictures
+   [B, C, g p, g p]: rows of tokens become rows of pixels, then channels go in front. */
+static df_tensor *dfi_dit_picture(df_ctx *c, df_tensor *x, int g, int p, int channels) {
+    static const int rows[4] = {0, 2, 1, 3}, front[4] = {0, 3, 1, 2};
+    int shape[4] = {-1, 0, 0, 0};
+    shape[1] = g, shape[2] = p, shape[3] = p * channels;
+    x = df_permute(c, df_reshape(c, x, 4, shape), rows);
+    shape[1] = shape[2] = g * p, shape[3] = channels;
+    return df_permute(c, df_reshape(c, x, 4, shape), front);
+}
+
+static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
+                               int *failed) {
+    static const int order[3] = {0, 2, 1};
+    df_dit_desc d = dfi_dit_of(w.net);
+    df_ctx *c = w.ctx;
+    int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
+    int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
+    flat[1] = D, flat[2] = tokens;
+    df_tensor *table = dfi_dit_table(&w, &d);
+    df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
+                                 d.patch, 0, DF_INIT_XAVIER);
+    h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
+    df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
+    e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
+                          DF_INIT_NORMAL_02);
+    labels = dfi_pass_labels(&w, labels, n, d.null_class ? d.classes : -1);
+    e = df_add(c, e,
+               dfi_pass_lookup(&w, "y_embedder.embedding_table", labels, n,
+                               d.classes + d.null_class, D, DF_INIT_NORMAL_02));
+    e = df_silu(c, e);
+    df_scope scope = df_scope_begin(c);
+    for (int i = 0; i < d.depth; i++) {
+        dfi_pass_into(&w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_dit_block(&w, &d, h, e, tokens));
+    }
+    dfi_pass_into(&w, "final_layer.", 0, 0);
+    df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
+    h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
+    h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    if (failed != NULL) *failed = w.failed;
+    return dfi_dit_picture(c, h, g, d.patch, out);
+}
+static df_tensor *dfi_dit_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    return dfi_dit_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
+    if (!dfi_net_range(ctx, "dit: in_channels", d->in_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "dit: size", d->size, 1, 4096) ||
+        !dfi_net_range(ctx, "dit: patch", d->patch, 1, 64) ||
+        !dfi_net_range(ctx, "dit: width", d->width, 4, 1 << 14) ||
+        !dfi_net_range(ctx, "dit: depth", d->depth, 1, 1 << 10) ||
+        !dfi_net_range(ctx, "dit: heads", d->heads, 1, 1 << 12) ||
+        !dfi_net_range(ctx, "dit: mlp_width", d->mlp_width, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "dit: classes", d->classes, 1, 1 << 20) ||
+        !dfi_net_range(ctx, "dit: null_class", d->null_class, 0, 1) ||
+        !dfi_net_range(ctx, "dit: learn_sigma", d->learn_sigma, 0, 1) ||
+        !dfi_net_range(ctx, "dit: diffusers", d->diffusers, 0, 1))
+        return ctx->code;
+    if (d->size % d->patch != 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "dit: size %d is not cut by patches of %d: the "
+                        "nearest sizes that are: %d and %d",
+                        d->size, d->patch, d->size / d->patch * d->patch,
+                        (d->size / d->patch + 1) * d->patch);
+    if (d->width % 4 != 0 || d->width % d->heads != 0 || d->size / d->patch > 256)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "dit: width %d must be a multiple of 4 and of "
+                        "the %d heads, and a side have at most 256 patches, not %d",
+                        d->width, d->heads, d->size / d->patch);
+    return DF_OK;
+}
+
+static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
+    df_dit_desc d = dfi_dit_of(net);
+    int failed = 0;
+    if (dfi_dit_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.size ||
+        net->shape[2] != d.size)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
+    net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
+    net->classes = d.classes;
+    if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
+    int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
+    net->rows = live > 2 ? live : 2;
+    dfi_dit_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_dit_desc df_dit_defaults(void) {
+    df_dit_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.in_channels = 4;
+    d.size = 32;
+    d.patch = 2;
+    d.width = 1152;
+    d.depth = 28;
+    d.heads = 16;
+    d.classes = 1000;
+    d.null_class = 1;
+    d.learn_sigma = 1;
+    return d;
+}
+
+DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
+    df_dit_desc d = df_dit_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_dit_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "dit";
+    plan.ndim = 3;
+    plan.shape[0] = d.in_channels, plan.shape[1] = plan.shape[2] = d.size;
+    plan.ints = &d.in_channels, plan.ints_size = DFI_DIT_INTS;
+    plan.seed = d.seed;
+    return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* All kinds that df_net_load knows. */
+static const dfi_net_kind dfi_net_kinds[] = {
+    {"mlp", dfi_mlp_forward, dfi_mlp_build},
+    {"unet", dfi_unet_forward, dfi_unet_build},
+    {"dit", dfi_dit_forward, dfi_dit_build},
+};
+
+static const dfi_net_kind *dfi_net_kind_find(const char *name) {
+    for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
+        if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
+    return NULL;
 }
 
 /* ---- the card: what the weights mean ----------------------------------------------- */
@@ -10240,7 +11102,7 @@ DF_API df_model df_net_model(const df_net *net) {
     m.time = net->card.time;
     m.clock = net->card.clock;
     m.input_sigma_data = net->card.input_sigma_data;
-    m.max_batch = net->row != NULL ? net->row->rows : 256;
+    m.max_batch = net->rows;
     m.scaling_size = net->scaling_size;
     m.mean = net->scaling;
     m.scale = net->scaling_size > 0 ? net->scaling + net->scaling_size : NULL;
