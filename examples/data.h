@@ -1,5 +1,5 @@
 // data.h: data for the examples: point clouds made here or read from a CSV file, images made
-// here (sprites) or read from an IDX file, MNIST's format. Include it after diffusion.h.
+// here (sprites); images.h reads those of files. Include it after diffusion.h.
 // Files are not trusted: a reader either fills a data_set or prints one sentence with the
 // file's name on stderr and returns -1.
 #ifndef DATA_H
@@ -13,7 +13,8 @@
 typedef struct data_set {
     df_real *x;              // [n, dim]
     int *labels;             // [n], or NULL
-    int n, dim, h, w;        // images: dim = h * w, values in [-1, 1]
+    int n, dim;
+    int c, h, w;             // images: dim = c h w, [c, h, w], values in [-1, 1]
     int classes;
 } data_set;
 
@@ -173,8 +174,9 @@ static inline int data_fields(const char *line, const char *end, double *row, in
 static inline int data_csv(data_set *d, const char *path) {
     enum { COLUMNS = 1024 };
     static const char *const say[3] = {
-        "line %d, column %d is not a finite number\n", "line %d has %d numbers, the first "
-        "has %d\n", "holds %d points: at least 20 are needed\n"
+        "line %d, column %d is not a finite number\n",
+        "line %d has %d numbers, the first has %d\n",
+        "holds %d points: at least 20 are needed\n"
     };
     size_t size, lines = 1;
     double row[COLUMNS];
@@ -209,48 +211,6 @@ static inline int data_csv(data_set *d, const char *path) {
     return -1;
 }
 
-static inline uint32_t data_be32(const unsigned char *p) {
-    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
-
-// Grey images from an IDX file: 00 00 08 03, count, height, width (big-endian), then bytes.
-// At most `most` of them (0: all). Values go to [-1, 1].
-static inline int data_idx(data_set *d, const char *path, int most) {
-    size_t size, want;
-    unsigned char *bytes = (unsigned char *)data_slurp(path, (size_t)1 << 31, &size);
-    uint32_t n = 0, h = 0, w = 0;
-    char why[160];
-    int bad = -1;
-    memset(d, 0, sizeof *d);
-    if (bytes == NULL) return -1;
-    if (size >= 16) n = data_be32(bytes + 4), h = data_be32(bytes + 8), w = data_be32(bytes + 12);
-    want = (size_t)h * w;
-    if (size == 0) {
-        data_fail(path, "is empty");
-    } else if (size >= 2 && bytes[0] == 0x1f && bytes[1] == 0x8b) {
-        data_fail(path, "is gzip: unpack it on the way, zcat FILE.gz | build/02_images -");
-    } else if (size < 16 || data_be32(bytes) != 0x803) {
-        data_fail(path, "is not an IDX file of images (it does not begin with 00 00 08 03)");
-    } else if (n < 20 || n > 10000000 || h < 2 || w < 2 || h > 512 || w > 512) {
-        snprintf(why, sizeof why, "has %u images of %u x %u: 20 to 10000000 images of 2 x 2 to "
-                 "512 x 512 can be used", (unsigned)n, (unsigned)h, (unsigned)w);
-        data_fail(path, why);
-    } else if ((size - 16) / want < n) {
-        snprintf(why, sizeof why, "is truncated: its header promises %u images of %u x %u, "
-                 "there are %u", (unsigned)n, (unsigned)h, (unsigned)w,
-                 (unsigned)((size - 16) / want));
-        data_fail(path, why);
-    } else {
-        if (most > 0 && (uint32_t)most < n) n = (uint32_t)most;
-        bad = data_alloc(d, (int)n, (int)want, 0);
-        d->h = (int)h, d->w = (int)w;
-        for (size_t i = 0; bad == 0 && i < n * want; i++)
-            d->x[i] = (df_real)(bytes[16 + i] / 127.5 - 1);
-    }
-    free(bytes);
-    return bad;
-}
-
 // ---- sprites ----------------------------------------------------------------------------
 
 // 1 inside a shape of a class around (0, 0), radius r: disc, square, triangle, cross, ring.
@@ -270,7 +230,7 @@ enum { DATA_SHAPES = 5 };
 // smooth (4 x 4 points a pixel).
 static inline int data_sprites(data_set *d, int n, int side, uint64_t seed) {
     if (data_alloc(d, n, side * side, 1) != 0) return -1;
-    d->h = d->w = side, d->classes = DATA_SHAPES;
+    d->c = 1, d->h = d->w = side, d->classes = DATA_SHAPES;
     for (int i = 0; i < n; i++) {
         double u[4], r, cx, cy;
         df_random_uniform(seed, (uint64_t)i, 0, 4, u);

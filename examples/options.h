@@ -8,14 +8,36 @@
 #include <stdlib.h>
 #include <string.h>
 
+// An option of one program's own. One of flag, text, number, real says where its value goes;
+// what stands there before is its default.
+typedef struct option_own {
+    const char *word, *value, *what;
+    int *flag;               // takes no value: sets 1
+    const char **text;
+    int *number;
+    double *real;
+    double low, high;        // of number and real
+} option_own;
+
 typedef struct options {
     const char *data, *method, *load, *save, *picture, *csv;
     int steps, sample_steps, n, threads, help;
     uint64_t seed;
     const char *without;     // the words among those below that this program does not know
     const char *counts;      // what --sample-steps counts
+    const char *learns;      // what --data is
+    const option_own *own;   // [owns]
+    int owns;
     char default_save[512], default_picture[512];
 } options;
+
+// A file's name beside another's: "build/images.safetensors", ".csv" -> "build/images.csv".
+static inline void options_beside(const char *path, const char *ending, char *out, size_t size) {
+    const char *dot = strrchr(path, '.'), *slash = strrchr(path, '/');
+    int stem = dot != NULL && (slash == NULL || dot > slash) ? (int)(dot - path)
+                                                              : (int)strlen(path);
+    snprintf(out, size, "%.*s%s", stem < 400 ? stem : 400, path, ending);
+}
 
 // Files go beside the program, whose path is argv0, unless the user says where.
 static inline options options_defaults(const char *argv0, const char *stem, const char *data,
@@ -24,7 +46,7 @@ static inline options options_defaults(const char *argv0, const char *stem, cons
     int folder = slash != NULL && slash - argv0 < 400 ? (int)(slash - argv0) + 1 : 0;
     options o;
     memset(&o, 0, sizeof o);
-    o.without = "", o.counts = "steps of the sampler";
+    o.without = "", o.counts = "steps of the sampler", o.learns = "what to learn from";
     o.data = data, o.method = "ddim", o.steps = steps, o.sample_steps = sample_steps, o.n = n;
     snprintf(o.default_save, sizeof o.default_save, "%.*s%.80s.safetensors", folder, argv0,
              stem);
@@ -48,7 +70,7 @@ static inline void options_line(const options *o, FILE *to, const char *word,
 }
 
 static inline int options_usage(const options *o, FILE *to) {
-    options_line(o, to, "--data", "NAME", "what to learn from", o->data, 0);
+    options_line(o, to, "--data", "NAME", o->learns, o->data, 0);
     options_line(o, to, "--steps", "N", "training steps", NULL, o->steps);
     options_line(o, to, "--method", "NAME", "sampler: ddim, ddpm, heun, euler_t, ...",
                  o->method, 0);
@@ -62,6 +84,13 @@ static inline int options_usage(const options *o, FILE *to) {
                  0);
     options_line(o, to, "--csv", "FILE", "also write the samples as CSV", NULL, -1);
     options_line(o, to, "--list", "", "print all samplers, and nothing else", NULL, -1);
+    for (int i = 0; i < o->owns; i++) {
+        const option_own *w = &o->own[i];
+        char text[32];
+        if (w->real) snprintf(text, sizeof text, "%g", *w->real);
+        options_line(o, to, w->word, w->value ? w->value : "", w->what,
+                     w->real ? text : w->text ? *w->text : NULL, w->number ? *w->number : -1);
+    }
     return -1;
 }
 
@@ -130,6 +159,34 @@ static inline int options_writable(const char *path) {
     return 0;
 }
 
+// A number with a fraction, from low to high.
+static inline int options_real(const char *name, const char *text, double low, double high,
+                               double *out) {
+    char *end;
+    *out = strtod(text, &end);
+    if (end != text && *end == 0 && *out >= low && *out <= high) return 0;
+    fprintf(stderr, "%s %s: a number from %g to %g is needed\n", name, text, low, high);
+    return -1;
+}
+
+// One of the program's own words, at argv[*i]: 1 if it was, 0 unknown, 2 its value is
+// missing, -1 after a sentence.
+static inline int options_own(options *o, int argc, char **argv, int *i) {
+    for (int k = 0; k < o->owns; k++) {
+        const option_own *w = &o->own[k];
+        long whole;
+        if (strcmp(argv[*i], w->word) != 0) continue;
+        if (w->flag) return *w->flag = 1;
+        if (*i + 1 == argc) return 2;
+        const char *value = argv[++*i];
+        if (w->text) return *w->text = value, 1;
+        if (w->real) return options_real(w->word, value, w->low, w->high, w->real) ? -1 : 1;
+        if (options_number(w->word, value, (long)w->low, (long)w->high, &whole)) return -1;
+        return *w->number = (int)whole, 1;
+    }
+    return 0;
+}
+
 // 0, or -1 after a sentence (or, with help set, after the usage).
 static inline int options_read(options *o, int argc, char **argv) {
     static const char *const words[] = { "--data", "--method", "--load", "--save", "--picture",
@@ -174,6 +231,11 @@ static inline int options_read(options *o, int argc, char **argv) {
             }
             known = 2;
             break;
+        }
+        if (known == 0) {
+            int own = options_own(o, argc, argv, &i);
+            if (own < 0) return -1;
+            known = own == 2 ? 1 : own == 1 ? 2 : 0;
         }
         if (known == 2) continue;
         fprintf(stderr, known ? "%s: a value is missing\n" : "%s: unknown option\n", word);
