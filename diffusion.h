@@ -649,6 +649,9 @@ typedef struct df_torch_random {
 } df_torch_random;
 DF_API void df_torch_seed(df_torch_random *random, uint64_t seed);
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out);
+/* The 32 bits under all of torch's numbers: rand is their lowest 24 over 2^24, randint(n)
+   their rest modulo n, randperm swaps i and i + bits mod (n - i). */
+DF_API uint32_t df_torch_bits(df_torch_random *random);
 DF_API df_noise df_noise_torch(df_torch_random *random);
 
 typedef struct df_step_info {
@@ -2395,7 +2398,7 @@ DF_API void df_torch_seed(df_torch_random *random, uint64_t seed) {
     random->kept = 0;
 }
 
-static uint32_t dfi_torch_word(df_torch_random *random) {
+DF_API uint32_t df_torch_bits(df_torch_random *random) {
     uint32_t *s = random->state, y;
     if (random->at >= 624 || random->at < 0) {
         for (int i = 0; i < 624; i++) {
@@ -2420,7 +2423,7 @@ static double dfi_torch_one(df_torch_random *random) {
         return random->kept;
     }
     for (int i = 0; i < 2; i++) {
-        uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
+        uint64_t high = df_torch_bits(random), low = df_torch_bits(random);
         u[i] =
             (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
     }
@@ -2435,12 +2438,12 @@ static double dfi_torch_one(df_torch_random *random) {
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
     for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
     for (size_t i = 0; n >= 16 && i < n; i++)
-        out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+        out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
     for (size_t at = 0; n >= 16 && at < n; at += 16) {
         if (n - at < 16) {
             at = n - 16;
             for (size_t i = at; i < n; i++)
-                out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+                out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
         }
         for (size_t j = at; j < at + 8; j++) {
             double r = sqrt(-2 * log(1 - (double)out[j]));
