@@ -649,6 +649,9 @@ typedef struct df_torch_random {
 } df_torch_random;
 DF_API void df_torch_seed(df_torch_random *random, uint64_t seed);
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out);
+/* The 32 bits under all of torch's numbers: rand is their lowest 24 over 2^24, randint(n)
+   their rest modulo n, randperm swaps i and i + bits mod (n - i). */
+DF_API uint32_t df_torch_bits(df_torch_random *random);
 DF_API df_noise df_noise_torch(df_torch_random *random);
 
 typedef struct df_step_info {
@@ -1018,6 +1021,8 @@ typedef struct df_guidance {
     const df_model *model;   /* must outlive the guidance, and that the guided model */
     const df_model *uncond;  /* NULL: `model` with null_label */
     double scale;
+    int guided;              /* leading elements of each answer that are guided, the others
+                                are cond's; 0: all. DiT guides 3 channels, even of 4 */
 } df_guidance;
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
@@ -1365,10 +1370,10 @@ DF_API df_mlp_desc df_mlp_defaults(void);
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
 
 /* UNet of denoising diffusion (Ho et al. 2020; Dhariwal & Nichol 2021), equal to
-   diffusers' UNet2DModel: fields are its configuration's keys. x [B, in_channels, height, width]:
-   conv_in; down the levels, each some residual blocks and a halving; a middle; up again,
-   each block seeing what the way down left at its size. height and width must halve
-   levels-1 times. */
+   diffusers' UNet2DModel, whose configuration's keys are the fields. x [B, in_channels,
+   height, width]: conv_in; down the levels, each some residual blocks and a halving; a
+   middle; up again, each block seeing what the way down left at its size. height and width
+   must halve levels-1 times. */
 #define DF_UNET_LEVELS 8
 typedef enum df_unet_block {
     DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
@@ -1487,6 +1492,21 @@ DF_API df_model df_net_model(const df_net *net);
 DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink);
 DF_API df_net *df_net_load(df_ctx *ctx, df_source source);
 DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
+
+/* Folders of others: config.json and the weights of a diffusers UNet2DModel or
+   DiTTransformer2DModel (diffusion_pytorch_model.safetensors), or the arguments and
+   weights of facebookresearch/DiT (model.safetensors). The scheduler_config.json beside
+   them, or in ../scheduler, becomes the card; without one it says eps, linear betas .0001
+   to .02, T = 1000. An unknown key or value is an error that names both. Errors: IO,
+   FORMAT (file and key), MEMORY. */
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder);
+/* The same from anywhere; scheduler may be NULL. */
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler);
+/* Writes what their own libraries write, the averaged weights if there are any. A net of
+   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table also
+   becomes scheduler_config.json. Makes the folder where the system lets it. */
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder);
 
 /* ---- training ----------------------------------------------------------------------- */
 
@@ -2378,7 +2398,7 @@ DF_API void df_torch_seed(df_torch_random *random, uint64_t seed) {
     random->kept = 0;
 }
 
-static uint32_t dfi_torch_word(df_torch_random *random) {
+DF_API uint32_t df_torch_bits(df_torch_random *random) {
     uint32_t *s = random->state, y;
     if (random->at >= 624 || random->at < 0) {
         for (int i = 0; i < 624; i++) {
@@ -2403,7 +2423,7 @@ static double dfi_torch_one(df_torch_random *random) {
         return random->kept;
     }
     for (int i = 0; i < 2; i++) {
-        uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
+        uint64_t high = df_torch_bits(random), low = df_torch_bits(random);
         u[i] =
             (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
     }
@@ -2418,12 +2438,12 @@ static double dfi_torch_one(df_torch_random *random) {
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
     for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
     for (size_t i = 0; n >= 16 && i < n; i++)
-        out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+        out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
     for (size_t at = 0; n >= 16 && at < n; at += 16) {
         if (n - at < 16) {
             at = n - 16;
             for (size_t i = at; i < n; i++)
-                out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+                out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
         }
         for (size_t j = at; j < at + 8; j++) {
             double r = sqrt(-2 * log(1 - (double)out[j]));
@@ -7656,8 +7676,10 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     a[0] = answers;
     a[1] = answers + size;
     dfi_combine(ctx, size, out, 2, c, a);
-    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* a variance: the label's */
-        memcpy(out + i * width + dim, answers + i * width + dim, dim * sizeof *out);
+    if (g->guided > 0 && (size_t)g->guided < dim) dim = (size_t)g->guided;
+    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* so is a variance */
+        memcpy(out + i * width + dim, answers + i * width + dim,
+               (width - dim) * sizeof *out);
     return DF_OK;
 }
 
@@ -7668,7 +7690,7 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
     if (r != DF_OK) return r;
     if (g->scale == 1) return dfi_ask(ctx, g->model, q, out);
     mark = dfi_scratch_mark(ctx);
-    r = g->scale == 0 ? dfi_guidance_uncond(ctx, g, q, out)
+    r = g->scale == 0 && g->guided == 0 ? dfi_guidance_uncond(ctx, g, q, out)
                       : dfi_guidance_both(ctx, g, q, out);
     dfi_scratch_release(ctx, mark);
     return r;
@@ -9516,7 +9538,11 @@ typedef struct dfi_net_kind {
 } dfi_net_kind;
 
 /* Which names a file's tensors have, beside our own. */
-typedef enum dfi_naming { DFI_NAMES_OWN, DFI_NAMES_DIFFUSERS } dfi_naming;
+typedef enum dfi_naming {
+    DFI_NAMES_OWN,      /* UNet2DModel's and DiT's own names */
+    DFI_NAMES_OLD,      /* UNet2DModel before its attentions were renamed */
+    DFI_NAMES_DIFFUSERS /* DiTTransformer2DModel's */
+} dfi_naming;
 
 struct df_net {
     df_alloc alloc; /* a net outlives the context it was made with */
@@ -9526,6 +9552,7 @@ struct df_net {
     int ndim, dim, shape[3]; /* one sample */
     int outputs;             /* first axis of a prediction: shape[0], or twice that */
     int classes;             /* -1: a user's own kind, which knows for itself */
+    int null_class;          /* 1: label `classes` says "none", as -1 does */
     int condition;           /* numbers of a sample's condition, or 0 */
     int rows;                /* most samples of one question: memory stays bounded */
     uint64_t seed;
@@ -9701,6 +9728,78 @@ static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
     return 1;
 }
 
+/* What others call parts of our names. %c: q, k and v are parts of one parameter of ours,
+   one after the other along its first axis. */
+static const struct {
+    dfi_naming naming;
+    const char *ours, *theirs;
+} dfi_renamed[] = {
+    {DFI_NAMES_OLD, ".to_q.", ".query."},
+    {DFI_NAMES_OLD, ".to_k.", ".key."},
+    {DFI_NAMES_OLD, ".to_v.", ".value."},
+    {DFI_NAMES_OLD, ".to_out.0.", ".proj_attn."},
+    {DFI_NAMES_DIFFUSERS, "x_embedder.proj", "pos_embed.proj"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.0",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.2",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"},
+    {DFI_NAMES_DIFFUSERS, "y_embedder", "transformer_blocks.0.norm1.emb.class_embedder"},
+    {DFI_NAMES_DIFFUSERS, ".attn.qkv", ".attn1.to_%c"},
+    {DFI_NAMES_DIFFUSERS, ".attn.proj", ".attn1.to_out.0"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc1", ".ff.net.0.proj"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc2", ".ff.net.2"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.adaLN_modulation.1", "proj_out_1"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.linear", "proj_out_2"},
+    {DFI_NAMES_DIFFUSERS, ".adaLN_modulation.1", ".norm1.linear"},
+};
+
+/* Part `part` of a parameter as its file calls it, into key; returns how many parts there
+   are: 1, 3, or 0 for what the file does not hold. */
+static int dfi_net_key(dfi_naming naming, const char *name, int part,
+                       char key[DFI_NET_NAME + 64]) {
+    size_t count = sizeof dfi_renamed / sizeof *dfi_renamed, row = 0;
+    const char *at = NULL, *front = "";
+    if (naming == DFI_NAMES_DIFFUSERS && strcmp(name, "pos_embed") == 0) return 0;
+    if (naming == DFI_NAMES_DIFFUSERS && strncmp(name, "blocks.", 7) == 0)
+        front = "transformer_";
+    while (row < count && (dfi_renamed[row].naming != naming ||
+                           (at = strstr(name, dfi_renamed[row].ours)) == NULL))
+        row++;
+    const char *ours = at ? dfi_renamed[row].ours : "";
+    const char *theirs = at ? dfi_renamed[row].theirs : "";
+    if (at == NULL) at = name + strlen(name);
+    snprintf(key, DFI_NET_NAME + 64, "%s%.*s%s%s", front, (int)(at - name), name, theirs,
+             at + strlen(ours));
+    char *letter = strchr(key, '%');
+    if (letter == NULL) return 1;
+    *letter = "qkv"[part];
+    memmove(letter + 1, letter + 2, strlen(letter + 2) + 1);
+    return 3;
+}
+
+/* Reads a parameter from the net's file; out NULL: looks only whether it has it, with the
+   right size (the sentence of a failure has both shapes). */
+static df_result dfi_net_fetch(df_ctx *ctx, const df_net *net, const char *name, int ndim,
+                               const int *shape, df_real *out) {
+    char key[DFI_NET_NAME + 64];
+    int parts = dfi_net_key(net->naming, name, 0, key), piece[DF_AXES];
+    size_t size = 1;
+    if (parts == 0) return DF_OK;
+    for (int i = 0; i < ndim; i++) {
+        piece[i] = i == 0 ? shape[i] / parts : shape[i];
+        size *= (size_t)piece[i];
+    }
+    for (int part = 0; part < parts; part++) {
+        dfi_net_key(net->naming, name, part, key);
+        const df_file_tensor *t = df_safetensors_find(net->from, key);
+        if (out == NULL && t != NULL && t->count == size) continue;
+        df_result result = df_safetensors_read(ctx, net->from, key, ndim, piece,
+                                               out ? out + (size_t)part * size : NULL);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
 /* The one way in which a parameter comes to be: appended to table and array, then drawn,
    or read if the net is made from a file. */
 static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
@@ -9723,13 +9822,8 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
         return -1;
     }
     /* A file proves its sizes before memory is taken for them. */
-    if (net->from != NULL) {
-        const df_file_tensor *t = df_safetensors_find(net->from, name);
-        if (t == NULL || t->count != (size_t)elements) { /* its sentence has both shapes */
-            df_safetensors_read(ctx, net->from, name, ndim, shape, NULL);
-            return -1;
-        }
-    }
+    if (net->from != NULL && dfi_net_fetch(ctx, net, name, ndim, shape, NULL) != DF_OK)
+        return -1;
     if (dfi_net_grow(ctx, net, (size_t)elements) != DF_OK) return -1;
     char *copy = (char *)dfi_net_copy(ctx, net, name, strlen(name) + 1);
     if (copy == NULL) return -1;
@@ -9744,8 +9838,7 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
     net->count++;
     if (net->from == NULL)
         dfi_net_draw(net, net->count - 1, init, fan_in, fan_out);
-    else if (df_safetensors_read(ctx, net->from, name, ndim, shape,
-                                 net->weights + p->offset))
+    else if (dfi_net_fetch(ctx, net, name, ndim, shape, net->weights + p->offset))
         return -1;
     return net->count - 1;
 }
@@ -9952,7 +10045,7 @@ static df_tensor *dfi_run_condition(const df_run *run, int n) {
 static int dfi_net_bad_label(const df_net *net, int n, const int *labels) {
     if (labels == NULL || net->classes < 0) return n;
     for (int i = 0; i < n; i++)
-        if (labels[i] < -1 || labels[i] >= net->classes) return i;
+        if (labels[i] < -1 || labels[i] >= net->classes + net->null_class) return i;
     return n;
 }
 
@@ -10115,6 +10208,8 @@ typedef struct dfi_net_plan {
     const double *numbers;
     size_t ints_size, numbers_size; /* bytes */
     uint64_t seed;
+    const df_safetensors *from; /* not NULL: parameters are read, by these names */
+    dfi_naming naming;
 } dfi_net_plan;
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
@@ -10126,10 +10221,13 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     net->condition = plan->condition;
     memcpy(net->config, plan->ints, plan->ints_size);
     if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
+    net->from = plan->from;
+    net->naming = plan->naming;
     if (row->build(ctx, net) != DF_OK) {
         df_net_free(net);
         return NULL;
     }
+    net->from = NULL;
     net->sealed = 1;
     return net;
 }
@@ -10633,6 +10731,7 @@ static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
     net->outputs = d.out_channels;
     net->classes = d.classes;
+    net->null_class = d.null_class;
     if (d.class_kind == DF_UNET_CLASS_TIMESTEP) net->classes = 1 << 20;
     if (d.class_kind == DF_UNET_CLASS_IDENTITY)
         net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
@@ -10846,6 +10945,7 @@ static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
     net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
     net->classes = d.classes;
+    net->null_class = d.null_class;
     if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
     int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
     net->rows = live > 2 ? live : 2;
@@ -13237,6 +13337,693 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
         result = dfi_put_data(&at, &image, &tensors[i]);
     if (result == DF_OK) result = dfi_sink_save(&at, sink, &image);
     df_buffer_free(ctx, &image);
+    return result;
+}
+
+/* ---- configurations of others: JSON of scalars and lists ---- */
+
+/* The word next, as null, true, false. */
+static int dfi_json_word(dfi_parser *p, const char *word) {
+    size_t length = strlen(word);
+    (void)dfi_json_take(p, ' ');
+    if ((size_t)(p->end - p->at) < length || memcmp(p->at, word, length) != 0) return 0;
+    p->at += length;
+    return 1;
+}
+/* A number; 0, without an error, if there is none. */
+static int dfi_json_real(dfi_parser *p, double *x) {
+    (void)dfi_json_take(p, ' ');
+    const char *end = dfi_json_number_end(p->at, p->end);
+    if (end == NULL || end - p->at > 60) return 0;
+    *x = dfi_decimal(p->at, (size_t)(end - p->at));
+    if (dfi_nonfinite(*x)) return 0;
+    p->at += end - p->at;
+    return 1;
+}
+/* Passes over any value. Its depth is counted, not walked by calls. */
+static void dfi_json_skip(dfi_parser *p) {
+    char open[32];
+    int depth = 0;
+    do {
+        (void)dfi_json_take(p, ' ');
+        char c = p->at < p->end ? *p->at : 0;
+        double x;
+        if (depth > 0 && c == open[depth - 1]) depth--, p->at++;
+        else if (depth > 0 && (c == ',' || (c == ':' && open[depth - 1] == '}'))) p->at++;
+        else if ((c == '{' || c == '[') && depth < 32)
+            open[depth++] = c == '{' ? '}' : ']', p->at++;
+        else if (c == '"') (void)dfi_json_string(p);
+        else if (c == '{' || c == '[') (void)dfi_json_fail(p, "nested too deep");
+        else if (!dfi_json_word(p, "null") && !dfi_json_word(p, "true") &&
+                 !dfi_json_word(p, "false") && !dfi_json_real(p, &x))
+            (void)dfi_json_fail(p, "a value is missing");
+    } while (depth > 0 && p->result == DF_OK);
+}
+
+/* One key of a configuration and the field of a descriptor that it means. */
+typedef enum dfi_key_kind {
+    DFI_KEY_WHOLE,    /* int */
+    DFI_KEY_OR_NULL,  /* int, null for 0 */
+    DFI_KEY_FLAG,     /* int of true, false */
+    DFI_KEY_REAL,     /* double */
+    DFI_KEY_CHOICE,   /* int: which of the names; "" stands for null */
+    DFI_KEY_FIXED,    /* no field: the JSON of the one value that we know */
+    DFI_KEY_SIZE,     /* two ints: null (0), one number or [height, width] */
+    DFI_KEY_WHOLES,   /* int for each level */
+    DFI_KEY_CHOICES   /* the same of names */
+} dfi_key_kind;
+typedef struct dfi_config_key {
+    const char *name;
+    dfi_key_kind kind;
+    size_t at;
+    const char *names[4];
+} dfi_config_key;
+
+#define DFI_KEY(type, name, kind, field) {name, kind, offsetof(type, field), {NULL}}
+static const dfi_config_key dfi_unet_keys[] = {
+    {"act_fn", DFI_KEY_FIXED, 0, {"\"silu\""}},
+    DFI_KEY(df_unet_desc, "add_attention", DFI_KEY_FLAG, mid_attention),
+    DFI_KEY(df_unet_desc, "attention_head_dim", DFI_KEY_OR_NULL, head_dim),
+    DFI_KEY(df_unet_desc, "attn_norm_num_groups", DFI_KEY_OR_NULL, attn_groups),
+    DFI_KEY(df_unet_desc, "block_out_channels", DFI_KEY_WHOLES, channels),
+    DFI_KEY(df_unet_desc, "center_input_sample", DFI_KEY_FLAG, center_input),
+    {"class_embed_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, class_kind),
+     {"", "timestep", "identity"}},
+    {"down_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, down),
+     {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}},
+    DFI_KEY(df_unet_desc, "downsample_padding", DFI_KEY_WHOLE, downsample_padding),
+    {"downsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, downsample_resnet),
+     {"conv", "resnet"}},
+    DFI_KEY(df_unet_desc, "dropout", DFI_KEY_REAL, dropout),
+    DFI_KEY(df_unet_desc, "flip_sin_to_cos", DFI_KEY_FLAG, flip_sin_to_cos),
+    DFI_KEY(df_unet_desc, "freq_shift", DFI_KEY_WHOLE, freq_shift),
+    DFI_KEY(df_unet_desc, "in_channels", DFI_KEY_WHOLE, in_channels),
+    DFI_KEY(df_unet_desc, "layers_per_block", DFI_KEY_WHOLE, layers),
+    DFI_KEY(df_unet_desc, "mid_block_scale_factor", DFI_KEY_REAL, mid_scale),
+    {"mid_block_type", DFI_KEY_FIXED, 0, {"\"UNetMidBlock2D\""}},
+    DFI_KEY(df_unet_desc, "norm_eps", DFI_KEY_REAL, eps),
+    DFI_KEY(df_unet_desc, "norm_num_groups", DFI_KEY_WHOLE, groups),
+    DFI_KEY(df_unet_desc, "num_class_embeds", DFI_KEY_OR_NULL, classes),
+    DFI_KEY(df_unet_desc, "num_train_timesteps", DFI_KEY_OR_NULL, time_rows),
+    DFI_KEY(df_unet_desc, "out_channels", DFI_KEY_WHOLE, out_channels),
+    {"resnet_time_scale_shift", DFI_KEY_CHOICE, offsetof(df_unet_desc, scale_shift),
+     {"default", "scale_shift"}},
+    DFI_KEY(df_unet_desc, "sample_size", DFI_KEY_SIZE, height),
+    DFI_KEY(df_unet_desc, "time_embedding_dim", DFI_KEY_OR_NULL, time_dim),
+    {"time_embedding_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, time),
+     {"positional", "fourier", "learned"}},
+    {"up_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, up),
+     {"UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}},
+    {"upsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, upsample_resnet),
+     {"conv", "resnet"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* DiT's arguments, and DiTTransformer2DModel's: what either file says. */
+typedef struct dfi_dit_config {
+    df_dit_desc d;
+    double mlp_ratio, class_dropout;
+    int head_dim, out_channels;
+} dfi_dit_config;
+static const dfi_config_key dfi_dit_keys[] = {
+    DFI_KEY(dfi_dit_config, "input_size", DFI_KEY_WHOLE, d.size),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    DFI_KEY(dfi_dit_config, "hidden_size", DFI_KEY_WHOLE, d.width),
+    DFI_KEY(dfi_dit_config, "depth", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "num_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "mlp_ratio", DFI_KEY_REAL, mlp_ratio),
+    DFI_KEY(dfi_dit_config, "class_dropout_prob", DFI_KEY_REAL, class_dropout),
+    DFI_KEY(dfi_dit_config, "num_classes", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "learn_sigma", DFI_KEY_FLAG, d.learn_sigma),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+static const dfi_config_key dfi_dit_peer_keys[] = {
+    {"activation_fn", DFI_KEY_FIXED, 0, {"\"gelu-approximate\""}},
+    {"attention_bias", DFI_KEY_FIXED, 0, {"true"}},
+    DFI_KEY(dfi_dit_config, "attention_head_dim", DFI_KEY_WHOLE, head_dim),
+    {"dropout", DFI_KEY_FIXED, 0, {"0.0"}},
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    {"norm_elementwise_affine", DFI_KEY_FIXED, 0, {"false"}},
+    {"norm_eps", DFI_KEY_FIXED, 0, {"1e-05"}},
+    {"norm_num_groups", DFI_KEY_FIXED, 0, {"32"}}, /* of no layer here */
+    {"norm_type", DFI_KEY_FIXED, 0, {"\"ada_norm_zero\""}},
+    DFI_KEY(dfi_dit_config, "num_attention_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "num_embeds_ada_norm", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "num_layers", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "out_channels", DFI_KEY_OR_NULL, out_channels),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "sample_size", DFI_KEY_WHOLE, d.size),
+    {"upcast_attention", DFI_KEY_FIXED, 0, {"false"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Of a scheduler only what says how the weights were trained. */
+typedef struct dfi_scheduler_config {
+    double beta_start, beta_end;
+    int steps, schedule, prediction, variance, zero_snr;
+} dfi_scheduler_config;
+static const dfi_config_key dfi_scheduler_keys[] = {
+    DFI_KEY(dfi_scheduler_config, "beta_end", DFI_KEY_REAL, beta_end),
+    {"beta_schedule", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, schedule),
+     {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"}},
+    DFI_KEY(dfi_scheduler_config, "beta_start", DFI_KEY_REAL, beta_start),
+    DFI_KEY(dfi_scheduler_config, "num_train_timesteps", DFI_KEY_WHOLE, steps),
+    {"prediction_type", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, prediction),
+     {"sample", "epsilon", "v_prediction"}},
+    DFI_KEY(dfi_scheduler_config, "rescale_betas_zero_snr", DFI_KEY_FLAG, zero_snr),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Which of the key's names comes next; -1 if none. */
+static int dfi_config_choice(dfi_parser *p, const dfi_config_key *k) {
+    if (dfi_json_word(p, "null")) return k->names[0] && k->names[0][0] == 0 ? 0 : -1;
+    const char *text = p->at < p->end && *p->at == '"' ? dfi_json_string(p) : NULL;
+    for (int i = 0; text != NULL && i < 4 && k->names[i] != NULL; i++)
+        if (strcmp(text, k->names[i]) == 0 && text[0] != 0) return i;
+    return -1;
+}
+static int dfi_config_whole(dfi_parser *p, int *out) {
+    double x;
+    if (!dfi_json_real(p, &x) || x != floor(x) || fabs(x) > 1 << 30) return 0;
+    *out = (int)x;
+    return 1;
+}
+/* A list with an entry for each level, at most DF_UNET_LEVELS; its length, or 0. */
+static int dfi_config_list(dfi_parser *p, const dfi_config_key *k, int *out) {
+    int n = 0;
+    while (dfi_json_item(p, "[]", &n)) {
+        int i = n - 1;
+        if (n > DF_UNET_LEVELS) return 0;
+        if (k->kind == DFI_KEY_CHOICES && (out[i] = dfi_config_choice(p, k)) < 0) return 0;
+        if (k->kind == DFI_KEY_WHOLES && !dfi_config_whole(p, &out[i])) return 0;
+    }
+    return n;
+}
+/* The value of a key into its field; 0 if it is none that we know. */
+static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, char *field,
+                            int *length) {
+    int *out = (int *)(void *)field, n = 0;
+    switch (k->kind) {
+    case DFI_KEY_OR_NULL:
+        *out = 0;
+        return dfi_json_word(p, "null") || dfi_config_whole(p, out);
+    case DFI_KEY_WHOLE: return dfi_config_whole(p, out);
+    case DFI_KEY_FLAG:
+        *out = dfi_json_word(p, "true");
+        return *out || dfi_json_word(p, "false");
+    case DFI_KEY_REAL: return dfi_json_real(p, (double *)(void *)field);
+    case DFI_KEY_CHOICE: return (*out = dfi_config_choice(p, k)) >= 0;
+    case DFI_KEY_FIXED: return dfi_json_word(p, k->names[0]);
+    case DFI_KEY_SIZE:
+        out[0] = out[1] = 0;
+        if (dfi_json_word(p, "null")) return 1;
+        if (dfi_config_whole(p, out)) return out[1] = out[0], 1;
+        while (p->result == DF_OK && dfi_json_item(p, "[]", &n))
+            if (n > 2 || !dfi_config_whole(p, &out[n - 1])) return 0;
+        return n == 2;
+    default: return (*length = dfi_config_list(p, k, out)) > 0;
+    }
+}
+
+/* `key` has a value that no net of ours has; the value stands at `value`. */
+static df_result dfi_config_strange(dfi_parser *p, const char *key, char *value) {
+    p->at = value;
+    if (p->result == DF_OK) dfi_json_skip(p);
+    if (p->result == DF_OK)
+        p->result = dfi_error(p->where, 0, NULL, "the key \"%.80s\" is %.*s, which is not "
+                              "supported", key, (int)(p->at - value < 80 ? p->at - value
+                                                                         : 80), value);
+    return p->result;
+}
+
+static int dfi_config_find(const dfi_config_key *keys, const char *key) {
+    int i = 0;
+    while (keys[i].name != NULL && strcmp(keys[i].name, key) != 0) i++;
+    return i;
+}
+
+/* A whole configuration into a descriptor that holds the defaults. Keys of others are
+   refused, unless they begin with '_', say null or false, or `strict` is 0. *levels: how
+   long the lists are; 0 if there are none. The text is decoded in place. */
+static df_result dfi_config_read(const dfi_where *where, df_buffer *text,
+                                 const dfi_config_key *keys, int strict, void *desc,
+                                 int *levels) {
+    char *begin = (char *)text->data;
+    dfi_parser p = {where, NULL, begin, begin, begin + text->size, DF_OK};
+    uint64_t seen = 0;
+    const char *key;
+    int n = 0;
+    *levels = 0;
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        int i = dfi_config_find(keys, key), length = 0;
+        (void)dfi_json_take(&p, ' ');
+        char *value = p.at;
+        if (keys[i].name == NULL) {
+            int nothing = key[0] == '_' || !strict || dfi_json_word(&p, "null") ||
+                          dfi_json_word(&p, "false");
+            if (!nothing) return dfi_config_strange(&p, key, value);
+            if (p.at == value) dfi_json_skip(&p);
+            continue;
+        }
+        if (seen >> i & 1)
+            return dfi_error(where, 0, NULL, "the key \"%s\" stands twice", keys[i].name);
+        seen |= (uint64_t)1 << i;
+        if (!dfi_config_value(&p, &keys[i], (char *)desc + keys[i].at, &length))
+            return dfi_config_strange(&p, keys[i].name, value);
+        if (length > 0 && *levels > 0 && length != *levels)
+            return dfi_error(where, 0, NULL, "the key \"%s\" lists %d levels, another %d",
+                             keys[i].name, length, *levels);
+        if (length > 0) *levels = length;
+    }
+    (void)dfi_json_take(&p, ' ');
+    if (p.at < p.end) dfi_json_fail(&p, "something follows the end");
+    return p.result;
+}
+
+/* The text under `wanted`, or "" if the object has no such key; into out [size]. The text
+   of the file stays as it is. */
+static df_result dfi_config_text(const dfi_where *where, const df_buffer *text,
+                                 const char *wanted, size_t size, char *out) {
+    df_buffer copy = {NULL, 0, 0};
+    const char *key;
+    int n = 0;
+    out[0] = 0;
+    if (dfi_buffer_add(where->ctx, &copy, text->data, text->size)) return DF_ERR_MEMORY;
+    char *begin = (char *)copy.data;
+    dfi_parser p = {where, NULL, begin, begin, begin + copy.size, DF_OK};
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        (void)dfi_json_take(&p, ' ');
+        if (strcmp(key, wanted) != 0 || p.at == p.end || *p.at != '"') dfi_json_skip(&p);
+        else if ((key = dfi_json_string(&p)) != NULL) snprintf(out, size, "%s", key);
+    }
+    df_buffer_free(where->ctx, &copy);
+    return p.result;
+}
+
+/* ---- ... written, as json.dumps(indent=2, sort_keys=True) does ---- */
+
+/* The fewest digits that give back the same number. */
+static void dfi_put_real(df_buffer *b, double x) {
+    char text[40];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        for (char *c = text; *c != 0; c++) *c = *c == ',' ? '.' : *c;
+        if (fabs(dfi_decimal(text, strlen(text)) - x) <= 0) break;
+    }
+    dfi_put(b, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
+}
+static void dfi_put_choice(df_buffer *b, const dfi_config_key *k, int i) {
+    dfi_put(b, k->names[i][0] ? "\"%s\"" : "null", k->names[i]);
+}
+static void dfi_put_key(df_buffer *b, const dfi_config_key *k, const char *field,
+                        int levels) {
+    const int *in = (const int *)(const void *)field;
+    dfi_put(b, ",\n  \"%s\": ", k->name);
+    if (k->kind == DFI_KEY_OR_NULL && *in == 0) dfi_put(b, "null");
+    else if (k->kind == DFI_KEY_WHOLE || k->kind == DFI_KEY_OR_NULL) dfi_put(b, "%d", *in);
+    else if (k->kind == DFI_KEY_FLAG) dfi_put(b, *in ? "true" : "false");
+    else if (k->kind == DFI_KEY_REAL)
+        dfi_put_real(b, *(const double *)(const void *)field);
+    else if (k->kind == DFI_KEY_CHOICE) dfi_put_choice(b, k, *in);
+    else if (k->kind == DFI_KEY_FIXED) dfi_put(b, "%s", k->names[0]);
+    else if (k->kind == DFI_KEY_SIZE && in[0] == in[1]) dfi_put(b, "%d", in[0]);
+    else {
+        int count = k->kind == DFI_KEY_SIZE ? 2 : levels;
+        for (int i = 0; i < count; i++) {
+            dfi_put(b, i ? ",\n    " : "[\n    ");
+            if (k->kind == DFI_KEY_CHOICES) dfi_put_choice(b, k, in[i]);
+            else dfi_put(b, "%d", in[i]);
+        }
+        dfi_put(b, "\n  ]");
+    }
+}
+/* `name`: of the peer's class, or NULL. Room for the longest configuration is reserved. */
+static df_result dfi_config_write(df_ctx *ctx, const char *name,
+                                  const dfi_config_key *keys, const void *desc, int levels,
+                                  df_buffer *out) {
+    if (dfi_buffer_reserve(ctx, out, 1 << 14) != DF_OK) return DF_ERR_MEMORY;
+    dfi_put(out, "{");
+    if (name != NULL) /* the version whose format this is */
+        dfi_put(out, ",\n  \"_class_name\": \"%s\",\n  \"_diffusers_version\": "
+                "\"0.40.0.dev0\"", name);
+    for (int i = 0; keys[i].name != NULL; i++)
+        dfi_put_key(out, &keys[i], (const char *)desc + keys[i].at, levels);
+    memmove(out->data + 1, out->data + 2, --out->size - 1); /* the first comma */
+    dfi_put(out, "\n}\n");
+    return DF_OK;
+}
+
+/* ---- ... and the nets they describe ---- */
+
+/* The plan that a configuration is; what a key leaves out is the peer's default. */
+static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
+                               dfi_net_plan *plan) {
+    int levels;
+    *d = df_unet_defaults();
+    df_result result = dfi_config_read(at, text, dfi_unet_keys, 1, d, &levels);
+    if (levels > 0) d->levels = levels;
+    plan->kind = "unet";
+    plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
+    plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
+    return result != DF_OK ? result : dfi_unet_check(at->ctx, d);
+}
+static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
+                              dfi_dit_config *c, dfi_net_plan *plan) {
+    int levels;
+    df_dit_desc *d = &c->d;
+    memset(c, 0, sizeof *c);
+    *d = df_dit_defaults();
+    c->mlp_ratio = 4, c->class_dropout = .1, c->head_dim = 72;
+    df_result result =
+        dfi_config_read(at, text, peer ? dfi_dit_peer_keys : dfi_dit_keys, 1, c, &levels);
+    if (result != DF_OK) return result;
+    if (peer) {
+        if (c->out_channels == 0) c->out_channels = d->in_channels;
+        if (!dfi_net_range(at->ctx, "attention_head_dim", c->head_dim, 1, 1 << 14) ||
+            !dfi_net_range(at->ctx, "num_attention_heads", d->heads, 1, 1 << 14))
+            return DF_ERR_ARGUMENT;
+        if (c->out_channels != d->in_channels && c->out_channels / 2 != d->in_channels)
+            return dfi_error(at, 0, NULL, "the key \"out_channels\" is %d, neither %d nor "
+                             "twice that", c->out_channels, d->in_channels);
+        d->learn_sigma = c->out_channels != d->in_channels;
+        d->width = d->heads * c->head_dim;
+        d->diffusers = 1;
+        plan->naming = DFI_NAMES_DIFFUSERS;
+    } else {
+        if (!(c->mlp_ratio > 0 && c->mlp_ratio < 64))
+            return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
+        d->null_class = c->class_dropout > 0;
+        if (d->width > 0 && d->width < 1 << 20)
+            d->mlp_width = (int)(d->width * c->mlp_ratio);
+    }
+    plan->kind = "dit";
+    plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
+    return dfi_dit_check(at->ctx, d);
+}
+
+/* Every tensor of the file must be a part of the net. Transformer2DModel repeats the
+   embedding of time and class in each block; we hold one, so they must be equal. */
+static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
+                                  const char *name) {
+    char first[DFI_NET_NAME + 64], key[DFI_NET_NAME + 64];
+    const char *rest = strstr(name, ".norm1.emb.");
+    const df_file_tensor *t = df_safetensors_find(f->file, name), *same = NULL;
+    for (int i = 0; i < net->count; i++)
+        for (int part = 0, parts = 1; part < parts; part++) {
+            parts = dfi_net_key(net->naming, net->param[i].name, part, key);
+            if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
+        }
+    if (rest != NULL && net->naming == DFI_NAMES_DIFFUSERS) {
+        snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
+        same = df_safetensors_find(f->file, first);
+    }
+    if (same == NULL)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.160s: tensor '%.160s' is no part of "
+                        "the network that its configuration says", f->function, f->name,
+                        name);
+    if (same->dtype == t->dtype && same->count == t->count &&
+        memcmp(same->bytes, t->bytes,
+               t->count * (size_t)dfi_dtypes[t->dtype].bits / 8) == 0)
+        return DF_OK;
+    return dfi_fail(f->ctx, DF_ERR_UNSUPPORTED, "%s: %.160s: '%.160s' differs from block "
+                    "0's: blocks with embeddings of their own are not supported",
+                    f->function, f->name, name);
+}
+
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_source weights) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
+    df_net *net = NULL;
+    int bad = 0;
+    if (f.file == NULL) return NULL;
+    for (int i = 0; i < df_safetensors_count(f.file); i++)
+        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
+            plan->naming = DFI_NAMES_OLD;
+    plan->ndim = 3;
+    plan->from = f.file;
+    net = dfi_net_new(ctx, plan);
+    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
+        bad = dfi_net_leftover(&f, net, df_safetensors_at(f.file, i)->name) != DF_OK;
+    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
+        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
+                 ctx->message);
+    df_safetensors_close(f.file);
+    if (bad) df_net_free(net);
+    return bad ? NULL : net;
+}
+
+/* The card of networks of denoising diffusion: a table of betas, t = 0 .. T - 1. */
+static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net *net) {
+    static const df_prediction predictions[3] = {DF_X0, DF_EPS, DF_V};
+    static const df_betas_kind kinds[4] = {DF_BETAS_LINEAR, DF_BETAS_SCALED_LINEAR,
+                                           DF_BETAS_COSINE, DF_BETAS_SIGMOID};
+    df_card card = df_card_defaults();
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *betas = NULL, total = 0;
+    df_result result = DF_ERR_ARGUMENT;
+    if (dfi_net_range(ctx, "num_train_timesteps", c->steps, 1, 1 << 20)) {
+        betas = (double *)dfi_scratch(ctx, 2 * (size_t)c->steps * sizeof *betas);
+        result = betas == NULL ? (df_result)DF_ERR_MEMORY
+                               : df_betas(ctx, kinds[c->schedule], c->beta_start,
+                                          c->beta_end, c->steps, betas);
+    }
+    if (result == DF_OK && c->zero_snr) result = df_betas_zero_snr(ctx, c->steps, betas);
+    for (int i = 0; result == DF_OK && i < c->steps; i++)
+        betas[c->steps + i] = total += betas[i] < 1 ? log1p(-betas[i]) : -dfi_infinity(1);
+    card.process.kind = DF_PROCESS_TABLE;
+    card.process.table_size = c->steps;
+    card.process.log_abar = betas ? betas + c->steps : NULL;
+    card.prediction = predictions[c->prediction];
+    card.time = df_time_index(c->steps);
+    card.learned = net->card.learned;
+    if (result == DF_OK) result = df_net_set_card(ctx, net, &card);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* A text from a source, whole. */
+static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *text) {
+    at->file = dfi_source_name(&source);
+    df_result result = dfi_source_load(at, source, text);
+    if (result == DF_OK && text->size > 1 << 20)
+        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has fewer than 2^20",
+                           (double)text->size);
+    return result;
+}
+
+static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, 0};
+    df_buffer text = {NULL, 0, 0};
+    int levels;
+    df_result result = DF_OK;
+    if (source != NULL) result = dfi_config_load(&at, *source, &text);
+    if (source != NULL && result == DF_OK)
+        result = dfi_config_read(&at, &text, dfi_scheduler_keys, 0, &c, &levels);
+    df_buffer_free(ctx, &text);
+    return result == DF_OK ? dfi_card_of(ctx, &c, net) : result;
+}
+
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    df_buffer text = {NULL, 0, 0};
+    char name[64];
+    dfi_net_plan plan;
+    df_unet_desc unet;
+    dfi_dit_config dit;
+    df_net *net = NULL;
+    if (ctx == NULL) return NULL;
+    memset(&plan, 0, sizeof plan);
+    df_result result = dfi_config_load(&at, config, &text);
+    if (result == DF_OK)
+        result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
+    if (result == DF_OK && strcmp(name, "UNet2DModel") == 0)
+        result = dfi_plan_unet(&at, &text, &unet, &plan);
+    else if (result == DF_OK && (name[0] == 0 || strstr(name, "Transformer2DModel")))
+        result = dfi_plan_dit(&at, &text, name[0] != 0, &dit, &plan);
+    else if (result == DF_OK)
+        result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
+                           "DiTTransformer2DModel or DiT's arguments are known", name);
+    if (result == DF_ERR_ARGUMENT)
+        dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
+    df_buffer_free(ctx, &text);
+    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, weights);
+    if (net == NULL || dfi_scheduler_load(ctx, scheduler, net) == DF_OK) return net;
+    df_net_free(net);
+    return NULL;
+}
+/* ---- folders ---- */
+
+/* folder/name in step memory. */
+static char *dfi_path_in(df_ctx *ctx, const char *folder, const char *name) {
+    size_t size = dfi_plus(strlen(folder), strlen(name) + 2);
+    char *path = (char *)dfi_scratch(ctx, size);
+    if (path != NULL) snprintf(path, size, "%s/%s", folder, name);
+    return path;
+}
+/* The first of the names, ended by NULL, that can be opened; else the first. */
+static char *dfi_path_of(df_ctx *ctx, const char *folder, const char *const *names,
+                         int *found) {
+    char *first = dfi_path_in(ctx, folder, names[0]);
+    *found = 0;
+#ifndef DIFFUSION_NO_STDIO
+    for (int i = 0; first != NULL && names[i] != NULL; i++) {
+        char *path = dfi_path_in(ctx, folder, names[i]);
+        FILE *file = path != NULL ? fopen(path, "rb") : NULL;
+        if (file == NULL) continue;
+        fclose(file);
+        *found = 1;
+        return path;
+    }
+#endif
+    return first;
+}
+
+static const char *const dfi_folder_config[] = {"config.json", NULL};
+static const char *const dfi_folder_weights[] = {"diffusion_pytorch_model.safetensors",
+                                                 "model.safetensors", NULL};
+static const char *const dfi_folder_scheduler[] = {
+    "scheduler_config.json", "../scheduler/scheduler_config.json", NULL};
+
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder) {
+    df_net *net = NULL;
+    int found;
+    if (ctx == NULL) return NULL;
+    if (folder == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_load_folder: the folder is NULL");
+        return NULL;
+    }
+    df_scope mark = dfi_scratch_mark(ctx);
+    char *config = dfi_path_of(ctx, folder, dfi_folder_config, &found);
+    char *weights = dfi_path_of(ctx, folder, dfi_folder_weights, &found);
+    char *scheduler = dfi_path_of(ctx, folder, dfi_folder_scheduler, &found);
+    if (config != NULL && weights != NULL && scheduler != NULL) {
+        df_source third = df_source_path(scheduler);
+        net = df_net_load_config(ctx, df_source_path(config), df_source_path(weights),
+                                 found ? &third : NULL);
+    }
+    dfi_scratch_release(ctx, mark);
+    return net;
+}
+
+/* The configuration of a net as its own library writes it. */
+static df_result dfi_net_config(df_ctx *ctx, const df_net *net, df_buffer *out) {
+    if (strcmp(net->kind, "unet") == 0) {
+        df_unet_desc d = dfi_unet_of(net);
+        d.classes += d.null_class;
+        return dfi_config_write(ctx, "UNet2DModel", dfi_unet_keys, &d, d.levels, out);
+    }
+    dfi_dit_config c;
+    memset(&c, 0, sizeof c);
+    df_dit_desc *d = &c.d;
+    *d = dfi_dit_of(net);
+    c.class_dropout = d->null_class ? .1 : 0;
+    c.mlp_ratio = d->mlp_width > 0 ? (double)d->mlp_width / d->width : 4;
+    c.head_dim = d->width / d->heads;
+    c.out_channels = net->outputs;
+    return dfi_config_write(ctx, d->diffusers ? "DiTTransformer2DModel" : NULL,
+                            d->diffusers ? dfi_dit_peer_keys : dfi_dit_keys, &c, 0, out);
+}
+
+/* The weights, the average if there is one, each part under the peer's name. */
+static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
+                                df_sink sink) {
+    static const df_save_text text = {"format", "pt"};
+    const df_real *w = net->average != NULL ? net->average : net->weights;
+    enum { KEY = DFI_NET_NAME + 64 };
+    df_save_tensor *list = (df_save_tensor *)dfi_scratch(
+        ctx, dfi_mul(3 * (size_t)net->count, sizeof *list));
+    char *keys = (char *)dfi_scratch(ctx, dfi_mul(3 * (size_t)net->count, KEY));
+    int count = 0;
+    if (list == NULL || keys == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        for (int part = 0, parts = 1; part < parts; part++) {
+            char *key = keys + (size_t)count * KEY;
+            int shape[DF_AXES];
+            parts = dfi_net_key(naming, p->name, part, key);
+            if (parts == 0) break;
+            memcpy(shape, p->shape, sizeof shape);
+            shape[0] /= parts;
+            dfi_save_add(&list[count], key, p->ndim, shape,
+                         w + p->offset + p->size / (size_t)parts * (size_t)part, 0);
+            list[count++].dtype = DF_DTYPE_F32;
+        }
+    }
+    return df_safetensors_write(ctx, sink, list, count, &text, 1);
+}
+
+/* A scheduler's configuration with the table's own betas. */
+static df_result dfi_scheduler_config_write(df_ctx *ctx, const df_net *net,
+                                            df_buffer *out) {
+    const df_card *card = &net->card;
+    const char *name = card->prediction == DF_EPS ? "epsilon"
+                     : card->prediction == DF_X0  ? "sample"
+                     : card->prediction == DF_V   ? "v_prediction" : NULL;
+    int T = card->process.table_size;
+    double before = 0;
+    if (card->process.kind != DF_PROCESS_TABLE || name == NULL) return DF_OK;
+    if (dfi_buffer_reserve(ctx, out, dfi_plus(1024, dfi_mul(40, (size_t)T))))
+        return DF_ERR_MEMORY;
+    dfi_put(out, "{\n  \"_class_name\": \"DDPMScheduler\",\n"
+            "  \"num_train_timesteps\": %d,\n  \"prediction_type\": \"%s\",\n"
+            "  \"variance_type\": \"%s\",\n"
+            "  \"clip_sample\": false,\n  \"trained_betas\": [", T, name,
+            card->learned ? "learned_range" : "fixed_small");
+    for (int i = 0; i < T; i++) {
+        double now = net->log_abar[i];
+        dfi_put(out, i ? ",\n    " : "\n    ");
+        dfi_put_real(out, dfi_nonfinite(now) ? 1 : -expm1(now - before));
+        before = now;
+    }
+    dfi_put(out, "\n  ]\n}\n");
+    return DF_OK;
+}
+
+/* One text file of a folder; nothing if there is no text. */
+static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *name,
+                                const df_buffer *text) {
+    char *path = dfi_path_in(ctx, folder, name);
+    dfi_where at = {ctx, "df_net_save_folder", path, DF_ERR_IO};
+    if (path == NULL) return DF_ERR_MEMORY;
+    if (text->size == 0) return DF_OK;
+    return dfi_sink_save(&at, df_sink_path(path), text);
+}
+
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder) {
+    df_buffer config = {NULL, 0, 0}, scheduler = {NULL, 0, 0};
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    df_result result = dfi_net_missing(ctx, net, "df_net_save_folder");
+    if (result == DF_OK && folder == NULL)
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_save_folder: the folder is NULL");
+    if (result == DF_OK && (net->row == NULL || (strcmp(net->kind, "unet") != 0 &&
+                                                 strcmp(net->kind, "dit") != 0)))
+        result = dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_net_save_folder: net '%s' has no "
+                          "form of others: use df_net_save", net->kind);
+    if (result == DF_OK) result = dfi_net_finite(ctx, net, "df_net_save_folder");
+    if (result != DF_OK) return result;
+#ifdef DFI_POSIX
+    (void)mkdir(folder, 0777); /* it may be there */
+#endif
+    df_scope mark = dfi_scratch_mark(ctx);
+    int peer = strcmp(net->kind, "dit") == 0 && dfi_dit_of(net).diffusers;
+    int own = strcmp(net->kind, "dit") == 0 && !peer;
+    char *path = dfi_path_in(ctx, folder, dfi_folder_weights[own]);
+    if (path == NULL) result = DF_ERR_MEMORY;
+    if (result == DF_OK) result = dfi_net_config(ctx, net, &config);
+    if (result == DF_OK) result = dfi_scheduler_config_write(ctx, net, &scheduler);
+    if (result == DF_OK)
+        result = dfi_net_export(ctx, net, peer ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN,
+                                df_sink_path(path));
+    if (result == DF_OK) result = dfi_folder_put(ctx, folder, "config.json", &config);
+    if (result == DF_OK)
+        result = dfi_folder_put(ctx, folder, "scheduler_config.json", &scheduler);
+    dfi_scratch_release(ctx, mark);
+    df_buffer_free(ctx, &config);
+    df_buffer_free(ctx, &scheduler);
     return result;
 }
 
