@@ -52,12 +52,13 @@ static int sample(df_ctx *ctx, const options *o, const image_options *i, const d
         df_sliced_wasserstein(ctx, d->x, compare, fresh, held, d->dim, 200, 1, &floor)) {
         result = failed(ctx);
     } else {
-        int shown[2] = { n, o->n };
+        int shown[2] = { n, o->n }, shape[3] = { d->c, d->h, d->w };
         printf("%d samples by %s in %d steps: sliced W2 to %d held-out images %.4f (between two"
                " draws of the data: %.4f)\n", o->n, o->method, o->sample_steps, held, distance,
                floor);
         sheets[0] = d->x, sheets[1] = x;
-        result = image_picture(o->picture, d, 2, titles, sheets, shown) != 0;
+        result = images_sheets(o->picture, shape, image_columns(d->classes), IMAGE_ROWS, 2,
+                               titles, sheets, shown) != 0;
         if (o->csv && result == 0) result = options_csv(o->csv, x, o->n, d->dim);
     }
     free(x);

@@ -1,5 +1,6 @@
 // images.h: images from files: IDX (MNIST's format), plain or piped, with labels; a folder of
-// PNG and JPEG pictures through stb_image.h; raw floats. Include it after data.h.
+// PNG and JPEG pictures through stb_image.h; raw floats; and sheets of images. Include it
+// after data.h and draw.h.
 //
 //     data_set d;
 //     int shape[3] = { 3, 64, 64 };                    // channels 1 or 3, height, width
@@ -207,6 +208,17 @@ static inline int images_picture(const char *path, const int shape[3], df_real *
 #endif
 }
 
+static inline int images_is_folder(const char *path) {
+#if IMAGES_FOLDERS
+    DIR *dir = opendir(path);
+    if (dir != NULL) closedir(dir);
+    return dir != NULL;
+#else
+    (void)path;
+    return 0;
+#endif
+}
+
 #if IMAGES_FOLDERS
 typedef struct images_list {
     char (*name)[256];
@@ -292,9 +304,7 @@ static inline int images_folder(data_set *d, const char *folder, const int shape
         for (int i = 0; bad == 0 && i < list.count; i++) {
             int before = d->n;
             if (snprintf(path, sizeof path, "%s/%s", folder, list.name[i]) >= 1024) continue;
-            DIR *dir = opendir(path);
-            if (dir == NULL) continue;
-            closedir(dir);
+            if (!images_is_folder(path)) continue;
             bad = images_add(d, &room, path, d->classes, shape, most);
             if (d->n > before) d->classes++;
         }
@@ -330,11 +340,8 @@ static inline int images_read(data_set *d, const char *path, const char *labels,
     int bad = -1;
     memset(d, 0, sizeof *d);
 #if IMAGES_FOLDERS
-    DIR *dir = opendir(path);
-    if (dir != NULL) {
-        closedir(dir);
-        bad = images_folder(d, path, shape ? shape : usual, most);
-    } else
+    if (images_is_folder(path)) bad = images_folder(d, path, shape ? shape : usual, most);
+    else
 #endif
     {
         size_t size;
@@ -357,6 +364,47 @@ static inline int images_read(data_set *d, const char *path, const char *labels,
     }
     if (bad != 0) data_free(d);
     (void)usual;
+    return bad;
+}
+
+// ---- sheets of images --------------------------------------------------------------------
+
+// [C, H, W] of a net's images, `given` or guessed: the channels of its first convolution, else
+// grey; square. 0, or -1 and a sentence.
+static inline int images_shape_of(const df_net *net, const char *given, int shape[3]) {
+    int dim = df_net_dim(net), first = 0;
+    if (given != NULL && images_shape(given, shape) != 0) return -1;
+    if (given == NULL) {
+        while (first < df_net_count(net) && df_net_param(net, first)->ndim != 4) first++;
+        shape[0] = first < df_net_count(net) ? df_net_param(net, first)->shape[1] : 1;
+        shape[1] = shape[2] = (int)(sqrt((double)dim / shape[0]) + 0.5);
+    }
+    if (shape[0] * shape[1] * shape[2] == dim) return 0;
+    fprintf(stderr, "%d x %d x %d is not the shape of the net's images of %d numbers: give it "
+            "by --shape C,H,W\n", shape[0], shape[1], shape[2], dim);
+    return -1;
+}
+
+// Sheets of images below each other, each with its title, at most n[k] images x[k] and `rows`
+// rows; small images are shown larger. 0, or -1 and a sentence.
+static inline int images_sheets(const char *path, const int shape[3], int columns, int rows,
+                                int sheets, const char *const *titles,
+                                const df_real *const *x, const int *n) {
+    draw_canvas c;
+    int h = shape[1], w = shape[2], scale = w < 48 ? 48 / w : 1, top = 0, bad;
+    int high = 0, wide = columns * (w * scale + 3) + 33, down = h * scale + 3, shown[8];
+    for (int k = 0; k < sheets && k < 8; k++) {
+        shown[k] = n[k] < columns * rows ? n[k] : columns * rows;
+        high += ((shown[k] - 1) / columns + 1) * down + 50;
+    }
+    if (draw_open(&c, wide > 160 ? wide : 160, high - 4) != 0) return -1;
+    for (int k = 0; k < sheets && k < 8; k++) {
+        draw_text(&c, 18, top + 20, titles[k], 1.15 * c.text, 0, 1.4, DRAW_INK);
+        draw_images(&c, 18, top + 38, x[k], shown[k], shape[0], h, w, columns, scale, 3, -1, 1);
+        top += ((shown[k] - 1) / columns + 1) * down + 50;
+    }
+    bad = draw_save(&c, path);
+    draw_close(&c);
     return bad;
 }
 #endif

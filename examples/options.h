@@ -18,6 +18,12 @@ typedef struct option_own {
     double *real;
     double low, high;        // of number and real
 } option_own;
+#define OPTION_FLAG(word, what, to) { word, NULL, what, to, NULL, NULL, NULL, 0, 0 }
+#define OPTION_TEXT(word, value, what, to) { word, value, what, NULL, to, NULL, NULL, 0, 0 }
+#define OPTION_WHOLE(word, value, what, to, low, high) \
+    { word, value, what, NULL, NULL, to, NULL, low, high }
+#define OPTION_REAL(word, value, what, to, low, high) \
+    { word, value, what, NULL, NULL, NULL, to, low, high }
 
 typedef struct options {
     const char *data, *method, *load, *save, *picture, *csv;

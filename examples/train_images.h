@@ -1,6 +1,6 @@
 // train_images.h: what 02_images and its like share: a network of three kinds for images, a
 // training run that can be stopped and taken up again, sheets of samples. Include it after
-// diffusion.h, data.h, draw.h, options.h.
+// diffusion.h, data.h, draw.h, images.h, options.h.
 #ifndef TRAIN_IMAGES_H
 #define TRAIN_IMAGES_H
 #include <signal.h>
@@ -16,34 +16,30 @@ typedef struct image_options {
 
 static inline void image_options_defaults(image_options *i, options *o) {
     const option_own own[] = {
-        { "--labels", "FILE", "an IDX file of labels", NULL, &i->labels, NULL, NULL, 0, 0 },
-        { "--shape", "C,H,W", "of raw floats; of a folder's pictures: 3,32,32 unless given",
-          NULL, &i->shape, NULL, NULL, 0, 0 },
-        { "--flip", NULL, "mirror every second image", &i->flip, NULL, NULL, NULL, 0, 0 },
-        { "--net", "NAME", "unet, dit or mlp", NULL, &i->net, NULL, NULL, 0, 0 },
-        { "--width", "N", "its channels: unet N, 2N, 2N; dit 4N; mlp 16N", NULL, NULL,
-          &i->width, NULL, 8, 1024 },
-        { "--levels", "N", "sizes of a unet, each half the last", NULL, NULL, &i->levels, NULL,
-          1, 8 },
-        { "--batch", "N", "images of one step", NULL, NULL, &i->batch, NULL, 1, 65536 },
-        { "--rows", "N", "images at once; a batch is summed from such parts; 0: all", NULL,
-          NULL, &i->rows, NULL, 0, 65536 },
-        { "--rate", "R", "learning rate", NULL, NULL, NULL, &i->rate, 1e-8, 1 },
-        { "--ema", "D", "decay of the averaged weights; 0: none", NULL, NULL, NULL, &i->ema, 0,
-          0.99999 },
-        { "--dropout", "P", "part of the labels left out, for guidance", NULL, NULL, NULL,
-          &i->dropout, 0, 1 },
-        { "--guidance", "S", "scale of classifier-free guidance; 1: off", NULL, NULL, NULL,
-          &i->guidance, -100, 100 },
-        { "--checkpoint", "FILE", "where the trainer's state goes", NULL, &i->checkpoint, NULL,
-          NULL, 0, 0 },
-        { "--checkpoint-every", "N", "steps; 0: only when stopped by Ctrl-C", NULL, NULL,
-          &i->checkpoint_every, NULL, 0, 1e9 },
-        { "--resume", NULL, "go on from the trainer's state", &i->resume, NULL, NULL, NULL, 0,
-          0 },
-        { "--grid-every", "N", "steps between sheets of samples; 0: none", NULL, NULL,
-          &i->grid_every, NULL, 0, 1e9 },
-        { "--log", "FILE", "loss, rates and speed as CSV", NULL, &i->log, NULL, NULL, 0, 0 },
+        OPTION_TEXT("--labels", "FILE", "an IDX file of labels", &i->labels),
+        OPTION_TEXT("--shape", "C,H,W", "of raw floats; to which a folder's pictures are cut, "
+                    "else 3,32,32", &i->shape),
+        OPTION_FLAG("--flip", "mirror images, or do not, by chance", &i->flip),
+        OPTION_TEXT("--net", "NAME", "unet, dit or mlp", &i->net),
+        OPTION_WHOLE("--width", "N", "its channels: unet N, 2N, 2N; dit 4N; mlp 16N", &i->width,
+                     8, 1024),
+        OPTION_WHOLE("--levels", "N", "sizes of a unet, each half the last", &i->levels, 1, 8),
+        OPTION_WHOLE("--batch", "N", "images of one step", &i->batch, 1, 65536),
+        OPTION_WHOLE("--rows", "N", "images at once, a batch is the sum of such parts; 0: all",
+                     &i->rows, 0, 65536),
+        OPTION_REAL("--rate", "R", "learning rate", &i->rate, 1e-8, 1),
+        OPTION_REAL("--ema", "D", "decay of the averaged weights; 0: none", &i->ema, 0, 0.99999),
+        OPTION_REAL("--dropout", "P", "part of the labels left out, for guidance", &i->dropout, 0,
+                    1),
+        OPTION_REAL("--guidance", "S", "of classifier-free guidance; 1: off", &i->guidance, -100,
+                    100),
+        OPTION_TEXT("--checkpoint", "FILE", "where the trainer's state goes", &i->checkpoint),
+        OPTION_WHOLE("--checkpoint-every", "N", "steps; 0: only when stopped by Ctrl-C",
+                     &i->checkpoint_every, 0, 1e9),
+        OPTION_FLAG("--resume", "go on from the trainer's state", &i->resume),
+        OPTION_WHOLE("--grid-every", "N", "steps between sheets of samples; 0: none",
+                     &i->grid_every, 0, 1e9),
+        OPTION_TEXT("--log", "FILE", "loss, rates and speed as CSV", &i->log),
     };
     memset(i, 0, sizeof *i);
     i->net = "unet", i->width = 16, i->levels = 3, i->batch = 64;
@@ -163,25 +159,6 @@ static inline int image_columns(int classes) {
     return IMAGE_COLUMNS - IMAGE_COLUMNS % classes;
 }
 
-// Sheets of images [n, c, h, w] below each other, each with its title.
-static inline int image_picture(const char *path, const data_set *d, int sheets,
-                                const char *const *titles, const df_real *const *x,
-                                const int *n) {
-    draw_canvas c;
-    int columns = image_columns(d->classes), scale = d->w < 48 ? 48 / d->w : 1, bad;
-    int high = IMAGE_ROWS * (d->h * scale + 3) + 50, wide = columns * (d->w * scale + 3);
-    if (draw_open(&c, wide + 33, sheets * high - 4) != 0) return -1;
-    for (int k = 0; k < sheets; k++) {
-        int shown = n[k] < columns * IMAGE_ROWS ? n[k] : columns * IMAGE_ROWS;
-        draw_text(&c, 18, k * high + 20, titles[k], 1.15 * c.text, 0, 1.4, DRAW_INK);
-        draw_images(&c, 18, k * high + 38, x[k], shown, d->c, d->h, d->w, columns, scale, 3, -1,
-                    1);
-    }
-    bad = draw_save(&c, path);
-    draw_close(&c);
-    return bad;
-}
-
 // A sheet of samples during training, beside the picture: images_step500.png.
 static inline df_result image_grid(df_ctx *ctx, const df_net *net, const options *o,
                                    const image_options *i, const data_set *d, long step) {
@@ -194,7 +171,9 @@ static inline df_result image_grid(df_ctx *ctx, const df_net *net, const options
     snprintf(title, sizeof title, "samples after %ld steps", step);
     options_beside(o->picture, ending, path, sizeof path);
     const df_real *sheet[1] = { x };
-    if (result == DF_OK) image_picture(path, d, 1, titles, sheet, &n);
+    const int shape[3] = { d->c, d->h, d->w };
+    if (result == DF_OK)
+        images_sheets(path, shape, image_columns(classes), IMAGE_ROWS, 1, titles, sheet, &n);
     free(x);
     return result;
 }
