@@ -1484,8 +1484,14 @@ DF_API df_result df_trainer_validate(df_trainer *trainer, double *loss);
 DF_API df_result df_trainer_save(df_trainer *trainer, df_sink sink);
 DF_API df_result df_trainer_load(df_trainer *trainer, df_source source);
 
-/* The optimiser by itself, for loops of your own: flat arrays as a net's weights
-   [size]. */
+/* The optimiser by itself, for loops of your own: flat arrays as a net's weights [size].
+   Where parameters are frozen, AdamW and the average walk from span to span of the others
+     for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n)
+         df_adamw_step(ctx, &adamw, step, n, w + at, m + at, v + at, g + at, factor);
+   and the norm goes over all of g: nobody adds to a frozen gradient, so it is 0. */
+/* The first span of trained weights at or after *at: moves *at to it and returns its
+   length, 0 if there is none. */
+DF_API size_t df_net_span(const df_net *net, size_t *at);
 typedef struct df_adamw { double learning_rate, beta1, beta2, eps,
     weight_decay; } df_adamw;
 /* Step number `step` (from 1); gradients are multiplied by grad_scale first. */
@@ -10888,6 +10894,19 @@ DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_rea
     dfi_flat_run(ctx, &j, dfi_ema_task);
 }
 
+DF_API size_t df_net_span(const df_net *net, size_t *at) {
+    size_t size = 0;
+    for (int i = 0; net != NULL && i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        if (p->offset < *at) continue;
+        if (p->frozen && size > 0) break;
+        if (p->frozen) continue;
+        if (size == 0) *at = p->offset;
+        size += p->size;
+    }
+    return size;
+}
+
 typedef struct dfi_norm_job {
     const dfi_kernels *k;
     size_t size, slice;
@@ -11194,11 +11213,13 @@ static df_result dfi_train_step(df_trainer *tr) {
     adamw.beta2 = d->beta2;
     adamw.eps = d->adam_eps;
     adamw.weight_decay = d->weight_decay;
-    df_adamw_step(tr->ctx, &adamw, tr->step + 1, net->size, net->weights, tr->m, tr->v,
-                  tr->grads, factor);
-    if (net->average != NULL)
-        df_ema_step(tr->ctx, net->size, net->average, net->weights,
-                    d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema);
+    double decay = d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema;
+    for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n) {
+        df_adamw_step(tr->ctx, &adamw, tr->step + 1, n, net->weights + at, tr->m + at,
+                      tr->v + at, tr->grads + at, factor);
+        if (net->average != NULL)
+            df_ema_step(tr->ctx, n, net->average + at, net->weights + at, decay);
+    }
     tr->norm = norm;
     tr->loss_sum += loss;
     tr->loss_count++;
@@ -11407,10 +11428,10 @@ DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *da
     df_train_desc d = df_train_defaults();
     if (ctx == NULL || dfi_net_missing(ctx, net, "df_trainer_create")) return NULL;
     if (desc != NULL) d = *desc;
-    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || net->size == 0) {
+    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || df_net_trained(net) == 0) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
                  "df_trainer_create: wants a descriptor that df_train_defaults made, a "
-                 "net with parameters and at least one row of data (here %d)",
+                 "net with parameters to train and at least one row of data (here %d)",
                  n);
         return NULL;
     }
@@ -11567,10 +11588,10 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
     dfi_text_add(
         s, "train.settings",
         "batch %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g betas %.17g "
-        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu",
+        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu frozen %.0f",
         d->batch, (double)d->steps, d->learning_rate, (double)d->warmup, d->final_rate,
         d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema, d->ema_warmup,
-        (unsigned long long)d->seed);
+        (unsigned long long)d->seed, (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
                  "validation %.17g %.0f label_dropout %.17g",

@@ -112,6 +112,73 @@ TEST(recorded) {
     df_ctx_free(ctx);
 }
 
+// A frozen parameter keeps its bits, in the average too, whatever the decay; the others train
+// as if it were a constant: a net whose frozen factors are 1 goes as one without them.
+static df_tensor *forward_factors(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    int n = df_net_count(run->net);
+    (void)t, (void)labels;
+    for (int i = 0; i < n; i++) x = df_mul(run->ctx, x, df_run_param(run, i));
+    return x;
+}
+TEST(frozen) {
+    static const char *const name[6] = {"f0", "a", "b", "f1", "f2", "c"};
+    df_ctx *ctx = new_ctx(2, NULL);
+    int two[1] = {2};
+    df_real data[64], w[2][12];
+    double norm[2];
+    df_random_normal(4, 0, 0, 64, data);
+    for (int k = 0; k < 2; k++) {
+        df_train_info info;
+        df_train_desc d = df_train_defaults();
+        d.steps = 30;
+        d.batch = 8;
+        d.weight_decay = 1;
+        d.learning_rate = .05;
+        d.warmup = 0;
+        d.clip = .5;
+        d.validation = 0;
+        df_net *net = df_net_create(ctx, "factors", 1, two, forward_factors, 1);
+        for (int i = 0; i < 6; i++) {
+            int freeze = name[i][0] == 'f';
+            if (k == 1 && freeze) continue;
+            int index = df_net_add(ctx, net, name[i], 1, two, DF_INIT_ONE);
+            if (freeze) df_net_freeze(net, index);
+        }
+        size_t at = 0, size = df_net_size(net);
+        if (k == 0) {
+            expect(df_net_span(net, &at) == 4 && at == 2);
+            at += 4;
+            expect(df_net_span(net, &at) == 2 && at == 10);
+            at += 2;
+            expect(df_net_span(net, &at) == 0);
+        } else {
+            expect(df_net_span(net, &at) == 6 && at == 0);
+        }
+        df_trainer *tr = df_trainer_create(ctx, net, data, 32, NULL, &d);
+        check(tr && df_trainer_run(tr, 0) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        norm[k] = info.gradient_norm;
+        for (int i = 0, j = 0; i < df_net_count(net); i++) {
+            const df_param *p = df_net_param(net, i);
+            const df_real *a = df_net_average(net) + p->offset;
+            if (!p->frozen) memcpy(&w[k][2 * j++], df_net_weights(net) + p->offset, 2 * sizeof *a);
+            else expect(a[0] == 1 && a[1] == 1 && df_net_weights(net)[p->offset] == 1);
+        }
+        expect(size == (k == 0 ? 12 : 6) && df_net_trained(net) == 6);
+        df_trainer_free(tr);
+        for (int i = 0; i < df_net_count(net); i++) df_net_freeze(net, i);
+        expect(df_trainer_create(ctx, net, data, 32, NULL, &d) == NULL && says(ctx, "to train"));
+        df_net_free(net);
+    }
+    near_all(w[0], w[1], 6, IS_DOUBLE ? 1e-13 : 1e-6);
+    near_rel(norm[0], norm[1], IS_DOUBLE ? 1e-12 : 1e-5);
+    expect(fabs((double)w[0][0] - 1) > .05);
+    size_t at = 0;
+    expect(df_net_span(NULL, &at) == 0);
+    df_ctx_free(ctx);
+}
+
 // Long arrays: against double loops, and the same bits on any number of threads.
 TEST(optimiser_threads) {
     enum { N = 100003 };
@@ -1072,6 +1139,7 @@ TEST(eight_gaussians_long) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     RUN(recorded);
+    RUN(frozen);
     RUN(optimiser_threads);
     RUN(weightings);
     RUN(targets);
