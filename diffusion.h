@@ -1431,6 +1431,9 @@ typedef struct df_train_info {
     double gradient_norm;    /* before clipping */
     double learning_rate;
     double seconds_left;     /* estimate; < 0 without a clock */
+    size_t memory;           /* bytes that training holds at its peak, the net's included:
+                                weights, average, moments, gradients, rows, activations;
+                                known before the first step */
 } df_train_info;
 
 typedef struct df_train_desc {
@@ -1445,6 +1448,10 @@ typedef struct df_train_desc {
     df_scaling scaling;      /* data to mean 0, deviation 1: not, by one number, each
                                 dimension [GLOBAL] */
     int batch;               /* [256] */
+    int rows;                /* of a batch, at once: the gradients of its parts are added;
+                                0: so many that a part's activations and their gradients
+                                stay below 256 MiB. Results depend on it in their last
+                                bits [0] */
     int64_t steps;           /* [5000] */
     double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
@@ -1460,6 +1467,11 @@ typedef struct df_train_desc {
     int64_t report;          /* steps between calls of on_step [50] */
     int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
                                                                   back unchanged */
+    /* Called when a batch's gradients are complete, before clipping and the optimiser,
+       with grads [df_net_size] to read and write (0 where frozen): here several machines
+       average theirs. Not 0 ends the run, comes back unchanged; weights as before the
+       step. */
+    int (*on_gradients)(void *user, df_net *net, df_real *grads, size_t size);
     void *user;
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
@@ -10813,7 +10825,8 @@ enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
 enum {
     DFI_TRAIN_ROWS = 16,      /* rows that one task draws */
     DFI_TRAIN_SLICES = 64,    /* partial sums of a norm */
-    DFI_TRAIN_CHUNK = 1 << 14 /* elements that one task updates */
+    DFI_TRAIN_CHUNK = 1 << 14, /* elements that one task updates */
+    DFI_TRAIN_BYTES = 1 << 28 /* what the graph of a part of a batch may take */
 };
 
 struct df_trainer {
@@ -10824,13 +10837,14 @@ struct df_trainer {
     const int *labels;      /* [n] or NULL, borrowed */
     int n, dim, held, kept; /* rows in all, held out, trained on */
     size_t reals_size, ints_size; /* bytes of the two allocations, at m and at order */
+    size_t graph;                 /* ... of step memory for one part's graph */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
-    df_real *x, *target;    /* [batch, dim] */
-    df_real *t, *w;         /* [batch] native times, weights */
-    int *rows, *row_labels; /* [batch] */
+    df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
+    df_real *t, *w;         /* [desc.rows] native times, weights */
+    int *rows, *row_labels; /* [desc.rows] */
     int64_t step;    /* steps done */
     double loss_sum; /* since the last report */
     int64_t loss_count;
@@ -11099,15 +11113,18 @@ static void dfi_batch_task(void *arg, int index) {
         if (dfi_batch_row(NULL, j, r) != DF_OK) j->tr->rows[r] = -1 - j->tr->rows[r];
 }
 
-/* Fills the batch for tr->rows. Workers have no context to write a sentence to: they mark
+/* Items first .. first+count-1. Workers have no context to write a sentence to: they mark
    a row whose time is singular by a negative index, and it is met again here. */
-static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, int count) {
+static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, int count) {
     dfi_batch_job j;
     j.tr = tr;
     j.model = df_net_model(tr->net);
-    j.first = first;
+    j.first = (uint64_t)first;
     j.draw = draw;
     j.count = count;
+    for (int r = 0; r < count; r++)
+        tr->rows[r] = draw == DFI_DRAW_HELD ? tr->order[first + r]
+                                            : dfi_train_row(tr, first + r);
     dfi_parallel(tr->ctx, (count + DFI_TRAIN_ROWS - 1) / DFI_TRAIN_ROWS, dfi_batch_task,
                  &j);
     for (int r = 0; r < count; r++)
@@ -11162,10 +11179,17 @@ static df_result dfi_train_blown(df_trainer *tr, double loss, double norm) {
 }
 
 /* A trainer's tensors need the tape for themselves and start unstuck, so that a failure is
-   their own: afterwards it is reported, and no longer sticks. */
-static df_result dfi_train_ready(df_ctx *ctx, const char *function) {
-    if (!ctx->recording) return dfi_stuck(ctx);
-    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+   their own: afterwards it is reported, and no longer sticks. Step memory for a whole
+   graph is asked for in one piece: blocks that double as they grow would take more. */
+static df_result dfi_train_ready(df_trainer *tr, const char *function) {
+    df_ctx *ctx = tr->ctx;
+    if (ctx->recording)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    df_scope mark = dfi_scratch_mark(ctx);
+    int fits = dfi_scratch(ctx, tr->graph) != NULL;
+    dfi_scratch_release(ctx, mark);
+    return fits ? (df_result)DF_OK : ctx->code;
 }
 static df_result dfi_train_unstick(df_ctx *ctx) {
     df_result result = dfi_stuck(ctx);
@@ -11173,34 +11197,62 @@ static df_result dfi_train_unstick(df_ctx *ctx) {
     return result;
 }
 
-/* Loss and gradients of the batch that stands ready. */
-static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+/* Rows at .. at+count-1 of this step's batch: their share of its mean loss is added to
+   *loss, of its gradient to tr->grads. The graph is left in step memory. */
+static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss) {
     df_ctx *ctx = tr->ctx;
+    int64_t first = tr->step * tr->desc.batch + at;
     df_run run = df_run_defaults(ctx, tr->net);
     run.weights = tr->net->weights;
     run.grads = tr->grads;
     run.training = 1;
     run.seed = tr->desc.seed;
-    run.draw = (uint64_t)tr->step;
-    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
-    df_scope mark = dfi_scratch_mark(ctx);
+    run.draw = (uint64_t)first;
+    df_result result = dfi_batch_fill(tr, first, DFI_DRAW_TRAIN, count);
+    if (result != DF_OK) return result;
     df_record_begin(ctx);
-    df_tensor *graph = dfi_batch_loss(tr, &run, tr->desc.batch);
-    df_result result = df_backward(ctx, graph);
-    if (graph != NULL) *loss = (double)graph->data[0];
+    df_tensor *mean = dfi_batch_loss(tr, &run, count);
+    df_tensor *share = df_scale(ctx, mean, (double)count / tr->desc.batch);
+    result = df_backward(ctx, share);
+    if (share != NULL) *loss += (double)share->data[0];
     df_record_end(ctx);
-    dfi_scratch_release(ctx, mark);
     return dfi_train_unstick(ctx) != DF_OK ? ctx->code : result;
+}
+
+/* Loss and gradient of a batch. Cancelling is noticed between its parts. */
+static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+    df_ctx *ctx = tr->ctx;
+    int batch = tr->desc.batch, rows = tr->desc.rows;
+    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
+    for (int at = 0; at < batch; at += rows) {
+        if (dfi_cancelled(ctx))
+            return dfi_fail(ctx, DF_CANCELLED,
+                            "df_trainer_run: cancelled after step %.0f of %.0f",
+                            (double)tr->step, (double)tr->desc.steps);
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_result result = dfi_train_part(tr, at, batch - at < rows ? batch - at : rows,
+                                          loss);
+        dfi_scratch_release(ctx, mark);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
+/* What a callback said. One of the library's own codes has a sentence, which says more. */
+static df_result dfi_train_answer(df_trainer *tr, const char *name, int answer) {
+    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
+    return dfi_fail(tr->ctx, answer, "df_trainer_run: %s returned %d after step %.0f",
+                    name, answer, (double)tr->step);
 }
 
 static df_result dfi_train_step(df_trainer *tr) {
     const df_train_desc *d = &tr->desc;
     df_net *net = tr->net;
     double loss = 0, norm = 0;
-    int64_t first = tr->step * d->batch;
-    for (int r = 0; r < d->batch; r++) tr->rows[r] = dfi_train_row(tr, first + r);
-    df_result result = dfi_batch_fill(tr, (uint64_t)first, DFI_DRAW_TRAIN, d->batch);
-    if (result == DF_OK) result = dfi_train_gradient(tr, &loss);
+    df_result result = dfi_train_gradient(tr, &loss);
+    if (result == DF_OK && d->on_gradients != NULL)
+        result = dfi_train_answer(tr, "on_gradients",
+                                  d->on_gradients(d->user, net, tr->grads, net->size));
     if (result != DF_OK) return result;
     double factor = df_clip_factor(tr->ctx, net->size, tr->grads, d->clip, &norm);
     /* the square of a gradient must fit a df_real, or AdamW's v is infinite for ever */
@@ -11261,6 +11313,7 @@ DF_API df_train_desc df_train_defaults(void) {
 static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
     const struct { const char *name; double value, least, most; } range[] = {
         {"batch", (double)d->batch, 1, 1 << 20}, {"warmup", (double)d->warmup, 0, 1e12},
+        {"rows", (double)d->rows, 0, 1 << 20},
         {"beta1", d->beta1, 0, 0.999999}, {"t_min", d->t_min, -1e300, 1},
         {"adam_eps", d->adam_eps, 1e-30, 1}, {"beta2", d->beta2, 0, 0.99999999},
         {"ema", d->ema, 0, 0.9999999},
@@ -11370,13 +11423,15 @@ static df_result dfi_train_interval(df_trainer *tr) {
     return DF_OK;
 }
 
-/* Two allocations, of numbers and of indices, cut into the arrays. */
+/* Two allocations, of numbers and of indices, cut into the arrays; the last ones go. */
 static df_result dfi_train_arrays(df_trainer *tr) {
-    size_t size = tr->net->size, batch = (size_t)tr->desc.batch, n = (size_t)tr->n;
-    size_t values = dfi_mul(batch, (size_t)tr->dim);
-    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * batch));
+    size_t size = tr->net->size, rows = (size_t)tr->desc.rows, n = (size_t)tr->n;
+    size_t values = dfi_mul(rows, (size_t)tr->dim);
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * rows));
+    dfi_delete(tr->ctx, tr->m, tr->reals_size);
+    dfi_delete(tr->ctx, tr->order, tr->ints_size);
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
-    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, batch), 2), sizeof(int));
+    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, rows), 2), sizeof(int));
     tr->m = (df_real *)dfi_new(tr->ctx, tr->reals_size);
     tr->order = (int *)dfi_new(tr->ctx, tr->ints_size);
     if (tr->m == NULL || tr->order == NULL) return DF_ERR_MEMORY;
@@ -11385,13 +11440,63 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     tr->x = tr->grads + size;
     tr->target = tr->x + values;
     tr->t = tr->target + values;
-    tr->w = tr->t + batch;
+    tr->w = tr->t + rows;
     tr->walk = tr->order + n;
     tr->rows = tr->walk + n;
-    tr->row_labels = tr->rows + batch;
+    tr->row_labels = tr->rows + rows;
+    tr->epoch = -1;
     for (int i = 0; i < tr->n; i++) tr->order[i] = i;
     dfi_shuffle(tr->desc.seed, 0, tr->n, tr->order);
     return DF_OK;
+}
+
+/* Bytes of step memory that the graph of `count` rows takes with its gradients, by making
+   it once, in a context of its own. They depend on shapes alone. */
+static df_result dfi_train_measure(df_trainer *tr, int count, size_t *bytes) {
+    df_ctx *ctx = tr->ctx;
+    df_ctx_desc d = df_ctx_defaults();
+    double loss = 0;
+    d.alloc = ctx->alloc;
+    d.threads = 1;
+    df_ctx *own = df_ctx_create(&d);
+    if (own == NULL) return dfi_fail(ctx, DF_ERR_MEMORY, "no memory for a context");
+    own->k = ctx->k;
+    tr->ctx = own;
+    df_result result = dfi_train_part(tr, 0, count, &loss);
+    tr->ctx = ctx;
+    if (result != DF_OK) dfi_fail(ctx, result, "%s", own->message);
+    *bytes = 0;
+    for (const dfi_block *b = own->first; b != NULL; b = b->next) {
+        *bytes += b->used;
+        if (b == own->block) break;
+    }
+    df_ctx_free(own);
+    return result;
+}
+
+/* How many rows at once, and step memory for them: what one row takes, what one more does,
+   and what operations hold while they run: columns of an image, panels of matrices (1 MiB
+   of float a worker). */
+static df_result dfi_train_rows(df_trainer *tr) {
+    int batch = tr->desc.batch, rows = tr->desc.rows < batch ? tr->desc.rows : batch;
+    size_t one = 0, two = 0, most = 1;
+    tr->desc.rows = batch < 2 ? 1 : 2;
+    df_result result = dfi_train_arrays(tr);
+    if (result == DF_OK) result = dfi_train_measure(tr, 1, &one);
+    if (result == DF_OK) result = dfi_train_measure(tr, tr->desc.rows, &two);
+    if (result != DF_OK) return result;
+    size_t more = two > one ? two - one : 1;
+    if (one < DFI_TRAIN_BYTES) most += (DFI_TRAIN_BYTES - one) / more;
+    if (rows == 0) {
+        int parts = most < (size_t)batch ? (batch - 1) / (int)most + 1 : 1;
+        rows = (batch - 1) / parts + 1;
+    }
+    tr->desc.rows = rows;
+    size_t graph = dfi_plus(one, dfi_mul(more, (size_t)rows - 1));
+    size_t passing = DFI_COLUMNS + ((size_t)tr->ctx->threads << 18);
+    passing *= sizeof(df_real);
+    tr->graph = dfi_plus(graph + graph / 8, graph < passing ? graph : passing);
+    return dfi_train_arrays(tr);
 }
 
 /* The average starts as the weights; without one a net must not keep an old one, which
@@ -11412,13 +11517,12 @@ static df_result dfi_train_setup(df_trainer *tr) {
     if (result != DF_OK) return result;
     tr->held = (int)(tr->desc.validation * tr->n);
     tr->kept = tr->n - tr->held;
-    if (dfi_train_arrays(tr) != DF_OK) return DF_ERR_MEMORY;
-    tr->epoch = -1;
     tr->validation = -1;
     result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
     if (result == DF_OK) result = dfi_train_average(tr);
+    if (result == DF_OK) result = dfi_train_rows(tr);
     if (result == DF_OK) tr->net->sealed = 1;
     return result;
 }
@@ -11475,7 +11579,7 @@ static double dfi_train_clock(void) {
 }
 
 /* Held-out rows by the same density and weighting, with draws of their own that are the
-   same every time; the average, if any. In batches, so memory is bounded. */
+   same every time; the average, if any. In parts, so memory is bounded. */
 DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
     if (tr == NULL || loss == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
@@ -11484,11 +11588,10 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "df_trainer_validate: no row is held out: validation %g of %d",
                         tr->desc.validation, tr->n);
-    if (dfi_train_ready(ctx, "df_trainer_validate") != DF_OK) return ctx->code;
-    for (int at = 0; at < tr->held; at += tr->desc.batch) {
-        int count = tr->held - at < tr->desc.batch ? tr->held - at : tr->desc.batch;
-        for (int r = 0; r < count; r++) tr->rows[r] = tr->order[at + r];
-        df_result result = dfi_batch_fill(tr, (uint64_t)at, DFI_DRAW_HELD, count);
+    if (dfi_train_ready(tr, "df_trainer_validate") != DF_OK) return ctx->code;
+    for (int at = 0; at < tr->held; at += tr->desc.rows) {
+        int count = tr->held - at < tr->desc.rows ? tr->held - at : tr->desc.rows;
+        df_result result = dfi_batch_fill(tr, at, DFI_DRAW_HELD, count);
         if (result != DF_OK) return result;
         df_run run = df_run_defaults(ctx, tr->net);
         df_scope mark = dfi_scratch_mark(ctx);
@@ -11514,6 +11617,9 @@ DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
     info->validation = tr->validation;
     info->gradient_norm = tr->norm;
     info->learning_rate = tr->rate;
+    info->memory = sizeof *tr + tr->reals_size + tr->ints_size + tr->graph;
+    info->memory += tr->net->capacity * sizeof(df_real);
+    if (tr->net->average != NULL) info->memory += tr->net->size * sizeof(df_real);
     info->seconds_left = -1;
     if (done > 0)
         info->seconds_left = (dfi_train_clock() - tr->started) *
@@ -11537,26 +11643,18 @@ static df_result dfi_train_between(df_trainer *tr) {
     tr->loss = info.loss;
     tr->loss_sum = 0;
     tr->loss_count = 0;
-    int answer = d->on_step != NULL ? d->on_step(d->user, &info) : 0;
-    /* one of the library's own codes has a sentence, which says more */
-    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
-    return dfi_fail(tr->ctx, answer, "df_trainer_run: on_step returned %d after step %.0f",
-                    answer, (double)tr->step);
+    return dfi_train_answer(tr, "on_step",
+                            d->on_step != NULL ? d->on_step(d->user, &info) : 0);
 }
 
 DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
     if (tr == NULL) return DF_ERR_ARGUMENT;
-    df_ctx *ctx = tr->ctx;
     int64_t left = tr->desc.steps - tr->step;
     int64_t end = tr->step + (steps <= 0 || steps > left ? left : steps);
     tr->started = dfi_train_clock();
     tr->started_at = tr->step;
     while (tr->step < end) {
-        if (dfi_cancelled(ctx))
-            return dfi_fail(ctx, DF_CANCELLED,
-                            "df_trainer_run: cancelled after step %.0f of %.0f",
-                            (double)tr->step, (double)tr->desc.steps);
-        df_result result = dfi_train_ready(ctx, "df_trainer_run"); /* also after on_step */
+        df_result result = dfi_train_ready(tr, "df_trainer_run"); /* also after on_step */
         if (result == DF_OK) result = dfi_train_step(tr);
         if (result == DF_OK) result = dfi_train_between(tr);
         if (result != DF_OK) return result;
@@ -11587,11 +11685,13 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
                  (unsigned long long)dfi_train_digest(tr));
     dfi_text_add(
         s, "train.settings",
-        "batch %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g betas %.17g "
-        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu frozen %.0f",
-        d->batch, (double)d->steps, d->learning_rate, (double)d->warmup, d->final_rate,
-        d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema, d->ema_warmup,
-        (unsigned long long)d->seed, (double)(tr->net->size - df_net_trained(tr->net)));
+        "batch %d rows %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g "
+        "betas %.17g %.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu "
+        "frozen %.0f",
+        d->batch, d->rows, (double)d->steps, d->learning_rate, (double)d->warmup,
+        d->final_rate, d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema,
+        d->ema_warmup, (unsigned long long)d->seed,
+        (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
                  "validation %.17g %.0f label_dropout %.17g",

@@ -216,10 +216,11 @@ TEST(optimiser_threads) {
 
 // A net that answers w x with w = 0, hence 0, and keeps what it saw.
 enum { SEEN = 40000 };
-static struct { int n; df_real x[SEEN], t[SEEN]; int label[SEEN]; } seen;
+static struct { df_ctx *ctx; int n; df_real x[SEEN], t[SEEN]; int label[SEEN]; } seen;
 static df_tensor *forward_spy(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
     if (x == NULL) return NULL;
-    for (int i = 0; i < x->shape[0] && seen.n < SEEN; i++, seen.n++) {
+    // a trainer measures a net in a context of its own: not looked at
+    for (int i = 0; run->ctx == seen.ctx && i < x->shape[0] && seen.n < SEEN; i++, seen.n++) {
         seen.x[seen.n] = x->data[(size_t)i * x->size / (size_t)x->shape[0]];
         seen.t[seen.n] = t->data[i];
         seen.label[seen.n] = labels != NULL ? labels[i] : -2;
@@ -231,6 +232,7 @@ static df_net *spy_net(df_ctx *ctx, int dim) {
     df_net *net = df_net_create(ctx, "spy", 1, &dim, forward_spy, 0);
     if (net != NULL && df_net_add(ctx, net, "w", 1, one, DF_INIT_ZERO) < 0) return NULL;
     seen.n = 0;
+    seen.ctx = ctx;
     return net;
 }
 
@@ -720,6 +722,132 @@ TEST(refused) {
     end(from);
 }
 
+// ---- a batch in parts ----
+
+// Two convolutions and a skip on [2,8,8]; the first is told the time by a bias of its own.
+static df_tensor *forward_conv(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    df_ctx *ctx = run->ctx;
+    int column[4] = {x != NULL ? x->shape[0] : 1, 1, 1, 1};
+    (void)labels;
+    df_tensor *time = df_mul(ctx, df_reshape(ctx, t, 4, column), df_run_param(run, 6));
+    df_tensor *h = df_silu(ctx, df_add(ctx, df_run_conv2d(run, 0, x, 1, 1), time));
+    h = df_silu(ctx, df_run_conv2d(run, 2, h, 1, 1));
+    return df_add(ctx, x, df_run_conv2d(run, 4, h, 1, 1));
+}
+static df_net *conv_net(df_ctx *ctx, int width) {
+    int shape[3] = {2, 8, 8}, bias[3] = {width, 1, 1};
+    df_net *net = df_net_create(ctx, "conv", 3, shape, forward_conv, 5);
+    df_layer_conv2d(ctx, net, "a", 2, width, 3, DF_INIT_FAN_IN);
+    df_layer_conv2d(ctx, net, "b", width, width, 3, DF_INIT_FAN_IN);
+    df_layer_conv2d(ctx, net, "c", width, 2, 3, DF_INIT_FAN_IN);
+    df_net_add(ctx, net, "time", 3, bias, DF_INIT_NORMAL_02);
+    return net;
+}
+enum { CONV_ROWS = 50, CONV_DIM = 2 * 8 * 8 };
+
+// The gradients of the first step, and losses of a short run whose rate is 0.
+typedef struct caught { int calls; df_real *grads; size_t size; int stop; } caught;
+static int catch_gradients(void *user, df_net *net, df_real *grads, size_t size) {
+    caught *c = (caught *)user;
+    expect(size == df_net_size(net));
+    if (c->calls++ == 0) {
+        c->grads = (df_real *)malloc(size * sizeof *grads);
+        c->size = size;
+        memcpy(c->grads, grads, size * sizeof *grads);
+    }
+    return c->stop;
+}
+typedef struct conv_run { caught c; double loss, held; df_train_info info; } conv_run;
+static conv_run conv_train(int threads, df_train_desc d, const df_real *data) {
+    conv_run r;
+    df_ctx *ctx = new_ctx(threads, NULL);
+    df_net *net = conv_net(ctx, 6);
+    memset(&r, 0, sizeof r);
+    d.on_gradients = catch_gradients;
+    d.user = &r.c;
+    df_trainer *tr = df_trainer_create(ctx, net, data, CONV_ROWS, NULL, &d);
+    check(tr && df_trainer_run(tr, 1) == DF_OK, "%s", df_ctx_message(ctx));
+    df_trainer_info(tr, &r.info);
+    check(df_trainer_validate(tr, &r.held) == DF_OK, "%s", df_ctx_message(ctx));
+    r.loss = r.info.loss;
+    df_trainer_free(tr);
+    df_net_free(net);
+    df_ctx_free(ctx);
+    return r;
+}
+static df_train_desc conv_desc(df_real *data) {
+    df_train_desc d = df_train_defaults();
+    df_random_normal(8, 0, 0, CONV_ROWS * CONV_DIM, data);
+    d.batch = 12;
+    d.validation = .5;
+    d.learning_rate = 0;
+    d.card.prediction = DF_EPS;
+    d.weighting = DF_WEIGHT_MIN_SNR;       // a weight that differs from row to row
+    return d;
+}
+
+// Added over parts, also of unequal size, gradient and loss are those of the whole batch; the
+// same bits on any number of threads.
+TEST(parts_of_a_batch) {
+    static const int rows[5] = {0, 12, 5, 1, 4};
+    df_real data[CONV_ROWS * CONV_DIM];
+    df_train_desc d = conv_desc(data);
+    conv_run whole = conv_train(1, d, data);
+    expect(whole.held > 0 && whole.info.gradient_norm > 1e-3);
+    for (int i = 0; i < 5; i++) {
+        conv_run r[2];
+        d.rows = rows[i];
+        for (int k = 0; k < 2; k++) r[k] = conv_train(k + 1, d, data);
+        near_rel(r[0].loss, whole.loss, IS_DOUBLE ? 1e-13 : 1e-6);
+        near_rel(r[0].held, whole.held, IS_DOUBLE ? 1e-13 : 1e-6);
+        near_rel(r[0].info.gradient_norm, whole.info.gradient_norm, IS_DOUBLE ? 1e-12 : 1e-5);
+        for (size_t j = 0; j < whole.c.size; j++)
+            near_abs((double)r[0].c.grads[j], (double)whole.c.grads[j],
+                     (IS_DOUBLE ? 1e-13 : 1e-6) * whole.info.gradient_norm);
+        same_bits(r[0].c.grads, r[1].c.grads, r[0].c.size * sizeof(df_real));
+        expect(r[0].held == r[1].held && r[0].loss == r[1].loss);
+        if (i < 2) same_bits(r[0].c.grads, whole.c.grads, r[0].c.size * sizeof(df_real));
+        for (int k = 0; k < 2; k++) free(r[k].c.grads);
+    }
+    free(whole.c.grads);
+}
+
+// As many rows at once as fit: a batch that would take gigabytes stays below a limit, and what
+// training takes is known before its first step.
+TEST(memory) {
+    for (int k = 0; k < 4; k++) {
+        df_ctx *ctx = new_ctx(2, NULL);
+        df_real *data = (df_real *)calloc(CONV_ROWS, CONV_DIM * sizeof *data);
+        df_train_desc d = df_train_defaults();
+        df_train_info info;
+        df_net *net;
+        if (k < 2) {
+            df_mlp_desc md = df_mlp_defaults();
+            md.dim = CONV_DIM;
+            net = df_mlp_create(ctx, &md);
+        } else {
+            net = conv_net(ctx, k == 2 ? 16 : 64);
+        }
+        d.batch = k == 3 ? test_short() ? 800 : 3000 : k == 1 ? 2000 : 100;
+        d.validation = .5;
+        d.report = 1;
+        df_trainer *tr = df_trainer_create(ctx, net, data, CONV_ROWS, NULL, &d);
+        check(tr != NULL && df_trainer_info(tr, &info) == DF_OK, "%s", df_ctx_message(ctx));
+        size_t before = df_ctx_peak_bytes(ctx), memory = info.memory;
+        check(df_trainer_run(tr, 2) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        expect(info.memory == memory && before < memory);
+        double held = (double)df_ctx_peak_bytes(ctx) +
+                      2 * (double)(df_net_size(net) * sizeof(df_real));
+        near_rel((double)memory, held, .3);
+        if (k == 3) check(held < (IS_DOUBLE ? 420e6 : 350e6), "%.0f MiB", held / 1048576);
+        df_trainer_free(tr);
+        df_net_free(net);
+        df_ctx_free(ctx);
+        free(data);
+    }
+}
+
 // ---- what goes wrong ----
 
 TEST(nonfinite) {
@@ -1150,6 +1278,8 @@ int main(int argc, char **argv) {
     RUN(threads);
     RUN(resume);
     RUN(refused);
+    RUN(parts_of_a_batch);
+    RUN(memory);
     RUN(nonfinite);
     RUN(exploding);
     RUN(descriptor);
