@@ -1431,6 +1431,8 @@ typedef struct df_train_info {
     double gradient_norm;    /* before clipping */
     double learning_rate;
     double seconds_left;     /* estimate; < 0 without a clock */
+    double rows_per_second;  /* of this machine, since df_trainer_run was called; 0 without
+                                a clock */
     size_t memory;           /* bytes that training holds at its peak, the net's included:
                                 weights, average, moments, gradients, rows, activations;
                                 known before the first step */
@@ -1462,7 +1464,14 @@ typedef struct df_train_desc {
     int ema_warmup;          /* decay 0 at first, then min(ema, (1+n)/(10+n)) [1] */
     double validation;       /* fraction held out [.05] */
     int64_t validate_every;  /* steps; 0: never [500] */
-    double label_dropout;    /* probability of label -1 (classifier-free guidance) [0] */
+    double label_dropout;    /* probability of label -1 and a condition of zeros, for
+                                classifier-free guidance [0] */
+    const df_real *condition;      /* [n, df_net_condition(net)], borrowed; NULL: zeros
+                                [NULL] */
+    double flip;             /* probability that a row of 3 axes is mirrored in its last
+                                (images left to right); not where held out [0] */
+    int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
+                                every parts-th row of a batch of parts x batch [0, 1] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
     int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
@@ -1478,14 +1487,21 @@ DF_API df_train_desc df_train_defaults(void);
 
 typedef struct df_trainer df_trainer;
 /* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
-   and scaling into the net. Errors: ARGUMENT, MEMORY, NONFINITE (which row of data). */
+   and scaling into the net. A net that makes twice the channels (card.learned) learns the
+   first half. One row and two are tried, so a net that fails does so here. Errors:
+   ARGUMENT, MEMORY, NONFINITE (which row of data), the net's own. */
 DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
                                      const int *labels, const df_train_desc *desc);
 DF_API void df_trainer_free(df_trainer *trainer);
 /* `steps` more steps, at most to the descriptor's end; 0: to the end. loss = E w |net -
    target|^2/dim, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
    step; weights as before it; run again the step is the same: lower the rate), MEMORY,
-   CANCELLED, on_step's own. After any of them it may be saved. */
+   CANCELLED, a callback's own. After any of them, and inside on_step, it may be saved.
+
+   Several machines: each makes a trainer of the same net, data and descriptor but for
+   `part`, and on_gradients puts the mean over all machines into grads. Weights then go, to
+   rounding, as on one machine with parts x batch, and a checkpoint of one serves all (only
+   masks of dropout differ). Losses reported are each machine's own. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -10811,13 +10827,14 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
    likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
 
    A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
-   noise of item k = step batch + row are keyed by the seed and k. So a resumed run goes on
-   bit for bit, and as sums are cut by size, never by worker, on any number of threads.
+   noise of item k = (step batch + row) parts + part are keyed by the seed and k. So a
+   resumed run goes on bit for bit, on any number of threads, as sums are cut by size and
+   never by worker; and n machines (parts) walk the items of one with n times the batch.
    ===================================================================================== */
 #include <time.h>
 
 /* What Philox draws are for; beside those of `>>networks`. */
-enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
+enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS, DFI_DRAW_FLIP };
 #define DFI_DRAW_TRAIN 0x90000000u
 #define DFI_DRAW_HELD  0x91000000u
 #define DFI_DRAW_ORDER 0x92000000u
@@ -10843,6 +10860,7 @@ struct df_trainer {
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
     df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
+    df_real *condition;     /* [desc.rows, df_net_condition(net)] */
     df_real *t, *w;         /* [desc.rows] native times, weights */
     int *rows, *row_labels; /* [desc.rows] */
     int64_t step;    /* steps done */
@@ -11066,29 +11084,54 @@ static int dfi_train_row(df_trainer *tr, int64_t k) {
 typedef struct dfi_batch_job {
     df_trainer *tr;
     df_model model;
-    uint64_t first; /* item of row 0 */
+    int64_t first;  /* item of row 0 */
+    int64_t stride; /* from row to row */
     uint32_t draw;  /* DFI_DRAW_TRAIN or DFI_DRAW_HELD */
     int count;
 } dfi_batch_job;
+
+/* Does what happens to an item with probability p? Never to one that is held out. */
+static int dfi_batch_chance(const dfi_batch_job *j, uint64_t item, uint32_t draw,
+                            double p) {
+    double u;
+    if (j->draw == DFI_DRAW_HELD || !(p > 0)) return 0;
+    df_random_uniform(j->tr->desc.seed, item, j->draw + draw, 1, &u);
+    return u < p;
+}
+
+/* Label and condition of row r, or none. */
+static void dfi_batch_condition(dfi_batch_job *j, uint64_t item, int r) {
+    df_trainer *tr = j->tr;
+    int drop = dfi_batch_chance(j, item, DFI_DRAW_LABEL, tr->desc.label_dropout);
+    const df_real *from = tr->desc.condition;
+    size_t K = (size_t)tr->net->condition;
+    df_real *to = tr->condition + (size_t)r * K;
+    tr->row_labels[r] = tr->labels != NULL && !drop ? tr->labels[tr->rows[r]] : -1;
+    if (from == NULL) return;
+    if (drop) memset(to, 0, K * sizeof *to);
+    else memcpy(to, from + (size_t)tr->rows[r] * K, K * sizeof *to);
+}
 
 /* Row r: time, noise, label; x = c_in (alpha x_0 + sigma eps), target = a x_0 + b eps. The
    noise is drawn into target's place. */
 static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     df_trainer *tr = j->tr;
     const df_net *net = tr->net;
-    uint64_t item = j->first + (uint64_t)r, seed = tr->desc.seed;
+    uint64_t item = (uint64_t)(j->first + r * j->stride);
+    size_t width = (size_t)net->shape[net->ndim - 1];
     size_t dim = (size_t)tr->dim;
     const df_real *data = tr->data + (size_t)tr->rows[r] * dim;
     df_real *x = tr->x + (size_t)r * dim, *target = tr->target + (size_t)r * dim;
     int step = net->scaling_size > 1;
+    int flip = dfi_batch_chance(j, item, DFI_DRAW_FLIP, tr->desc.flip);
     dfi_train_point p;
-    double u;
     double t = dfi_train_time(tr, &j->model.process, item, j->draw + DFI_DRAW_TIME);
     df_result result = dfi_train_at(ctx, tr, &j->model, t, &p);
     if (result != DF_OK) return result;
-    df_random_normal(seed, item, j->draw + DFI_DRAW_EPS, dim, target);
+    df_random_normal(tr->desc.seed, item, j->draw + DFI_DRAW_EPS, dim, target);
     for (size_t i = 0; i < dim; i++) {
-        double x0 = (double)data[i], eps = (double)target[i];
+        double x0 = (double)data[flip ? i + width - 1 - 2 * (i % width) : i];
+        double eps = (double)target[i];
         if (net->scaling_size > 0) {
             const double *s = net->scaling + (step ? i : 0);
             x0 = (x0 - s[0]) / s[net->scaling_size];
@@ -11098,11 +11141,7 @@ static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     }
     tr->t[r] = (df_real)p.native;
     tr->w[r] = (df_real)p.weight;
-    tr->row_labels[r] = tr->labels != NULL ? tr->labels[tr->rows[r]] : -1;
-    if (j->draw == DFI_DRAW_TRAIN && tr->desc.label_dropout > 0) {
-        df_random_uniform(seed, item, j->draw + DFI_DRAW_LABEL, 1, &u);
-        if (u < tr->desc.label_dropout) tr->row_labels[r] = -1;
-    }
+    dfi_batch_condition(j, item, r);
     return DF_OK;
 }
 
@@ -11113,18 +11152,20 @@ static void dfi_batch_task(void *arg, int index) {
         if (dfi_batch_row(NULL, j, r) != DF_OK) j->tr->rows[r] = -1 - j->tr->rows[r];
 }
 
-/* Items first .. first+count-1. Workers have no context to write a sentence to: they mark
-   a row whose time is singular by a negative index, and it is met again here. */
+/* Rows for items from `first` on: the machine's own, or held out. Workers have no context
+   to write a sentence to: they mark a row whose time is singular by a negative index, and
+   it is met again here. */
 static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, int count) {
     dfi_batch_job j;
     j.tr = tr;
     j.model = df_net_model(tr->net);
-    j.first = (uint64_t)first;
+    j.first = first;
+    j.stride = draw == DFI_DRAW_HELD ? 1 : tr->desc.parts;
     j.draw = draw;
     j.count = count;
     for (int r = 0; r < count; r++)
         tr->rows[r] = draw == DFI_DRAW_HELD ? tr->order[first + r]
-                                            : dfi_train_row(tr, first + r);
+                                            : dfi_train_row(tr, first + r * j.stride);
     dfi_parallel(tr->ctx, (count + DFI_TRAIN_ROWS - 1) / DFI_TRAIN_ROWS, dfi_batch_task,
                  &j);
     for (int r = 0; r < count; r++)
@@ -11135,16 +11176,21 @@ static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, in
     return DF_OK;
 }
 
-/* mean over elements of w (net - target)^2, as a graph */
-static df_tensor *dfi_batch_loss(df_trainer *tr, const df_run *run, int count) {
+/* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
+   not asked about. */
+static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count) {
     df_ctx *ctx = tr->ctx;
-    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1};
-    shape[0] = column[0] = count;
+    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1}, c[2];
+    shape[0] = column[0] = c[0] = count;
     for (int i = 1; i < ndim; i++) shape[i] = tr->net->shape[i - 1];
+    c[1] = tr->net->condition;
     df_tensor *x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
     df_tensor *t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
     df_tensor *target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
-    df_tensor *y = df_run_net(run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->desc.condition != NULL)
+        run.condition = df_tensor_borrow(ctx, 2, c, tr->condition, NULL);
+    df_tensor *y = df_run_net(&run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->net->outputs != shape[1]) y = df_slice(ctx, y, 1, 0, shape[1]);
     if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, target);
     df_tensor *w = df_tensor_borrow(ctx, ndim, column, tr->w, NULL);
     return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, target)), w));
@@ -11201,7 +11247,7 @@ static df_result dfi_train_unstick(df_ctx *ctx) {
    *loss, of its gradient to tr->grads. The graph is left in step memory. */
 static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss) {
     df_ctx *ctx = tr->ctx;
-    int64_t first = tr->step * tr->desc.batch + at;
+    int64_t first = (tr->step * tr->desc.batch + at) * tr->desc.parts + tr->desc.part;
     df_run run = df_run_defaults(ctx, tr->net);
     run.weights = tr->net->weights;
     run.grads = tr->grads;
@@ -11211,7 +11257,7 @@ static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss)
     df_result result = dfi_batch_fill(tr, first, DFI_DRAW_TRAIN, count);
     if (result != DF_OK) return result;
     df_record_begin(ctx);
-    df_tensor *mean = dfi_batch_loss(tr, &run, count);
+    df_tensor *mean = dfi_batch_loss(tr, run, count);
     df_tensor *share = df_scale(ctx, mean, (double)count / tr->desc.batch);
     result = df_backward(ctx, share);
     if (share != NULL) *loss += (double)share->data[0];
@@ -11303,6 +11349,7 @@ DF_API df_train_desc df_train_defaults(void) {
     d.clip = 1;
     d.ema = 0.999;
     d.ema_warmup = 1;
+    d.parts = 1;
     d.validation = 0.05;
     d.validate_every = 500;
     d.report = 50;
@@ -11313,7 +11360,10 @@ DF_API df_train_desc df_train_defaults(void) {
 static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
     const struct { const char *name; double value, least, most; } range[] = {
         {"batch", (double)d->batch, 1, 1 << 20}, {"warmup", (double)d->warmup, 0, 1e12},
-        {"rows", (double)d->rows, 0, 1 << 20},
+        {"rows", (double)d->rows, 0, 1 << 20}, {"parts", (double)d->parts, 1, 1 << 16},
+        {"part", (double)d->part, 0, (double)d->parts - 1}, {"flip", d->flip, 0, 1},
+        {"steps times batch times parts",
+         (double)d->steps * (double)d->batch * (double)d->parts, 1, 4e18},
         {"beta1", d->beta1, 0, 0.999999}, {"t_min", d->t_min, -1e300, 1},
         {"adam_eps", d->adam_eps, 1e-30, 1}, {"beta2", d->beta2, 0, 0.99999999},
         {"ema", d->ema, 0, 0.9999999},
@@ -11338,19 +11388,28 @@ static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
 }
 
 static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_real *data,
-                                      int n, const int *labels) {
-    size_t dim = (size_t)net->dim, total = dfi_mul((size_t)n, dim), at;
-    at = ctx->k->nonfinite(total, data);
-    if (at < total)
-        return dfi_fail(
-            ctx, DF_ERR_NONFINITE, "df_trainer_create: data row %.0f, element %.0f is %s",
-            (double)(at / dim), (double)(at % dim), dfi_nonfinite_name((double)data[at]));
+                                      int n, const int *labels, const df_train_desc *d) {
+    static const char who[] = "df_trainer_create";
+    size_t rows = (size_t)n, K = (size_t)net->condition;
     int bad = dfi_net_bad_label(net, n, labels);
     if (bad < n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_trainer_create: label %d of data row %d: net '%s' has %d "
-                        "classes", labels[bad], bad, net->kind, net->classes);
-    return DF_OK;
+                        "%s: label %d of data row %d: net '%s' has %d classes", who,
+                        labels[bad], bad, net->kind, net->classes);
+    if ((d->condition != NULL && K == 0) || (d->flip > 0 && net->ndim != 3))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: a condition is for nets that take one (df_net_condition), "
+                        "flip for samples of 3 axes; net '%s' takes %d numbers, its "
+                        "samples have %d",
+                        who, net->kind, net->condition, net->ndim);
+    if (net->outputs != net->shape[0] * (d->card.learned ? 2 : 1))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "%s: net '%s' makes %d channels of %d: it must make as many, or, "
+                        "where card.learned says what the others are, twice as many",
+                        who, net->kind, net->outputs, net->shape[0]);
+    df_result result = dfi_rows_finite(ctx, who, "data", rows, (size_t)net->dim, data);
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "condition", rows, K, d->condition);
 }
 
 /* Mean and deviation of column c (of all columns if size is 1), in double, two passes. A
@@ -11427,7 +11486,8 @@ static df_result dfi_train_interval(df_trainer *tr) {
 static df_result dfi_train_arrays(df_trainer *tr) {
     size_t size = tr->net->size, rows = (size_t)tr->desc.rows, n = (size_t)tr->n;
     size_t values = dfi_mul(rows, (size_t)tr->dim);
-    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * rows));
+    size_t others = dfi_mul(rows, 2 + (size_t)tr->net->condition);
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), others));
     dfi_delete(tr->ctx, tr->m, tr->reals_size);
     dfi_delete(tr->ctx, tr->order, tr->ints_size);
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
@@ -11441,6 +11501,7 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     tr->target = tr->x + values;
     tr->t = tr->target + values;
     tr->w = tr->t + rows;
+    tr->condition = tr->w + rows;
     tr->walk = tr->order + n;
     tr->rows = tr->walk + n;
     tr->row_labels = tr->rows + rows;
@@ -11540,7 +11601,7 @@ DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *da
         return NULL;
     }
     if (dfi_train_ranges(ctx, &d) || dfi_card_check(ctx, &d.card) ||
-        dfi_train_check_data(ctx, net, data, n, labels))
+        dfi_train_check_data(ctx, net, data, n, labels, &d))
         return NULL;
     df_trainer *tr = (df_trainer *)dfi_new(ctx, sizeof *tr);
     if (tr == NULL) return NULL;
@@ -11595,7 +11656,7 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         if (result != DF_OK) return result;
         df_run run = df_run_defaults(ctx, tr->net);
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *graph = dfi_batch_loss(tr, &run, count);
+        df_tensor *graph = dfi_batch_loss(tr, run, count);
         if (graph != NULL) sum += (double)graph->data[0] * count;
         dfi_scratch_release(ctx, mark);
         if (dfi_train_unstick(ctx) != DF_OK) return ctx->code;
@@ -11610,7 +11671,8 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
 
 DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
     if (tr == NULL || info == NULL) return DF_ERR_ARGUMENT;
-    int64_t done = tr->step - tr->started_at;
+    double done = (double)(tr->step - tr->started_at);
+    double elapsed = done > 0 ? dfi_train_clock() - tr->started : 0;
     info->step = tr->step;
     info->steps = tr->desc.steps;
     info->loss = tr->loss_count > 0 ? tr->loss_sum / (double)tr->loss_count : tr->loss;
@@ -11620,10 +11682,9 @@ DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
     info->memory = sizeof *tr + tr->reals_size + tr->ints_size + tr->graph;
     info->memory += tr->net->capacity * sizeof(df_real);
     if (tr->net->average != NULL) info->memory += tr->net->size * sizeof(df_real);
-    info->seconds_left = -1;
-    if (done > 0)
-        info->seconds_left = (dfi_train_clock() - tr->started) *
-                             (double)(info->steps - info->step) / (double)done;
+    info->seconds_left =
+        elapsed > 0 ? elapsed * (double)(info->steps - info->step) / done : -1;
+    info->rows_per_second = elapsed > 0 ? done * tr->desc.batch / elapsed : 0;
     return DF_OK;
 }
 
@@ -11664,7 +11725,7 @@ DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
 
 /* ---- saving and resuming ----------------------------------------------------------- */
 
-/* FNV-1a over the bytes of data and labels: enough to notice another array. */
+/* FNV-1a over the bytes of data, labels and condition: enough to notice another array. */
 static uint64_t dfi_fnv(uint64_t hash, const void *data, size_t size) {
     const unsigned char *bytes = (const unsigned char *)data;
     for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
@@ -11675,6 +11736,9 @@ static uint64_t dfi_train_digest(const df_trainer *tr) {
     uint64_t hash = dfi_fnv(0xcbf29ce484222325u, tr->data,
                             (size_t)tr->n * (size_t)tr->dim * sizeof(df_real));
     if (tr->labels != NULL) hash = dfi_fnv(hash, tr->labels, (size_t)tr->n * sizeof(int));
+    if (tr->desc.condition != NULL)
+        hash = dfi_fnv(hash, tr->desc.condition,
+                       (size_t)tr->n * (size_t)tr->net->condition * sizeof(df_real));
     return hash;
 }
 
@@ -11685,19 +11749,19 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
                  (unsigned long long)dfi_train_digest(tr));
     dfi_text_add(
         s, "train.settings",
-        "batch %d rows %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g "
-        "betas %.17g %.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu "
-        "frozen %.0f",
-        d->batch, d->rows, (double)d->steps, d->learning_rate, (double)d->warmup,
-        d->final_rate, d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema,
-        d->ema_warmup, (unsigned long long)d->seed,
+        "batch %d rows %d parts %d steps %.0f learning_rate %.17g warmup %.0f final_rate "
+        "%.17g betas %.17g %.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d "
+        "seed %llu frozen %.0f",
+        d->batch, d->rows, d->parts, (double)d->steps, d->learning_rate,
+        (double)d->warmup, d->final_rate, d->beta1, d->beta2, d->adam_eps, d->weight_decay,
+        d->clip, d->ema, d->ema_warmup, (unsigned long long)d->seed,
         (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
-                 (double)d->validate_every, d->label_dropout);
+                 (double)d->validate_every, d->label_dropout, d->flip);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
