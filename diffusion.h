@@ -13807,8 +13807,8 @@ static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net 
 static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *text) {
     at->file = dfi_source_name(&source);
     df_result result = dfi_source_load(at, source, text);
-    if (result == DF_OK && text->size > 1 << 20)
-        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has fewer than 2^20",
+    if (result == DF_OK && (text->size == 0 || text->size > 1 << 20))
+        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has 1 to 2^20",
                            (double)text->size);
     return result;
 }
