@@ -649,6 +649,9 @@ typedef struct df_torch_random {
 } df_torch_random;
 DF_API void df_torch_seed(df_torch_random *random, uint64_t seed);
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out);
+/* The 32 bits under all of torch's numbers: rand is their lowest 24 over 2^24, randint(n)
+   their rest modulo n, randperm swaps i and i + bits mod (n - i). */
+DF_API uint32_t df_torch_bits(df_torch_random *random);
 DF_API df_noise df_noise_torch(df_torch_random *random);
 
 typedef struct df_step_info {
@@ -1018,6 +1021,8 @@ typedef struct df_guidance {
     const df_model *model;   /* must outlive the guidance, and that the guided model */
     const df_model *uncond;  /* NULL: `model` with null_label */
     double scale;
+    int guided;              /* leading elements of each answer that are guided, the others
+                                are cond's; 0: all. DiT guides 3 channels, even of 4 */
 } df_guidance;
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
@@ -1364,6 +1369,91 @@ typedef struct df_mlp_desc {
 DF_API df_mlp_desc df_mlp_defaults(void);
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
 
+/* UNet of denoising diffusion (Ho et al. 2020; Dhariwal & Nichol 2021), equal to
+   diffusers' UNet2DModel, whose configuration's keys are the fields. x [B, in_channels,
+   height, width]: conv_in; down the levels, each some residual blocks and a halving; a
+   middle; up again, each block seeing what the way down left at its size. height and width
+   must halve levels-1 times. */
+#define DF_UNET_LEVELS 8
+typedef enum df_unet_block {
+    DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
+    DF_UNET_ATTENTION,       /* AttnDownBlock2D, AttnUpBlock2D */
+    DF_UNET_RESNET           /* ResnetDownsampleBlock2D, ResnetUpsampleBlock2D: a residual
+                                block resamples */
+} df_unet_block;
+typedef enum df_unet_time {
+    DF_UNET_POSITIONAL,      /* sinusoids of t */
+    DF_UNET_FOURIER,         /* of 2 pi w log t, w fixed; the output is divided by t (Song
+                                et al. 2021, NCSN++) */
+    DF_UNET_LEARNED          /* a table, one row for each whole t */
+} df_unet_time;
+typedef enum df_unet_class {
+    DF_UNET_CLASS_TABLE,     /* a row for each class is added to the time's embedding */
+    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does */
+    DF_UNET_CLASS_IDENTITY   /* the condition is the embedding */
+} df_unet_class;
+typedef struct df_unet_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int in_channels, out_channels;      /* [3, 3] */
+    int height, width;       /* sample_size [32, 32] */
+    int levels;              /* 1 .. 8 [4] */
+    int channels[DF_UNET_LEVELS];       /* block_out_channels [224, 448, 672, 896] */
+    int down[DF_UNET_LEVELS];           /* df_unet_block, from the finest level on
+                                           [PLAIN, then ATTENTION] */
+    int up[DF_UNET_LEVELS];  /* from the coarsest on [ATTENTION, last PLAIN] */
+    int layers;              /* layers_per_block; up blocks have one more [2] */
+    int head_dim;            /* attention_head_dim; 0 (null): one head [8] */
+    int groups;              /* norm_num_groups [32] */
+    int attn_groups;         /* attn_norm_num_groups: of the middle's attention; 0 (null):
+                                groups, or with scale_shift no norm at all [0] */
+    int scale_shift;         /* resnet_time_scale_shift: the time scales and shifts [0] */
+    int mid_attention;       /* add_attention [1] */
+    int center_input;        /* center_input_sample: 2x - 1 [0] */
+    int time;                /* df_unet_time [POSITIONAL] */
+    int flip_sin_to_cos;     /* cosines first [1] */
+    int freq_shift;          /* [0] */
+    int time_dim;            /* time_embedding_dim; 0 (null): 4 channels[0] [0] */
+    int time_rows;           /* num_train_timesteps, of a learned table [0] */
+    int downsample_padding;  /* 1, or 0: zeros right and bottom alone [1] */
+    int downsample_resnet, upsample_resnet;  /* downsample_type, upsample_type of ATTENTION
+                                blocks: "resnet" [0] */
+    int class_kind;          /* df_unet_class [TABLE] */
+    int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    int null_class;          /* the table's last row is for "no class", label -1, as
+                                training with label dropout wants; its row is not one of
+                                `classes`. Without, -1 adds nothing [0] */
+    double eps;              /* norm_eps [1e-5] */
+    double mid_scale;        /* mid_block_scale_factor: divides [1] */
+    double dropout;          /* [0] */
+} df_unet_desc;
+DF_API df_unet_desc df_unet_defaults(void);
+DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc);
+
+/* Diffusion transformer (Peebles & Xie 2023), equal to facebookresearch/DiT: x in patches,
+   a fixed table of positions, blocks whose norms are scaled, shifted and gated by the time
+   and the class (adaLN-Zero). Labels 0 .. classes-1; -1 is the table's last row, if
+   null_class. */
+typedef struct df_dit_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int in_channels;         /* [4] */
+    int size;                /* height and width [32] */
+    int patch;               /* divides size [2] */
+    int width;               /* hidden_size, a multiple of 4 and of heads [1152] */
+    int depth, heads;        /* [28, 16] */
+    int mlp_width;           /* of the blocks' inner layers; 0: 4 width [0] */
+    int classes;             /* at least 1 [1000] */
+    int null_class;          /* class_dropout_prob > 0 [1] */
+    int learn_sigma;         /* twice the channels: the second half is v of LEARNED_RANGE
+                                [1] */
+    int diffusers;           /* DiTTransformer2DModel's arithmetic: frequencies of t
+                                10000^(-k/127), not /128; eps 1e-5, not 1e-6, before the
+                                MLPs [0] */
+} df_dit_desc;
+DF_API df_dit_desc df_dit_defaults(void);
+DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
+
 DF_API const char *df_net_kind(const df_net *net);
 DF_API int df_net_dim(const df_net *net);
 DF_API int df_net_classes(const df_net *net);
@@ -1402,6 +1492,21 @@ DF_API df_model df_net_model(const df_net *net);
 DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink);
 DF_API df_net *df_net_load(df_ctx *ctx, df_source source);
 DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
+
+/* Folders of others: config.json and the weights of a diffusers UNet2DModel or
+   DiTTransformer2DModel (diffusion_pytorch_model.safetensors), or the arguments and
+   weights of facebookresearch/DiT (model.safetensors). The scheduler_config.json beside
+   them, or in ../scheduler, becomes the card; without one it says eps, linear betas .0001
+   to .02, T = 1000. An unknown key or value is an error that names both. Errors: IO,
+   FORMAT (file and key), MEMORY. */
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder);
+/* The same from anywhere; scheduler may be NULL. */
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler);
+/* Writes what their own libraries write, the averaged weights if there are any. A net of
+   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table also
+   becomes scheduler_config.json. Makes the folder where the system lets it. */
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder);
 
 /* ---- training ----------------------------------------------------------------------- */
 
@@ -2327,7 +2432,7 @@ DF_API void df_torch_seed(df_torch_random *random, uint64_t seed) {
     random->kept = 0;
 }
 
-static uint32_t dfi_torch_word(df_torch_random *random) {
+DF_API uint32_t df_torch_bits(df_torch_random *random) {
     uint32_t *s = random->state, y;
     if (random->at >= 624 || random->at < 0) {
         for (int i = 0; i < 624; i++) {
@@ -2352,7 +2457,7 @@ static double dfi_torch_one(df_torch_random *random) {
         return random->kept;
     }
     for (int i = 0; i < 2; i++) {
-        uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
+        uint64_t high = df_torch_bits(random), low = df_torch_bits(random);
         u[i] =
             (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
     }
@@ -2367,12 +2472,12 @@ static double dfi_torch_one(df_torch_random *random) {
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
     for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
     for (size_t i = 0; n >= 16 && i < n; i++)
-        out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+        out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
     for (size_t at = 0; n >= 16 && at < n; at += 16) {
         if (n - at < 16) {
             at = n - 16;
             for (size_t i = at; i < n; i++)
-                out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+                out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
         }
         for (size_t j = at; j < at + 8; j++) {
             double r = sqrt(-2 * log(1 - (double)out[j]));
@@ -7605,8 +7710,10 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     a[0] = answers;
     a[1] = answers + size;
     dfi_combine(ctx, size, out, 2, c, a);
-    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* a variance: the label's */
-        memcpy(out + i * width + dim, answers + i * width + dim, dim * sizeof *out);
+    if (g->guided > 0 && (size_t)g->guided < dim) dim = (size_t)g->guided;
+    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* so is a variance */
+        memcpy(out + i * width + dim, answers + i * width + dim,
+               (width - dim) * sizeof *out);
     return DF_OK;
 }
 
@@ -7617,7 +7724,7 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
     if (r != DF_OK) return r;
     if (g->scale == 1) return dfi_ask(ctx, g->model, q, out);
     mark = dfi_scratch_mark(ctx);
-    r = g->scale == 0 ? dfi_guidance_uncond(ctx, g, q, out)
+    r = g->scale == 0 && g->guided == 0 ? dfi_guidance_uncond(ctx, g, q, out)
                       : dfi_guidance_both(ctx, g, q, out);
     dfi_scratch_release(ctx, mark);
     return r;
@@ -9452,6 +9559,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
+enum { DFI_NET_LIVE = 3 << 19 }; /* elements of the widest tensors of one question */
 
 /* First word of `draw` in Philox keys: the chapter's draws never meet a sampler's. */
 #define DFI_DRAW_INIT 0x80000000u
@@ -9461,8 +9569,14 @@ typedef struct dfi_net_kind {
     df_forward_fn forward;
     /* checks the configuration and adds the parameters; also says what a file must hold */
     df_result (*build)(df_ctx *ctx, df_net *net);
-    int rows; /* most samples of one question, so that memory stays bounded */
 } dfi_net_kind;
+
+/* Which names a file's tensors have, beside our own. */
+typedef enum dfi_naming {
+    DFI_NAMES_OWN,      /* UNet2DModel's and DiT's own names */
+    DFI_NAMES_OLD,      /* UNet2DModel before its attentions were renamed */
+    DFI_NAMES_DIFFUSERS /* DiTTransformer2DModel's */
+} dfi_naming;
 
 struct df_net {
     df_alloc alloc; /* a net outlives the context it was made with */
@@ -9472,7 +9586,9 @@ struct df_net {
     int ndim, dim, shape[3]; /* one sample */
     int outputs;             /* first axis of a prediction: shape[0], or twice that */
     int classes;             /* -1: a user's own kind, which knows for itself */
+    int null_class;          /* 1: label `classes` says "none", as -1 does */
     int condition;           /* numbers of a sample's condition, or 0 */
+    int rows;                /* most samples of one question: memory stays bounded */
     uint64_t seed;
     int config[DFI_NET_SLOTS];
     double number[DFI_NET_NUMBERS];
@@ -9486,6 +9602,7 @@ struct df_net {
     int scaling_size;
     double *scaling;            /* [2 scaling_size]: means, then scales */
     int sealed; /* complete: built in, or a trainer's arrays have its size */
+    dfi_naming naming;
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -9523,6 +9640,7 @@ static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *
         net->dim *= shape[i];
     }
     net->outputs = shape[0];
+    net->rows = 256;
     net->classes = row != NULL ? 0 : -1;
     net->seed = seed;
     net->card = df_card_defaults();
@@ -9644,6 +9762,78 @@ static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
     return 1;
 }
 
+/* What others call parts of our names. %c: q, k and v are parts of one parameter of ours,
+   one after the other along its first axis. */
+static const struct {
+    dfi_naming naming;
+    const char *ours, *theirs;
+} dfi_renamed[] = {
+    {DFI_NAMES_OLD, ".to_q.", ".query."},
+    {DFI_NAMES_OLD, ".to_k.", ".key."},
+    {DFI_NAMES_OLD, ".to_v.", ".value."},
+    {DFI_NAMES_OLD, ".to_out.0.", ".proj_attn."},
+    {DFI_NAMES_DIFFUSERS, "x_embedder.proj", "pos_embed.proj"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.0",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.2",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"},
+    {DFI_NAMES_DIFFUSERS, "y_embedder", "transformer_blocks.0.norm1.emb.class_embedder"},
+    {DFI_NAMES_DIFFUSERS, ".attn.qkv", ".attn1.to_%c"},
+    {DFI_NAMES_DIFFUSERS, ".attn.proj", ".attn1.to_out.0"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc1", ".ff.net.0.proj"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc2", ".ff.net.2"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.adaLN_modulation.1", "proj_out_1"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.linear", "proj_out_2"},
+    {DFI_NAMES_DIFFUSERS, ".adaLN_modulation.1", ".norm1.linear"},
+};
+
+/* Part `part` of a parameter as its file calls it, into key; returns how many parts there
+   are: 1, 3, or 0 for what the file does not hold. */
+static int dfi_net_key(dfi_naming naming, const char *name, int part,
+                       char key[DFI_NET_NAME + 64]) {
+    size_t count = sizeof dfi_renamed / sizeof *dfi_renamed, row = 0;
+    const char *at = NULL, *front = "";
+    if (naming == DFI_NAMES_DIFFUSERS && strcmp(name, "pos_embed") == 0) return 0;
+    if (naming == DFI_NAMES_DIFFUSERS && strncmp(name, "blocks.", 7) == 0)
+        front = "transformer_";
+    while (row < count && (dfi_renamed[row].naming != naming ||
+                           (at = strstr(name, dfi_renamed[row].ours)) == NULL))
+        row++;
+    const char *ours = at ? dfi_renamed[row].ours : "";
+    const char *theirs = at ? dfi_renamed[row].theirs : "";
+    if (at == NULL) at = name + strlen(name);
+    snprintf(key, DFI_NET_NAME + 64, "%s%.*s%s%s", front, (int)(at - name), name, theirs,
+             at + strlen(ours));
+    char *letter = strchr(key, '%');
+    if (letter == NULL) return 1;
+    *letter = "qkv"[part];
+    memmove(letter + 1, letter + 2, strlen(letter + 2) + 1);
+    return 3;
+}
+
+/* Reads a parameter from the net's file; out NULL: looks only whether it has it, with the
+   right size (the sentence of a failure has both shapes). */
+static df_result dfi_net_fetch(df_ctx *ctx, const df_net *net, const char *name, int ndim,
+                               const int *shape, df_real *out) {
+    char key[DFI_NET_NAME + 64];
+    int parts = dfi_net_key(net->naming, name, 0, key), piece[DF_AXES];
+    size_t size = 1;
+    if (parts == 0) return DF_OK;
+    for (int i = 0; i < ndim; i++) {
+        piece[i] = i == 0 ? shape[i] / parts : shape[i];
+        size *= (size_t)piece[i];
+    }
+    for (int part = 0; part < parts; part++) {
+        dfi_net_key(net->naming, name, part, key);
+        const df_file_tensor *t = df_safetensors_find(net->from, key);
+        if (out == NULL && t != NULL && t->count == size) continue;
+        df_result result = df_safetensors_read(ctx, net->from, key, ndim, piece,
+                                               out ? out + (size_t)part * size : NULL);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
 /* The one way in which a parameter comes to be: appended to table and array, then drawn,
    or read if the net is made from a file. */
 static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
@@ -9666,13 +9856,8 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
         return -1;
     }
     /* A file proves its sizes before memory is taken for them. */
-    if (net->from != NULL) {
-        const df_file_tensor *t = df_safetensors_find(net->from, name);
-        if (t == NULL || t->count != (size_t)elements) { /* its sentence has both shapes */
-            df_safetensors_read(ctx, net->from, name, ndim, shape, NULL);
-            return -1;
-        }
-    }
+    if (net->from != NULL && dfi_net_fetch(ctx, net, name, ndim, shape, NULL) != DF_OK)
+        return -1;
     if (dfi_net_grow(ctx, net, (size_t)elements) != DF_OK) return -1;
     char *copy = (char *)dfi_net_copy(ctx, net, name, strlen(name) + 1);
     if (copy == NULL) return -1;
@@ -9687,8 +9872,7 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
     net->count++;
     if (net->from == NULL)
         dfi_net_draw(net, net->count - 1, init, fan_in, fan_out);
-    else if (df_safetensors_read(ctx, net->from, name, ndim, shape,
-                                 net->weights + p->offset))
+    else if (dfi_net_fetch(ctx, net, name, ndim, shape, net->weights + p->offset))
         return -1;
     return net->count - 1;
 }
@@ -9705,7 +9889,6 @@ DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
 }
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
-
 DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
                              df_forward_fn forward, uint64_t seed) {
     if (ctx == NULL) return NULL;
@@ -9896,7 +10079,7 @@ static df_tensor *dfi_run_condition(const df_run *run, int n) {
 static int dfi_net_bad_label(const df_net *net, int n, const int *labels) {
     if (labels == NULL || net->classes < 0) return n;
     for (int i = 0; i < n; i++)
-        if (labels[i] < -1 || labels[i] >= net->classes) return i;
+        if (labels[i] < -1 || labels[i] >= net->classes + net->null_class) return i;
     return n;
 }
 
@@ -9947,6 +10130,149 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
     return y;
 }
 
+/* ---- one walk: a network is written once -------------------------------------------- */
+
+/* A walk over the layers builds the network and runs it. While it builds, operations do
+   nothing (their context is NULL, and of NULL comes NULL) and each layer adds its
+   parameters; while it runs, each layer takes the next ones. So names, order and sizes
+   cannot part from the arithmetic. */
+typedef struct dfi_pass {
+    df_ctx *ctx;       /* of the operations; NULL while building */
+    const df_run *run; /* NULL while building */
+    const df_net *net;
+    df_ctx *maker;   /* building: memory and errors */
+    df_net *grows;   /* building: gets the parameters */
+    int at, failed;  /* the next parameter; building went wrong */
+    char prefix[96]; /* of the names of layers, building */
+} dfi_pass;
+
+static dfi_pass dfi_pass_run(const df_run *run) {
+    dfi_pass w;
+    memset(&w, 0, sizeof w);
+    w.ctx = run->ctx;
+    w.run = run;
+    w.net = run->net;
+    return w;
+}
+static dfi_pass dfi_pass_build(df_ctx *ctx, df_net *net) {
+    dfi_pass w;
+    memset(&w, 0, sizeof w);
+    w.net = w.grows = net;
+    w.maker = ctx;
+    return w;
+}
+/* Names from here on begin with this: "down_blocks.0.resnets.1.". */
+static void dfi_pass_into(dfi_pass *w, const char *format, int i, int j) {
+    if (w->run == NULL) snprintf(w->prefix, sizeof w->prefix, format, i, j);
+}
+
+/* kernel > 0: conv2d; 0: linear; else one of these. */
+enum { DFI_PASS_NORM = -1, DFI_PASS_TABLE = -2, DFI_PASS_ROW = -3 };
+
+/* Index of the layer's first parameter. */
+static int dfi_pass_layer(dfi_pass *w, const char *name, int in, int out, int kernel,
+                          df_init init) {
+    char full[DFI_NET_NAME];
+    int index = w->at, made;
+    w->at += kernel == DFI_PASS_TABLE || kernel == DFI_PASS_ROW ? 1 : 2;
+    if (w->run != NULL || w->failed) return index;
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (kernel == DFI_PASS_NORM)
+        made = df_layer_norm_affine(w->maker, w->grows, full, in);
+    else if (kernel == DFI_PASS_TABLE)
+        made = df_layer_embedding(w->maker, w->grows, full, in, out, init);
+    else if (kernel == DFI_PASS_ROW)
+        made = df_net_add(w->maker, w->grows, full, 1, &in, init);
+    else if (kernel == 0)
+        made = df_layer_linear(w->maker, w->grows, full, in, out, init);
+    else
+        made = df_layer_conv2d(w->maker, w->grows, full, in, out, kernel, init);
+    w->failed = made != index;
+    return index;
+}
+static df_tensor *dfi_pass_linear(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out, df_init init) {
+    int index = dfi_pass_layer(w, name, in, out, 0, init);
+    return w->run ? df_run_linear(w->run, index, x) : NULL;
+}
+static df_tensor *dfi_pass_conv(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                int out, int kernel, int stride, int pad, df_init init) {
+    int index = dfi_pass_layer(w, name, in, out, kernel, init);
+    return w->run ? df_run_conv2d(w->run, index, x, stride, pad) : NULL;
+}
+static df_tensor *dfi_pass_group_norm(dfi_pass *w, const char *name, df_tensor *x,
+                                      int channels, int groups, double eps) {
+    int index = dfi_pass_layer(w, name, channels, 0, DFI_PASS_NORM, DF_INIT_ONE);
+    return w->run ? df_run_group_norm(w->run, index, x, groups, eps) : NULL;
+}
+static df_tensor *dfi_pass_lookup(dfi_pass *w, const char *name, const int *ids, int n,
+                                  int rows, int width, df_init init) {
+    int index = dfi_pass_layer(w, name, rows, width, DFI_PASS_TABLE, init);
+    return w->run ? df_run_embedding(w->run, index, ids, n) : NULL;
+}
+/* linear_2(SiLU(linear_1(x))): how t, and labels that are numbers, become features. */
+static df_tensor *dfi_pass_features(dfi_pass *w, const char *first, const char *second,
+                                    df_tensor *x, int in, int out, df_init init) {
+    df_tensor *h = df_silu(w->ctx, dfi_pass_linear(w, first, x, in, out, init));
+    return dfi_pass_linear(w, second, h, out, out, init);
+}
+
+/* Integers as numbers, [n]. */
+static df_tensor *dfi_whole_numbers(df_ctx *ctx, const int *values, int n) {
+    df_tensor *y = df_tensor_new(ctx, 1, &n);
+    for (int i = 0; y != NULL && i < n; i++) y->data[i] = (df_real)values[i];
+    return y;
+}
+/* Labels with the table's last row for "none"; where there is no such row, -1, which adds
+   nothing. NULL: nobody has a label. Step memory. */
+static const int *dfi_pass_labels(dfi_pass *w, const int *labels, int n, int null_row) {
+    int *copy = w->ctx ? (int *)dfi_scratch(w->ctx, (size_t)n * sizeof *copy) : NULL;
+    for (int i = 0; copy != NULL && i < n; i++)
+        copy[i] = labels == NULL || labels[i] < 0 ? null_row : labels[i];
+    if (w->ctx && copy == NULL) dfi_stick(w->ctx);
+    return copy;
+}
+
+/* A net from a descriptor whose integers and numbers become the configuration, from which
+   the kind's `build` makes the rest, as it does for a file. */
+typedef struct dfi_net_plan {
+    const char *kind;
+    int ndim, shape[3], classes, condition;
+    const void *ints;
+    const double *numbers;
+    size_t ints_size, numbers_size; /* bytes */
+    uint64_t seed;
+    const df_safetensors *from; /* not NULL: parameters are read, by these names */
+    dfi_naming naming;
+} dfi_net_plan;
+static const dfi_net_kind *dfi_net_kind_find(const char *name);
+static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
+    const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
+    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row, row->forward,
+                               plan->seed);
+    if (net == NULL) return NULL;
+    net->classes = plan->classes;
+    net->condition = plan->condition;
+    memcpy(net->config, plan->ints, plan->ints_size);
+    if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
+    net->from = plan->from;
+    net->naming = plan->naming;
+    if (row->build(ctx, net) != DF_OK) {
+        df_net_free(net);
+        return NULL;
+    }
+    net->from = NULL;
+    net->sealed = 1;
+    return net;
+}
+/* A descriptor that its defaults function did not make. */
+static int dfi_net_cookie(df_ctx *ctx, uint32_t cookie, const char *function) {
+    if (cookie == DFI_COOKIE) return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: start the descriptor with its defaults function",
+             function);
+    return 0;
+}
+
 /* ---- the residual MLP -------------------------------------------------------------- */
 
 /* config: width, depth, embed; number: time_scale, period. The parameters in order: inp,
@@ -9968,8 +10294,7 @@ static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
                       net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
     if (labels != NULL && net->classes > 0)
         c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
-    if (net->condition > 0)
-        c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
+    if (net->condition > 0) c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
     df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
     h = df_scope_end(ctx, scope, h);
     for (int i = 0; i < depth; i++) {
@@ -9986,6 +10311,7 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
     int embed = net->config[DFI_MLP_EMBED], dim = net->dim;
     double scale = net->number[DFI_MLP_TIME_SCALE], period = net->number[DFI_MLP_PERIOD];
     char name[32];
+    net->rows = 4096;
     if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
         depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
         net->classes < 0 || net->classes > 1 << 20 || net->condition < 0 ||
@@ -10015,17 +10341,6 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
     return DF_OK;
 }
 
-/* All kinds that df_net_load knows. */
-static const dfi_net_kind dfi_net_kinds[] = {
-    {"mlp", dfi_mlp_forward, dfi_mlp_build, 4096},
-};
-
-static const dfi_net_kind *dfi_net_kind_find(const char *name) {
-    for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
-        if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
-    return NULL;
-}
-
 DF_API df_mlp_desc df_mlp_defaults(void) {
     df_mlp_desc d;
     memset(&d, 0, sizeof d);
@@ -10043,7 +10358,6 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
    file. */
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_mlp_desc d = df_mlp_defaults();
-    const dfi_net_kind *row = dfi_net_kind_find("mlp");
     if (ctx == NULL) return NULL;
     if (desc != NULL) d = *desc;
     if (d.cookie != DFI_COOKIE || d.dim < 1) {
@@ -10052,21 +10366,669 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
                            : "df_mlp_create: start the descriptor with df_mlp_defaults");
         return NULL;
     }
-    df_net *net = dfi_net_make(ctx, row->name, 1, &d.dim, row, row->forward, d.seed);
-    if (net == NULL) return NULL;
-    net->classes = d.classes;
-    net->condition = d.condition;
-    net->config[DFI_MLP_WIDTH] = d.width;
-    net->config[DFI_MLP_DEPTH] = d.depth;
-    net->config[DFI_MLP_EMBED] = d.embed;
-    net->number[DFI_MLP_TIME_SCALE] = d.time_scale;
-    net->number[DFI_MLP_PERIOD] = d.period;
-    if (row->build(ctx, net) != DF_OK) {
-        df_net_free(net);
-        return NULL;
+    int ints[3];
+    double numbers[2];
+    dfi_net_plan plan;
+    memset(&plan, 0, sizeof plan);
+    ints[DFI_MLP_WIDTH] = d.width, ints[DFI_MLP_DEPTH] = d.depth;
+    ints[DFI_MLP_EMBED] = d.embed;
+    numbers[DFI_MLP_TIME_SCALE] = d.time_scale, numbers[DFI_MLP_PERIOD] = d.period;
+    plan.kind = "mlp";
+    plan.ndim = 1;
+    plan.shape[0] = d.dim;
+    plan.classes = d.classes, plan.condition = d.condition;
+    plan.ints = ints, plan.ints_size = sizeof ints;
+    plan.numbers = numbers, plan.numbers_size = sizeof numbers;
+    plan.seed = d.seed;
+    return dfi_net_new(ctx, &plan);
+}
+
+/* ---- the UNet ---------------------------------------------------------------------- */
+
+/* The descriptor's integers are the configuration's slots, its doubles the numbers. */
+#define DFI_UNET_INTS                                                                     \
+    (offsetof(df_unet_desc, null_class) + sizeof(int) -                                   \
+     offsetof(df_unet_desc, in_channels))
+static df_unet_desc dfi_unet_of(const df_net *net) {
+    df_unet_desc d = df_unet_defaults();
+    memcpy(&d.in_channels, net->config, DFI_UNET_INTS);
+    memcpy(&d.eps, net->number, 3 * sizeof(double));
+    return d;
+}
+
+typedef struct dfi_unet {
+    dfi_pass w;
+    df_unet_desc d;
+    df_tensor *emb; /* [B, time_dim] SiLU of time and class */
+    int time_dim;
+    uint32_t dropped; /* dropouts so far: each has draws of its own */
+} dfi_unet;
+
+static df_tensor *dfi_unet_dropout(dfi_unet *u, df_tensor *x) {
+    const df_run *run = u->w.run;
+    if (run == NULL || !run->training || !(u->d.dropout > 0)) return x;
+    return df_dropout(u->w.ctx, x, u->d.dropout, run->seed, run->draw,
+                      DFI_DRAW_INIT + 0x100 + u->dropped++);
+}
+
+/* Nearest neighbour twice the size, mean of 2x2 half the size, or (0) as it is. */
+static df_tensor *dfi_unet_resize(dfi_unet *u, df_tensor *x, int resize) {
+    if (resize == 0) return x;
+    return resize > 0 ? df_upsample2x(u->w.ctx, x) : df_avg_pool2x2(u->w.ctx, x);
+}
+
+/* [B, C] over the pixels of [B, C, H, W]. */
+static df_tensor *dfi_unet_over(df_ctx *c, df_tensor *x, int channels) {
+    int shape[4] = {-1, 0, 1, 1};
+    shape[1] = channels;
+    return df_reshape(c, x, 4, shape);
+}
+
+/* ResnetBlock2D:  h = conv1(SiLU(norm1(x)));  h += W SiLU(emb)
+                   y = (x + conv2(SiLU(norm2(h)))) / scale
+   With scale_shift: norm2(h) (1 + s) + b, where [s, b] = W SiLU(emb). x passes a 1x1
+   convolution where the channels change. All at twice or half the size if asked to. */
+static df_tensor *dfi_unet_resnet(dfi_unet *u, df_tensor *x, int in, int out, int resize,
+                                  double scale) {
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    const df_unet_desc *d = &u->d;
+    df_scope scope = df_scope_begin(c);
+    df_tensor *skip = dfi_unet_resize(u, x, resize), *h, *t;
+    df_scope inner = df_scope_begin(c); /* only what convolutions make outlives it */
+    h = df_silu(c, dfi_pass_group_norm(w, "norm1", x, in, d->groups, d->eps));
+    h = dfi_unet_resize(u, h, resize);
+    h = df_scope_end(c, inner,
+                     dfi_pass_conv(w, "conv1", h, in, out, 3, 1, 1, DF_INIT_FAN_IN));
+    t = dfi_pass_linear(w, "time_emb_proj", u->emb, u->time_dim,
+                        d->scale_shift ? 2 * out : out, DF_INIT_FAN_IN);
+    if (!d->scale_shift) h = df_add(c, h, dfi_unet_over(c, t, out));
+    h = dfi_pass_group_norm(w, "norm2", h, out, d->groups, d->eps);
+    if (d->scale_shift) {
+        df_tensor *s = dfi_unet_over(c, df_slice(c, t, 1, 0, out), out);
+        df_tensor *b = dfi_unet_over(c, df_slice(c, t, 1, out, out), out);
+        h = df_add(c, df_mul(c, h, df_affine(c, s, 1, 1)), b);
     }
-    net->sealed = 1;
-    return net;
+    h = dfi_unet_dropout(u, df_silu(c, h));
+    h = df_scope_end(c, inner,
+                     dfi_pass_conv(w, "conv2", h, out, out, 3, 1, 1, DF_INIT_FAN_IN));
+    if (in != out)
+        skip = dfi_pass_conv(w, "conv_shortcut", skip, in, out, 1, 1, 0, DF_INIT_FAN_IN);
+    h = df_add(c, skip, h);
+    return df_scope_end(c, scope, scale != 1 ? df_scale(c, h, 1 / scale) : h);
+}
+
+/* [B, T, heads dim] <-> [B, heads, T, dim] */
+static df_tensor *dfi_heads_apart(df_ctx *c, df_tensor *x, int tokens, int heads,
+                                  int dim) {
+    static const int order[4] = {0, 2, 1, 3};
+    int shape[4] = {-1, 0, 0, 0};
+    shape[1] = tokens, shape[2] = heads, shape[3] = dim;
+    return df_permute(c, df_reshape(c, x, 4, shape), order);
+}
+static df_tensor *dfi_heads_joined(df_ctx *c, df_tensor *x, int tokens, int width) {
+    static const int order[4] = {0, 2, 1, 3};
+    int shape[3] = {-1, 0, 0};
+    shape[1] = tokens, shape[2] = width;
+    return df_reshape(c, df_permute(c, x, order), 3, shape);
+}
+
+/* y = (x + W_o attention(W_q z, W_k z, W_v z)) / scale, z = norm(x) as [B, H W, C]. */
+static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, int tokens,
+                                     int groups, double scale) {
+    static const int order[3] = {0, 2, 1};
+    static const char *const names[3] = {"to_q", "to_k", "to_v"};
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    int dim = u->d.head_dim > 0 ? u->d.head_dim : channels, heads = channels / dim;
+    int flat[3] = {-1, 0, 0}, image[4];
+    df_scope scope = df_scope_begin(c);
+    df_tensor *z = x, *part[3], *y;
+    flat[1] = channels, flat[2] = tokens;
+    if (groups > 0)
+        z = dfi_pass_group_norm(w, "group_norm", z, channels, groups, u->d.eps);
+    z = df_permute(c, df_reshape(c, z, 3, flat), order);
+    for (int i = 0; i < 3; i++) {
+        y = dfi_pass_linear(w, names[i], z, channels, heads * dim, DF_INIT_FAN_IN);
+        part[i] = dfi_heads_apart(c, y, tokens, heads, dim);
+    }
+    y = df_attention(c, part[0], part[1], part[2], 0);
+    y = dfi_heads_joined(c, y, tokens, heads * dim);
+    y = dfi_pass_linear(w, "to_out.0", y, heads * dim, channels, DF_INIT_FAN_IN);
+    for (int i = 0; i < 4; i++) image[i] = x != NULL ? x->shape[i] : 1;
+    y = df_add(c, x, df_reshape(c, df_permute(c, y, order), 4, image));
+    return df_scope_end(c, scope, scale != 1 ? df_scale(c, y, 1 / scale) : y);
+}
+
+/* Rows of a learned table for whole t; what lies outside is refused by df_embedding. */
+static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
+    df_ctx *c = u->w.ctx;
+    int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
+    int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
+    for (int i = 0; ids != NULL && i < n; i++)
+        ids[i] = t->data[i] >= 0 && t->data[i] < (df_real)rows ? (int)t->data[i] : rows;
+    return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
+}
+
+/* Features of t, or of labels as numbers, which share the table: [B, C0 or 2 C0]. */
+static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
+    df_ctx *c = u->w.ctx;
+    const df_unet_desc *d = &u->d;
+    int column[2] = {-1, 1};
+    if (c == NULL) return NULL;
+    if (d->time == DF_UNET_LEARNED) return dfi_unet_time_rows(u, index, t);
+    if (d->time == DF_UNET_POSITIONAL)
+        return df_sinusoidal(c, t, d->channels[0], 10000, d->flip_sin_to_cos,
+                             d->freq_shift);
+    df_tensor *angle = df_mul(c, df_reshape(c, df_log(c, t), 2, column),
+                              df_scale(c, df_run_param(u->w.run, index), 2 * DFI_PI));
+    return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
+}
+
+/* SiLU(MLP(sinusoids of t) + class) */
+static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
+    df_ctx *c = u->w.ctx;
+    const df_unet_desc *d = &u->d;
+    int in = d->channels[0] * (d->time == DF_UNET_FOURIER ? 2 : 1), index = 0;
+    if (d->time == DF_UNET_LEARNED)
+        index = dfi_pass_layer(&u->w, "time_proj", d->time_rows, d->channels[0],
+                               DFI_PASS_TABLE, DF_INIT_NORMAL);
+    if (d->time == DF_UNET_FOURIER)
+        index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
+                               DF_INIT_NORMAL);
+    if (d->time == DF_UNET_FOURIER && u->w.grows) df_net_freeze(u->w.grows, index);
+    df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
+    e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
+                          in, u->time_dim, DF_INIT_FAN_IN);
+    if (d->class_kind == DF_UNET_CLASS_TABLE && d->classes > 0) {
+        labels = dfi_pass_labels(&u->w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
+                            d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
+    } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
+        labels = dfi_pass_labels(&u->w, labels, n, 0);
+        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, labels, n) : NULL, index);
+        y = dfi_pass_features(&u->w, "class_embedding.linear_1",
+                              "class_embedding.linear_2", y, in, u->time_dim,
+                              DF_INIT_FAN_IN);
+    } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
+        y = dfi_run_condition(u->w.run, n);
+    u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
+}
+
+/* Half the size by a convolution of stride 2. Padding 0 of diffusers is zeros right and
+   bottom, TensorFlow's "same". */
+static df_tensor *dfi_unet_halve(dfi_unet *u, df_tensor *x, int channels, int block) {
+    int pad = u->d.downsample_padding;
+    if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.downsample_resnet))
+        return dfi_unet_resnet(u, x, channels, channels, -1, 1);
+    if (pad == 0) x = df_pad2d(u->w.ctx, x, 0, 1, 0, 1);
+    return dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
+}
+static df_tensor *dfi_unet_double(dfi_unet *u, df_tensor *x, int channels, int block) {
+    if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.upsample_resnet))
+        return dfi_unet_resnet(u, x, channels, channels, 1, 1);
+    df_scope scope = df_scope_begin(u->w.ctx);
+    x = df_upsample2x(u->w.ctx, x);
+    x = dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
+    return df_scope_end(u->w.ctx, scope, x);
+}
+
+/* What the way down leaves for the way up: conv_in, each block's output, each halving. */
+enum { DFI_UNET_LAYERS = 16, DFI_UNET_SKIPS = DF_UNET_LEVELS * (DFI_UNET_LAYERS + 1) + 1 };
+typedef struct dfi_unet_skips {
+    df_tensor *x[DFI_UNET_SKIPS];
+    int channels[DFI_UNET_SKIPS], count;
+} dfi_unet_skips;
+static df_tensor *dfi_unet_keep(dfi_unet_skips *s, df_tensor *x, int channels) {
+    s->x[s->count] = x;
+    s->channels[s->count++] = channels;
+    return x;
+}
+
+static df_tensor *dfi_unet_down(dfi_unet *u, df_tensor *h, int *tokens,
+                                dfi_unet_skips *s) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[0];
+    for (int i = 0; i < d->levels; i++) {
+        for (int j = 0; j < d->layers; j++) {
+            df_scope scope = df_scope_begin(u->w.ctx);
+            dfi_pass_into(&u->w, "down_blocks.%d.resnets.%d.", i, j);
+            h = dfi_unet_resnet(u, h, C, d->channels[i], 0, 1);
+            C = d->channels[i];
+            dfi_pass_into(&u->w, "down_blocks.%d.attentions.%d.", i, j);
+            if (d->down[i] == DF_UNET_ATTENTION)
+                h = dfi_unet_attention(u, h, C, *tokens, d->groups, 1);
+            h = dfi_unet_keep(s, df_scope_end(u->w.ctx, scope, h), C);
+        }
+        if (i == d->levels - 1) break;
+        dfi_pass_into(&u->w, "down_blocks.%d.downsamplers.0.", i, 0);
+        h = dfi_unet_keep(s, dfi_unet_halve(u, h, C, d->down[i]), C);
+        *tokens /= 4;
+    }
+    return h;
+}
+
+static df_tensor *dfi_unet_middle(dfi_unet *u, df_tensor *h, int tokens) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[d->levels - 1], groups = d->attn_groups;
+    if (groups == 0 && !d->scale_shift) groups = d->groups;
+    dfi_pass_into(&u->w, "mid_block.resnets.0.", 0, 0);
+    h = dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
+    dfi_pass_into(&u->w, "mid_block.attentions.0.", 0, 0);
+    if (d->mid_attention) h = dfi_unet_attention(u, h, C, tokens, groups, d->mid_scale);
+    dfi_pass_into(&u->w, "mid_block.resnets.1.", 0, 0);
+    return dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
+}
+
+static df_tensor *dfi_unet_up(dfi_unet *u, df_tensor *h, int tokens, dfi_unet_skips *s) {
+    const df_unet_desc *d = &u->d;
+    int C = d->channels[d->levels - 1];
+    df_scope scope = df_scope_begin(u->w.ctx);
+    for (int i = 0; i < d->levels; i++) {
+        int out = d->channels[d->levels - 1 - i];
+        for (int j = 0; j <= d->layers; j++) {
+            dfi_pass_into(&u->w, "up_blocks.%d.resnets.%d.", i, j);
+            int skip = s->channels[--s->count];
+            h = df_concat(u->w.ctx, h, s->x[s->count], 1);
+            h = dfi_unet_resnet(u, h, C + skip, out, 0, 1);
+            C = out;
+            dfi_pass_into(&u->w, "up_blocks.%d.attentions.%d.", i, j);
+            if (d->up[i] == DF_UNET_ATTENTION)
+                h = dfi_unet_attention(u, h, C, tokens, d->groups, 1);
+            h = df_scope_end(u->w.ctx, scope, h);
+        }
+        if (i == d->levels - 1) break;
+        dfi_pass_into(&u->w, "up_blocks.%d.upsamplers.0.", i, 0);
+        h = df_scope_end(u->w.ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
+        tokens *= 4;
+    }
+    return h;
+}
+
+static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
+                                int *failed) {
+    df_ctx *c = w.ctx;
+    dfi_unet u;
+    dfi_unet_skips skips;
+    memset(&u, 0, sizeof u);
+    u.w = w;
+    u.d = dfi_unet_of(w.net);
+    const df_unet_desc *d = &u.d;
+    int tokens = d->height * d->width, C = d->channels[0], column[4] = {-1, 1, 1, 1};
+    u.time_dim = d->time_dim > 0 ? d->time_dim : 4 * C;
+    skips.count = 0;
+    if (d->center_input) x = df_affine(c, x, 2, -1);
+    dfi_unet_embed(&u, t, labels, x != NULL ? x->shape[0] : 1);
+    df_tensor *h =
+        dfi_pass_conv(&u.w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
+    h = dfi_unet_down(&u, dfi_unet_keep(&skips, h, C), &tokens, &skips);
+    h = dfi_unet_middle(&u, h, tokens);
+    h = dfi_unet_up(&u, h, tokens, &skips);
+    dfi_pass_into(&u.w, "", 0, 0);
+    h = df_silu(c, dfi_pass_group_norm(&u.w, "conv_norm_out", h, C, d->groups, d->eps));
+    h = dfi_pass_conv(&u.w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
+    if (d->time == DF_UNET_FOURIER) h = df_div(c, h, df_reshape(c, t, 4, column));
+    if (failed != NULL) *failed = u.w.failed;
+    return h;
+}
+static df_tensor *dfi_unet_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                   const int *labels) {
+    return dfi_unet_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+/* The nearest sizes that halve `halvings` times. */
+static df_result dfi_unet_size(df_ctx *ctx, const char *what, int size, int halvings) {
+    int unit = 1 << halvings, below = size / unit * unit;
+    if (size % unit == 0) return DF_OK;
+    if (below == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: %s %d cannot be halved %d times: the "
+                        "nearest size that can is %d",
+                        what, size, halvings, unit);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                    "unet: %s %d cannot be halved %d times: the "
+                    "nearest sizes that can are %d and %d",
+                    what, size, halvings, below, below + unit);
+}
+
+/* Whether `size` lies in [least, most]; the error names the field and both. */
+static int dfi_net_range(df_ctx *ctx, const char *field, int value, int least, int most) {
+    if (value >= least && value <= most) return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s is %d, wanted %d to %d", field, value, least, most);
+    return 0;
+}
+
+/* Ranges that keep every product inside an int; then what must divide what. */
+static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
+    if (!dfi_net_range(ctx, "unet: in_channels", d->in_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "unet: out_channels", d->out_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "unet: height", d->height, 1, 8192) ||
+        !dfi_net_range(ctx, "unet: width", d->width, 1, 8192) ||
+        !dfi_net_range(ctx, "unet: levels", d->levels, 1, DF_UNET_LEVELS) ||
+        !dfi_net_range(ctx, "unet: layers", d->layers, 1, DFI_UNET_LAYERS) ||
+        !dfi_net_range(ctx, "unet: head_dim", d->head_dim, 0, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: groups", d->groups, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: attn_groups", d->attn_groups, 0, 1 << 14) ||
+        !dfi_net_range(ctx, "unet: time", d->time, 0, DF_UNET_LEARNED) ||
+        !dfi_net_range(ctx, "unet: time_dim", d->time_dim, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
+                       1 << 20) ||
+        !dfi_net_range(ctx, "unet: downsample_padding", d->downsample_padding, 0, 1) ||
+        !dfi_net_range(ctx, "unet: class_kind", d->class_kind, 0,
+                       DF_UNET_CLASS_IDENTITY) ||
+        !dfi_net_range(ctx, "unet: classes", d->classes, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, 1) ||
+        dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
+        dfi_unet_size(ctx, "width", d->width, d->levels - 1))
+        return ctx->code;
+    for (int i = 0; i < d->levels; i++) {
+        int C = d->channels[i], mid = i == d->levels - 1;
+        int attends = d->down[i] == DF_UNET_ATTENTION || (mid && d->mid_attention) ||
+                      d->up[d->levels - 1 - i] == DF_UNET_ATTENTION;
+        if (!dfi_net_range(ctx, "unet: channels of a level", C, 1, 1 << 14) ||
+            !dfi_net_range(ctx, "unet: a block of `down`", d->down[i], 0,
+                           DF_UNET_RESNET) ||
+            !dfi_net_range(ctx, "unet: a block of `up`", d->up[i], 0, DF_UNET_RESNET))
+            return ctx->code;
+        if (C % d->groups != 0 || (mid && d->attn_groups && C % d->attn_groups != 0))
+            return dfi_fail(
+                ctx, DF_ERR_ARGUMENT,
+                "unet: level %d has %d channels, which %d groups do not divide", i, C,
+                C % d->groups ? d->groups : d->attn_groups);
+        if (attends && d->head_dim > C)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "unet: head_dim %d is more than the %d "
+                            "channels of level %d",
+                            d->head_dim, C, i);
+    }
+    int least = d->channels[0] / 2 - (d->time == DF_UNET_POSITIONAL ? d->freq_shift : 0);
+    if (d->freq_shift < 0 || (d->time == DF_UNET_POSITIONAL && least < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: freq_shift %d for %d sinusoids: wanted "
+                        "0 or more and less than half the channels of level 0",
+                        d->freq_shift, d->channels[0]);
+    if (!dfi_positive(d->eps) || !dfi_positive(d->mid_scale) ||
+        !(d->dropout >= 0 && d->dropout < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet: eps %g and mid_scale %g must be above "
+                        "0, dropout %g in [0, 1)",
+                        d->eps, d->mid_scale, d->dropout);
+    return DF_OK;
+}
+
+static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
+    df_unet_desc d = dfi_unet_of(net);
+    int failed = 0, widest = 1;
+    if (dfi_unet_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.height ||
+        net->shape[2] != d.width)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
+    net->outputs = d.out_channels;
+    net->classes = d.classes;
+    net->null_class = d.null_class;
+    if (d.class_kind == DF_UNET_CLASS_TIMESTEP) net->classes = 1 << 20;
+    if (d.class_kind == DF_UNET_CLASS_IDENTITY)
+        net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
+    for (int i = 0; i < d.levels; i++) {
+        int C = d.channels[i] + d.channels[i + 1 < d.levels ? i + 1 : i];
+        int pixels = (d.height >> i) * (d.width >> i);
+        if (C > DFI_NET_LIVE / pixels)
+            widest = DFI_NET_LIVE;
+        else if (C * pixels > widest)
+            widest = C * pixels;
+    }
+    net->rows = DFI_NET_LIVE / widest > 2 ? DFI_NET_LIVE / widest : 2;
+    dfi_unet_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_unet_desc df_unet_defaults(void) {
+    df_unet_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.in_channels = d.out_channels = 3;
+    d.height = d.width = 32;
+    d.levels = 4;
+    for (int i = 0; i < 4; i++) {
+        d.channels[i] = 224 * (i + 1);
+        d.down[i] = i > 0 ? DF_UNET_ATTENTION : DF_UNET_PLAIN;
+        d.up[i] = i < 3 ? DF_UNET_ATTENTION : DF_UNET_PLAIN;
+    }
+    d.layers = 2;
+    d.head_dim = 8;
+    d.groups = 32;
+    d.mid_attention = 1;
+    d.flip_sin_to_cos = 1;
+    d.downsample_padding = 1;
+    d.eps = 1e-5;
+    d.mid_scale = 1;
+    return d;
+}
+
+DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc) {
+    df_unet_desc d = df_unet_defaults();
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_unet_create")) return NULL;
+    dfi_net_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "unet";
+    plan.ndim = 3;
+    plan.shape[0] = d.in_channels, plan.shape[1] = d.height, plan.shape[2] = d.width;
+    plan.ints = &d.in_channels, plan.ints_size = DFI_UNET_INTS;
+    plan.numbers = &d.eps, plan.numbers_size = 3 * sizeof(double);
+    plan.seed = d.seed;
+    return dfi_unet_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* ---- the diffusion transformer ----------------------------------------------------- */
+
+#define DFI_DIT_INTS                                                                      \
+    (offsetof(df_dit_desc, diffusers) + sizeof(int) - offsetof(df_dit_desc, in_channels))
+static df_dit_desc dfi_dit_of(const df_net *net) {
+    df_dit_desc d = df_dit_defaults();
+    memcpy(&d.in_channels, net->config, DFI_DIT_INTS);
+    return d;
+}
+
+/* Positions of a g x g grid, [g g, width]: the first half of the features from the column,
+   the second from the row, each half sin(p f_k), then cos(p f_k), with
+   f_k = 10000^(-k/(width/4)). */
+static void dfi_dit_positions(int g, int width, df_real *out) {
+    int quarter = width / 4;
+    for (int i = 0; i < g * g * width; i++) {
+        int token = i / width, k = i % width;
+        int place = k < 2 * quarter ? token % g : token / g;
+        double angle = place * pow(10000, -(double)(k % quarter) / quarter);
+        out[i] = (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+    }
+}
+/* The table of positions, [1, g g, width]: read where a file has it, never trained. */
+static df_tensor *dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
+    int g = d->size / d->patch, shape[3] = {1, 0, 0}, index = w->at++;
+    shape[1] = g * g, shape[2] = d->width;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    df_net *net = w->grows;
+    w->failed |= df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
+    if (w->failed) return NULL;
+    df_net_freeze(net, index);
+    if (net->from == NULL || net->naming == DFI_NAMES_DIFFUSERS)
+        dfi_dit_positions(g, d->width, net->weights + net->param[index].offset);
+    return NULL;
+}
+
+/* Part i of the modulation [B, parts width] as [B, 1, width]. */
+static df_tensor *dfi_dit_part(df_ctx *c, df_tensor *m, int i, int width) {
+    int shape[3] = {-1, 1, 0};
+    shape[2] = width;
+    return df_reshape(c, df_slice(c, m, 1, i * width, width), 3, shape);
+}
+/* norm(x) (1 + scale) + shift, shift and scale being parts i and i + 1 of m. */
+static df_tensor *dfi_dit_modulate(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width,
+                                   double eps) {
+    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
+    df_tensor *y = df_mul(c, df_layer_norm(c, x, NULL, NULL, eps), scale);
+    return df_add(c, y, dfi_dit_part(c, m, i, width));
+}
+
+/* x += gate attention(norm(x) (1 + scale) + shift), then the same of an MLP; the six from
+   c by one linear layer that starts at 0, so that each block starts as the identity. */
+static df_tensor *dfi_dit_block(dfi_pass *w, const df_dit_desc *d, df_tensor *x,
+                                df_tensor *cond, int tokens) {
+    df_ctx *c = w->ctx;
+    int D = d->width, inner = d->mlp_width > 0 ? d->mlp_width : 4 * D;
+    df_tensor *part[3], *y;
+    df_tensor *m = dfi_pass_linear(w, "adaLN_modulation.1", cond, D, 6 * D, DF_INIT_ZERO);
+    df_scope scope = df_scope_begin(c);
+    y = dfi_dit_modulate(c, x, m, 0, D, 1e-6);
+    y = dfi_pass_linear(w, "attn.qkv", y, D, 3 * D, DF_INIT_XAVIER);
+    for (int i = 0; i < 3; i++)
+        part[i] = dfi_heads_apart(c, df_slice(c, y, 2, i * D, D), tokens, d->heads,
+                                  D / d->heads);
+    y = df_attention(c, part[0], part[1], part[2], 0);
+    y = dfi_pass_linear(w, "attn.proj", dfi_heads_joined(c, y, tokens, D), D, D,
+                        DF_INIT_XAVIER);
+    x = df_scope_end(c, scope, df_add(c, x, df_mul(c, dfi_dit_part(c, m, 2, D), y)));
+    y = dfi_dit_modulate(c, x, m, 3, D, d->diffusers ? 1e-5 : 1e-6);
+    y = dfi_pass_linear(w, "mlp.fc1", y, D, inner, DF_INIT_XAVIER);
+    y = dfi_pass_linear(w, "mlp.fc2", df_gelu_tanh(c, y), inner, D, DF_INIT_XAVIER);
+    return df_scope_end(c, scope, df_add(c, x, df_mul(c, dfi_dit_part(c, m, 5, D), y)));
+}
+
+/* [B, g g, p p C], the features of a token ordered (row, column, channel), as pictures
+   [B, C, g p, g p]: rows of tokens become rows of pixels, then channels go in front. */
+static df_tensor *dfi_dit_picture(df_ctx *c, df_tensor *x, int g, int p, int channels) {
+    static const int rows[4] = {0, 2, 1, 3}, front[4] = {0, 3, 1, 2};
+    int shape[4] = {-1, 0, 0, 0};
+    shape[1] = g, shape[2] = p, shape[3] = p * channels;
+    x = df_permute(c, df_reshape(c, x, 4, shape), rows);
+    shape[1] = shape[2] = g * p, shape[3] = channels;
+    return df_permute(c, df_reshape(c, x, 4, shape), front);
+}
+
+static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
+                               int *failed) {
+    static const int order[3] = {0, 2, 1};
+    df_dit_desc d = dfi_dit_of(w.net);
+    df_ctx *c = w.ctx;
+    int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
+    int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
+    flat[1] = D, flat[2] = tokens;
+    df_tensor *table = dfi_dit_table(&w, &d);
+    df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
+                                 d.patch, 0, DF_INIT_XAVIER);
+    h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
+    df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
+    e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
+                          DF_INIT_NORMAL_02);
+    labels = dfi_pass_labels(&w, labels, n, d.null_class ? d.classes : -1);
+    e = df_add(c, e,
+               dfi_pass_lookup(&w, "y_embedder.embedding_table", labels, n,
+                               d.classes + d.null_class, D, DF_INIT_NORMAL_02));
+    e = df_silu(c, e);
+    df_scope scope = df_scope_begin(c);
+    for (int i = 0; i < d.depth; i++) {
+        dfi_pass_into(&w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_dit_block(&w, &d, h, e, tokens));
+    }
+    dfi_pass_into(&w, "final_layer.", 0, 0);
+    df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
+    h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
+    h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    if (failed != NULL) *failed = w.failed;
+    return dfi_dit_picture(c, h, g, d.patch, out);
+}
+static df_tensor *dfi_dit_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    return dfi_dit_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
+    if (!dfi_net_range(ctx, "dit: in_channels", d->in_channels, 1, 4096) ||
+        !dfi_net_range(ctx, "dit: size", d->size, 1, 4096) ||
+        !dfi_net_range(ctx, "dit: patch", d->patch, 1, 64) ||
+        !dfi_net_range(ctx, "dit: width", d->width, 4, 1 << 14) ||
+        !dfi_net_range(ctx, "dit: depth", d->depth, 1, 1 << 10) ||
+        !dfi_net_range(ctx, "dit: heads", d->heads, 1, 1 << 12) ||
+        !dfi_net_range(ctx, "dit: mlp_width", d->mlp_width, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "dit: classes", d->classes, 1, 1 << 20) ||
+        !dfi_net_range(ctx, "dit: null_class", d->null_class, 0, 1) ||
+        !dfi_net_range(ctx, "dit: learn_sigma", d->learn_sigma, 0, 1) ||
+        !dfi_net_range(ctx, "dit: diffusers", d->diffusers, 0, 1))
+        return ctx->code;
+    if (d->size % d->patch != 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "dit: size %d is not cut by patches of %d: the "
+                        "nearest sizes that are: %d and %d",
+                        d->size, d->patch, d->size / d->patch * d->patch,
+                        (d->size / d->patch + 1) * d->patch);
+    if (d->width % 4 != 0 || d->width % d->heads != 0 || d->size / d->patch > 256)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "dit: width %d must be a multiple of 4 and of "
+                        "the %d heads, and a side have at most 256 patches, not %d",
+                        d->width, d->heads, d->size / d->patch);
+    return DF_OK;
+}
+
+static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
+    df_dit_desc d = dfi_dit_of(net);
+    int failed = 0;
+    if (dfi_dit_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.size ||
+        net->shape[2] != d.size)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
+    net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
+    net->classes = d.classes;
+    net->null_class = d.null_class;
+    if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
+    int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
+    net->rows = live > 2 ? live : 2;
+    dfi_dit_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_dit_desc df_dit_defaults(void) {
+    df_dit_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.in_channels = 4;
+    d.size = 32;
+    d.patch = 2;
+    d.width = 1152;
+    d.depth = 28;
+    d.heads = 16;
+    d.classes = 1000;
+    d.null_class = 1;
+    d.learn_sigma = 1;
+    return d;
+}
+
+DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
+    df_dit_desc d = df_dit_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_dit_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "dit";
+    plan.ndim = 3;
+    plan.shape[0] = d.in_channels, plan.shape[1] = plan.shape[2] = d.size;
+    plan.ints = &d.in_channels, plan.ints_size = DFI_DIT_INTS;
+    plan.seed = d.seed;
+    return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* All kinds that df_net_load knows. */
+static const dfi_net_kind dfi_net_kinds[] = {
+    {"mlp", dfi_mlp_forward, dfi_mlp_build},
+    {"unet", dfi_unet_forward, dfi_unet_build},
+    {"dit", dfi_dit_forward, dfi_dit_build},
+};
+
+static const dfi_net_kind *dfi_net_kind_find(const char *name) {
+    for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
+        if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
+    return NULL;
 }
 
 /* ---- the card: what the weights mean ----------------------------------------------- */
@@ -10274,7 +11236,7 @@ DF_API df_model df_net_model(const df_net *net) {
     m.time = net->card.time;
     m.clock = net->card.clock;
     m.input_sigma_data = net->card.input_sigma_data;
-    m.max_batch = net->row != NULL ? net->row->rows : 256;
+    m.max_batch = net->rows;
     m.scaling_size = net->scaling_size;
     m.mean = net->scaling;
     m.scale = net->scaling_size > 0 ? net->scaling + net->scaling_size : NULL;
@@ -12560,6 +13522,693 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
         result = dfi_put_data(&at, &image, &tensors[i]);
     if (result == DF_OK) result = dfi_sink_save(&at, sink, &image);
     df_buffer_free(ctx, &image);
+    return result;
+}
+
+/* ---- configurations of others: JSON of scalars and lists ---- */
+
+/* The word next, as null, true, false. */
+static int dfi_json_word(dfi_parser *p, const char *word) {
+    size_t length = strlen(word);
+    (void)dfi_json_take(p, ' ');
+    if ((size_t)(p->end - p->at) < length || memcmp(p->at, word, length) != 0) return 0;
+    p->at += length;
+    return 1;
+}
+/* A number; 0, without an error, if there is none. */
+static int dfi_json_real(dfi_parser *p, double *x) {
+    (void)dfi_json_take(p, ' ');
+    const char *end = dfi_json_number_end(p->at, p->end);
+    if (end == NULL || end - p->at > 60) return 0;
+    *x = dfi_decimal(p->at, (size_t)(end - p->at));
+    if (dfi_nonfinite(*x)) return 0;
+    p->at += end - p->at;
+    return 1;
+}
+/* Passes over any value. Its depth is counted, not walked by calls. */
+static void dfi_json_skip(dfi_parser *p) {
+    char open[32];
+    int depth = 0;
+    do {
+        (void)dfi_json_take(p, ' ');
+        char c = p->at < p->end ? *p->at : 0;
+        double x;
+        if (depth > 0 && c == open[depth - 1]) depth--, p->at++;
+        else if (depth > 0 && (c == ',' || (c == ':' && open[depth - 1] == '}'))) p->at++;
+        else if ((c == '{' || c == '[') && depth < 32)
+            open[depth++] = c == '{' ? '}' : ']', p->at++;
+        else if (c == '"') (void)dfi_json_string(p);
+        else if (c == '{' || c == '[') (void)dfi_json_fail(p, "nested too deep");
+        else if (!dfi_json_word(p, "null") && !dfi_json_word(p, "true") &&
+                 !dfi_json_word(p, "false") && !dfi_json_real(p, &x))
+            (void)dfi_json_fail(p, "a value is missing");
+    } while (depth > 0 && p->result == DF_OK);
+}
+
+/* One key of a configuration and the field of a descriptor that it means. */
+typedef enum dfi_key_kind {
+    DFI_KEY_WHOLE,    /* int */
+    DFI_KEY_OR_NULL,  /* int, null for 0 */
+    DFI_KEY_FLAG,     /* int of true, false */
+    DFI_KEY_REAL,     /* double */
+    DFI_KEY_CHOICE,   /* int: which of the names; "" stands for null */
+    DFI_KEY_FIXED,    /* no field: the JSON of the one value that we know */
+    DFI_KEY_SIZE,     /* two ints: null (0), one number or [height, width] */
+    DFI_KEY_WHOLES,   /* int for each level */
+    DFI_KEY_CHOICES   /* the same of names */
+} dfi_key_kind;
+typedef struct dfi_config_key {
+    const char *name;
+    dfi_key_kind kind;
+    size_t at;
+    const char *names[4];
+} dfi_config_key;
+
+#define DFI_KEY(type, name, kind, field) {name, kind, offsetof(type, field), {NULL}}
+static const dfi_config_key dfi_unet_keys[] = {
+    {"act_fn", DFI_KEY_FIXED, 0, {"\"silu\""}},
+    DFI_KEY(df_unet_desc, "add_attention", DFI_KEY_FLAG, mid_attention),
+    DFI_KEY(df_unet_desc, "attention_head_dim", DFI_KEY_OR_NULL, head_dim),
+    DFI_KEY(df_unet_desc, "attn_norm_num_groups", DFI_KEY_OR_NULL, attn_groups),
+    DFI_KEY(df_unet_desc, "block_out_channels", DFI_KEY_WHOLES, channels),
+    DFI_KEY(df_unet_desc, "center_input_sample", DFI_KEY_FLAG, center_input),
+    {"class_embed_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, class_kind),
+     {"", "timestep", "identity"}},
+    {"down_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, down),
+     {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}},
+    DFI_KEY(df_unet_desc, "downsample_padding", DFI_KEY_WHOLE, downsample_padding),
+    {"downsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, downsample_resnet),
+     {"conv", "resnet"}},
+    DFI_KEY(df_unet_desc, "dropout", DFI_KEY_REAL, dropout),
+    DFI_KEY(df_unet_desc, "flip_sin_to_cos", DFI_KEY_FLAG, flip_sin_to_cos),
+    DFI_KEY(df_unet_desc, "freq_shift", DFI_KEY_WHOLE, freq_shift),
+    DFI_KEY(df_unet_desc, "in_channels", DFI_KEY_WHOLE, in_channels),
+    DFI_KEY(df_unet_desc, "layers_per_block", DFI_KEY_WHOLE, layers),
+    DFI_KEY(df_unet_desc, "mid_block_scale_factor", DFI_KEY_REAL, mid_scale),
+    {"mid_block_type", DFI_KEY_FIXED, 0, {"\"UNetMidBlock2D\""}},
+    DFI_KEY(df_unet_desc, "norm_eps", DFI_KEY_REAL, eps),
+    DFI_KEY(df_unet_desc, "norm_num_groups", DFI_KEY_WHOLE, groups),
+    DFI_KEY(df_unet_desc, "num_class_embeds", DFI_KEY_OR_NULL, classes),
+    DFI_KEY(df_unet_desc, "num_train_timesteps", DFI_KEY_OR_NULL, time_rows),
+    DFI_KEY(df_unet_desc, "out_channels", DFI_KEY_WHOLE, out_channels),
+    {"resnet_time_scale_shift", DFI_KEY_CHOICE, offsetof(df_unet_desc, scale_shift),
+     {"default", "scale_shift"}},
+    DFI_KEY(df_unet_desc, "sample_size", DFI_KEY_SIZE, height),
+    DFI_KEY(df_unet_desc, "time_embedding_dim", DFI_KEY_OR_NULL, time_dim),
+    {"time_embedding_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, time),
+     {"positional", "fourier", "learned"}},
+    {"up_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, up),
+     {"UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}},
+    {"upsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, upsample_resnet),
+     {"conv", "resnet"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* DiT's arguments, and DiTTransformer2DModel's: what either file says. */
+typedef struct dfi_dit_config {
+    df_dit_desc d;
+    double mlp_ratio, class_dropout;
+    int head_dim, out_channels;
+} dfi_dit_config;
+static const dfi_config_key dfi_dit_keys[] = {
+    DFI_KEY(dfi_dit_config, "input_size", DFI_KEY_WHOLE, d.size),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    DFI_KEY(dfi_dit_config, "hidden_size", DFI_KEY_WHOLE, d.width),
+    DFI_KEY(dfi_dit_config, "depth", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "num_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "mlp_ratio", DFI_KEY_REAL, mlp_ratio),
+    DFI_KEY(dfi_dit_config, "class_dropout_prob", DFI_KEY_REAL, class_dropout),
+    DFI_KEY(dfi_dit_config, "num_classes", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "learn_sigma", DFI_KEY_FLAG, d.learn_sigma),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+static const dfi_config_key dfi_dit_peer_keys[] = {
+    {"activation_fn", DFI_KEY_FIXED, 0, {"\"gelu-approximate\""}},
+    {"attention_bias", DFI_KEY_FIXED, 0, {"true"}},
+    DFI_KEY(dfi_dit_config, "attention_head_dim", DFI_KEY_WHOLE, head_dim),
+    {"dropout", DFI_KEY_FIXED, 0, {"0.0"}},
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    {"norm_elementwise_affine", DFI_KEY_FIXED, 0, {"false"}},
+    {"norm_eps", DFI_KEY_FIXED, 0, {"1e-05"}},
+    {"norm_num_groups", DFI_KEY_FIXED, 0, {"32"}}, /* of no layer here */
+    {"norm_type", DFI_KEY_FIXED, 0, {"\"ada_norm_zero\""}},
+    DFI_KEY(dfi_dit_config, "num_attention_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "num_embeds_ada_norm", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "num_layers", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "out_channels", DFI_KEY_OR_NULL, out_channels),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "sample_size", DFI_KEY_WHOLE, d.size),
+    {"upcast_attention", DFI_KEY_FIXED, 0, {"false"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Of a scheduler only what says how the weights were trained. */
+typedef struct dfi_scheduler_config {
+    double beta_start, beta_end;
+    int steps, schedule, prediction, variance, zero_snr;
+} dfi_scheduler_config;
+static const dfi_config_key dfi_scheduler_keys[] = {
+    DFI_KEY(dfi_scheduler_config, "beta_end", DFI_KEY_REAL, beta_end),
+    {"beta_schedule", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, schedule),
+     {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"}},
+    DFI_KEY(dfi_scheduler_config, "beta_start", DFI_KEY_REAL, beta_start),
+    DFI_KEY(dfi_scheduler_config, "num_train_timesteps", DFI_KEY_WHOLE, steps),
+    {"prediction_type", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, prediction),
+     {"sample", "epsilon", "v_prediction"}},
+    DFI_KEY(dfi_scheduler_config, "rescale_betas_zero_snr", DFI_KEY_FLAG, zero_snr),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Which of the key's names comes next; -1 if none. */
+static int dfi_config_choice(dfi_parser *p, const dfi_config_key *k) {
+    if (dfi_json_word(p, "null")) return k->names[0] && k->names[0][0] == 0 ? 0 : -1;
+    const char *text = p->at < p->end && *p->at == '"' ? dfi_json_string(p) : NULL;
+    for (int i = 0; text != NULL && i < 4 && k->names[i] != NULL; i++)
+        if (strcmp(text, k->names[i]) == 0 && text[0] != 0) return i;
+    return -1;
+}
+static int dfi_config_whole(dfi_parser *p, int *out) {
+    double x;
+    if (!dfi_json_real(p, &x) || x != floor(x) || fabs(x) > 1 << 30) return 0;
+    *out = (int)x;
+    return 1;
+}
+/* A list with an entry for each level, at most DF_UNET_LEVELS; its length, or 0. */
+static int dfi_config_list(dfi_parser *p, const dfi_config_key *k, int *out) {
+    int n = 0;
+    while (dfi_json_item(p, "[]", &n)) {
+        int i = n - 1;
+        if (n > DF_UNET_LEVELS) return 0;
+        if (k->kind == DFI_KEY_CHOICES && (out[i] = dfi_config_choice(p, k)) < 0) return 0;
+        if (k->kind == DFI_KEY_WHOLES && !dfi_config_whole(p, &out[i])) return 0;
+    }
+    return n;
+}
+/* The value of a key into its field; 0 if it is none that we know. */
+static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, char *field,
+                            int *length) {
+    int *out = (int *)(void *)field, n = 0;
+    switch (k->kind) {
+    case DFI_KEY_OR_NULL:
+        *out = 0;
+        return dfi_json_word(p, "null") || dfi_config_whole(p, out);
+    case DFI_KEY_WHOLE: return dfi_config_whole(p, out);
+    case DFI_KEY_FLAG:
+        *out = dfi_json_word(p, "true");
+        return *out || dfi_json_word(p, "false");
+    case DFI_KEY_REAL: return dfi_json_real(p, (double *)(void *)field);
+    case DFI_KEY_CHOICE: return (*out = dfi_config_choice(p, k)) >= 0;
+    case DFI_KEY_FIXED: return dfi_json_word(p, k->names[0]);
+    case DFI_KEY_SIZE:
+        out[0] = out[1] = 0;
+        if (dfi_json_word(p, "null")) return 1;
+        if (dfi_config_whole(p, out)) return out[1] = out[0], 1;
+        while (p->result == DF_OK && dfi_json_item(p, "[]", &n))
+            if (n > 2 || !dfi_config_whole(p, &out[n - 1])) return 0;
+        return n == 2;
+    default: return (*length = dfi_config_list(p, k, out)) > 0;
+    }
+}
+
+/* `key` has a value that no net of ours has; the value stands at `value`. */
+static df_result dfi_config_strange(dfi_parser *p, const char *key, char *value) {
+    p->at = value;
+    if (p->result == DF_OK) dfi_json_skip(p);
+    if (p->result == DF_OK)
+        p->result = dfi_error(p->where, 0, NULL, "the key \"%.80s\" is %.*s, which is not "
+                              "supported", key, (int)(p->at - value < 80 ? p->at - value
+                                                                         : 80), value);
+    return p->result;
+}
+
+static int dfi_config_find(const dfi_config_key *keys, const char *key) {
+    int i = 0;
+    while (keys[i].name != NULL && strcmp(keys[i].name, key) != 0) i++;
+    return i;
+}
+
+/* A whole configuration into a descriptor that holds the defaults. Keys of others are
+   refused, unless they begin with '_', say null or false, or `strict` is 0. *levels: how
+   long the lists are; 0 if there are none. The text is decoded in place. */
+static df_result dfi_config_read(const dfi_where *where, df_buffer *text,
+                                 const dfi_config_key *keys, int strict, void *desc,
+                                 int *levels) {
+    char *begin = (char *)text->data;
+    dfi_parser p = {where, NULL, begin, begin, begin + text->size, DF_OK};
+    uint64_t seen = 0;
+    const char *key;
+    int n = 0;
+    *levels = 0;
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        int i = dfi_config_find(keys, key), length = 0;
+        (void)dfi_json_take(&p, ' ');
+        char *value = p.at;
+        if (keys[i].name == NULL) {
+            int nothing = key[0] == '_' || !strict || dfi_json_word(&p, "null") ||
+                          dfi_json_word(&p, "false");
+            if (!nothing) return dfi_config_strange(&p, key, value);
+            if (p.at == value) dfi_json_skip(&p);
+            continue;
+        }
+        if (seen >> i & 1)
+            return dfi_error(where, 0, NULL, "the key \"%s\" stands twice", keys[i].name);
+        seen |= (uint64_t)1 << i;
+        if (!dfi_config_value(&p, &keys[i], (char *)desc + keys[i].at, &length))
+            return dfi_config_strange(&p, keys[i].name, value);
+        if (length > 0 && *levels > 0 && length != *levels)
+            return dfi_error(where, 0, NULL, "the key \"%s\" lists %d levels, another %d",
+                             keys[i].name, length, *levels);
+        if (length > 0) *levels = length;
+    }
+    (void)dfi_json_take(&p, ' ');
+    if (p.at < p.end) dfi_json_fail(&p, "something follows the end");
+    return p.result;
+}
+
+/* The text under `wanted`, or "" if the object has no such key; into out [size]. The text
+   of the file stays as it is. */
+static df_result dfi_config_text(const dfi_where *where, const df_buffer *text,
+                                 const char *wanted, size_t size, char *out) {
+    df_buffer copy = {NULL, 0, 0};
+    const char *key;
+    int n = 0;
+    out[0] = 0;
+    if (dfi_buffer_add(where->ctx, &copy, text->data, text->size)) return DF_ERR_MEMORY;
+    char *begin = (char *)copy.data;
+    dfi_parser p = {where, NULL, begin, begin, begin + copy.size, DF_OK};
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        (void)dfi_json_take(&p, ' ');
+        if (strcmp(key, wanted) != 0 || p.at == p.end || *p.at != '"') dfi_json_skip(&p);
+        else if ((key = dfi_json_string(&p)) != NULL) snprintf(out, size, "%s", key);
+    }
+    df_buffer_free(where->ctx, &copy);
+    return p.result;
+}
+
+/* ---- ... written, as json.dumps(indent=2, sort_keys=True) does ---- */
+
+/* The fewest digits that give back the same number. */
+static void dfi_put_real(df_buffer *b, double x) {
+    char text[40];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        for (char *c = text; *c != 0; c++) *c = *c == ',' ? '.' : *c;
+        if (fabs(dfi_decimal(text, strlen(text)) - x) <= 0) break;
+    }
+    dfi_put(b, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
+}
+static void dfi_put_choice(df_buffer *b, const dfi_config_key *k, int i) {
+    dfi_put(b, k->names[i][0] ? "\"%s\"" : "null", k->names[i]);
+}
+static void dfi_put_key(df_buffer *b, const dfi_config_key *k, const char *field,
+                        int levels) {
+    const int *in = (const int *)(const void *)field;
+    dfi_put(b, ",\n  \"%s\": ", k->name);
+    if (k->kind == DFI_KEY_OR_NULL && *in == 0) dfi_put(b, "null");
+    else if (k->kind == DFI_KEY_WHOLE || k->kind == DFI_KEY_OR_NULL) dfi_put(b, "%d", *in);
+    else if (k->kind == DFI_KEY_FLAG) dfi_put(b, *in ? "true" : "false");
+    else if (k->kind == DFI_KEY_REAL)
+        dfi_put_real(b, *(const double *)(const void *)field);
+    else if (k->kind == DFI_KEY_CHOICE) dfi_put_choice(b, k, *in);
+    else if (k->kind == DFI_KEY_FIXED) dfi_put(b, "%s", k->names[0]);
+    else if (k->kind == DFI_KEY_SIZE && in[0] == in[1]) dfi_put(b, "%d", in[0]);
+    else {
+        int count = k->kind == DFI_KEY_SIZE ? 2 : levels;
+        for (int i = 0; i < count; i++) {
+            dfi_put(b, i ? ",\n    " : "[\n    ");
+            if (k->kind == DFI_KEY_CHOICES) dfi_put_choice(b, k, in[i]);
+            else dfi_put(b, "%d", in[i]);
+        }
+        dfi_put(b, "\n  ]");
+    }
+}
+/* `name`: of the peer's class, or NULL. Room for the longest configuration is reserved. */
+static df_result dfi_config_write(df_ctx *ctx, const char *name,
+                                  const dfi_config_key *keys, const void *desc, int levels,
+                                  df_buffer *out) {
+    if (dfi_buffer_reserve(ctx, out, 1 << 14) != DF_OK) return DF_ERR_MEMORY;
+    dfi_put(out, "{");
+    if (name != NULL) /* the version whose format this is */
+        dfi_put(out, ",\n  \"_class_name\": \"%s\",\n  \"_diffusers_version\": "
+                "\"0.40.0.dev0\"", name);
+    for (int i = 0; keys[i].name != NULL; i++)
+        dfi_put_key(out, &keys[i], (const char *)desc + keys[i].at, levels);
+    memmove(out->data + 1, out->data + 2, --out->size - 1); /* the first comma */
+    dfi_put(out, "\n}\n");
+    return DF_OK;
+}
+
+/* ---- ... and the nets they describe ---- */
+
+/* The plan that a configuration is; what a key leaves out is the peer's default. */
+static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
+                               dfi_net_plan *plan) {
+    int levels;
+    *d = df_unet_defaults();
+    df_result result = dfi_config_read(at, text, dfi_unet_keys, 1, d, &levels);
+    if (levels > 0) d->levels = levels;
+    plan->kind = "unet";
+    plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
+    plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
+    return result != DF_OK ? result : dfi_unet_check(at->ctx, d);
+}
+static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
+                              dfi_dit_config *c, dfi_net_plan *plan) {
+    int levels;
+    df_dit_desc *d = &c->d;
+    memset(c, 0, sizeof *c);
+    *d = df_dit_defaults();
+    c->mlp_ratio = 4, c->class_dropout = .1, c->head_dim = 72;
+    df_result result =
+        dfi_config_read(at, text, peer ? dfi_dit_peer_keys : dfi_dit_keys, 1, c, &levels);
+    if (result != DF_OK) return result;
+    if (peer) {
+        if (c->out_channels == 0) c->out_channels = d->in_channels;
+        if (!dfi_net_range(at->ctx, "attention_head_dim", c->head_dim, 1, 1 << 14) ||
+            !dfi_net_range(at->ctx, "num_attention_heads", d->heads, 1, 1 << 14))
+            return DF_ERR_ARGUMENT;
+        if (c->out_channels != d->in_channels && c->out_channels / 2 != d->in_channels)
+            return dfi_error(at, 0, NULL, "the key \"out_channels\" is %d, neither %d nor "
+                             "twice that", c->out_channels, d->in_channels);
+        d->learn_sigma = c->out_channels != d->in_channels;
+        d->width = d->heads * c->head_dim;
+        d->diffusers = 1;
+        plan->naming = DFI_NAMES_DIFFUSERS;
+    } else {
+        if (!(c->mlp_ratio > 0 && c->mlp_ratio < 64))
+            return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
+        d->null_class = c->class_dropout > 0;
+        if (d->width > 0 && d->width < 1 << 20)
+            d->mlp_width = (int)(d->width * c->mlp_ratio);
+    }
+    plan->kind = "dit";
+    plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
+    return dfi_dit_check(at->ctx, d);
+}
+
+/* Every tensor of the file must be a part of the net. Transformer2DModel repeats the
+   embedding of time and class in each block; we hold one, so they must be equal. */
+static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
+                                  const char *name) {
+    char first[DFI_NET_NAME + 64], key[DFI_NET_NAME + 64];
+    const char *rest = strstr(name, ".norm1.emb.");
+    const df_file_tensor *t = df_safetensors_find(f->file, name), *same = NULL;
+    for (int i = 0; i < net->count; i++)
+        for (int part = 0, parts = 1; part < parts; part++) {
+            parts = dfi_net_key(net->naming, net->param[i].name, part, key);
+            if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
+        }
+    if (rest != NULL && net->naming == DFI_NAMES_DIFFUSERS) {
+        snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
+        same = df_safetensors_find(f->file, first);
+    }
+    if (same == NULL)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.160s: tensor '%.160s' is no part of "
+                        "the network that its configuration says", f->function, f->name,
+                        name);
+    if (same->dtype == t->dtype && same->count == t->count &&
+        memcmp(same->bytes, t->bytes,
+               t->count * (size_t)dfi_dtypes[t->dtype].bits / 8) == 0)
+        return DF_OK;
+    return dfi_fail(f->ctx, DF_ERR_UNSUPPORTED, "%s: %.160s: '%.160s' differs from block "
+                    "0's: blocks with embeddings of their own are not supported",
+                    f->function, f->name, name);
+}
+
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_source weights) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
+    df_net *net = NULL;
+    int bad = 0;
+    if (f.file == NULL) return NULL;
+    for (int i = 0; i < df_safetensors_count(f.file); i++)
+        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
+            plan->naming = DFI_NAMES_OLD;
+    plan->ndim = 3;
+    plan->from = f.file;
+    net = dfi_net_new(ctx, plan);
+    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
+        bad = dfi_net_leftover(&f, net, df_safetensors_at(f.file, i)->name) != DF_OK;
+    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
+        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
+                 ctx->message);
+    df_safetensors_close(f.file);
+    if (bad) df_net_free(net);
+    return bad ? NULL : net;
+}
+
+/* The card of networks of denoising diffusion: a table of betas, t = 0 .. T - 1. */
+static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net *net) {
+    static const df_prediction predictions[3] = {DF_X0, DF_EPS, DF_V};
+    static const df_betas_kind kinds[4] = {DF_BETAS_LINEAR, DF_BETAS_SCALED_LINEAR,
+                                           DF_BETAS_COSINE, DF_BETAS_SIGMOID};
+    df_card card = df_card_defaults();
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *betas = NULL, total = 0;
+    df_result result = DF_ERR_ARGUMENT;
+    if (dfi_net_range(ctx, "num_train_timesteps", c->steps, 1, 1 << 20)) {
+        betas = (double *)dfi_scratch(ctx, 2 * (size_t)c->steps * sizeof *betas);
+        result = betas == NULL ? (df_result)DF_ERR_MEMORY
+                               : df_betas(ctx, kinds[c->schedule], c->beta_start,
+                                          c->beta_end, c->steps, betas);
+    }
+    if (result == DF_OK && c->zero_snr) result = df_betas_zero_snr(ctx, c->steps, betas);
+    for (int i = 0; result == DF_OK && i < c->steps; i++)
+        betas[c->steps + i] = total += betas[i] < 1 ? log1p(-betas[i]) : -dfi_infinity(1);
+    card.process.kind = DF_PROCESS_TABLE;
+    card.process.table_size = c->steps;
+    card.process.log_abar = betas ? betas + c->steps : NULL;
+    card.prediction = predictions[c->prediction];
+    card.time = df_time_index(c->steps);
+    card.learned = net->card.learned;
+    if (result == DF_OK) result = df_net_set_card(ctx, net, &card);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* A text from a source, whole. */
+static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *text) {
+    at->file = dfi_source_name(&source);
+    df_result result = dfi_source_load(at, source, text);
+    if (result == DF_OK && (text->size == 0 || text->size > 1 << 20))
+        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has 1 to 2^20",
+                           (double)text->size);
+    return result;
+}
+
+static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, 0};
+    df_buffer text = {NULL, 0, 0};
+    int levels;
+    df_result result = DF_OK;
+    if (source != NULL) result = dfi_config_load(&at, *source, &text);
+    if (source != NULL && result == DF_OK)
+        result = dfi_config_read(&at, &text, dfi_scheduler_keys, 0, &c, &levels);
+    df_buffer_free(ctx, &text);
+    return result == DF_OK ? dfi_card_of(ctx, &c, net) : result;
+}
+
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    df_buffer text = {NULL, 0, 0};
+    char name[64];
+    dfi_net_plan plan;
+    df_unet_desc unet;
+    dfi_dit_config dit;
+    df_net *net = NULL;
+    if (ctx == NULL) return NULL;
+    memset(&plan, 0, sizeof plan);
+    df_result result = dfi_config_load(&at, config, &text);
+    if (result == DF_OK)
+        result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
+    if (result == DF_OK && strcmp(name, "UNet2DModel") == 0)
+        result = dfi_plan_unet(&at, &text, &unet, &plan);
+    else if (result == DF_OK && (name[0] == 0 || strstr(name, "Transformer2DModel")))
+        result = dfi_plan_dit(&at, &text, name[0] != 0, &dit, &plan);
+    else if (result == DF_OK)
+        result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
+                           "DiTTransformer2DModel or DiT's arguments are known", name);
+    if (result == DF_ERR_ARGUMENT)
+        dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
+    df_buffer_free(ctx, &text);
+    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, weights);
+    if (net == NULL || dfi_scheduler_load(ctx, scheduler, net) == DF_OK) return net;
+    df_net_free(net);
+    return NULL;
+}
+/* ---- folders ---- */
+
+/* folder/name in step memory. */
+static char *dfi_path_in(df_ctx *ctx, const char *folder, const char *name) {
+    size_t size = dfi_plus(strlen(folder), strlen(name) + 2);
+    char *path = (char *)dfi_scratch(ctx, size);
+    if (path != NULL) snprintf(path, size, "%s/%s", folder, name);
+    return path;
+}
+/* The first of the names, ended by NULL, that can be opened; else the first. */
+static char *dfi_path_of(df_ctx *ctx, const char *folder, const char *const *names,
+                         int *found) {
+    char *first = dfi_path_in(ctx, folder, names[0]);
+    *found = 0;
+#ifndef DIFFUSION_NO_STDIO
+    for (int i = 0; first != NULL && names[i] != NULL; i++) {
+        char *path = dfi_path_in(ctx, folder, names[i]);
+        FILE *file = path != NULL ? fopen(path, "rb") : NULL;
+        if (file == NULL) continue;
+        fclose(file);
+        *found = 1;
+        return path;
+    }
+#endif
+    return first;
+}
+
+static const char *const dfi_folder_config[] = {"config.json", NULL};
+static const char *const dfi_folder_weights[] = {"diffusion_pytorch_model.safetensors",
+                                                 "model.safetensors", NULL};
+static const char *const dfi_folder_scheduler[] = {
+    "scheduler_config.json", "../scheduler/scheduler_config.json", NULL};
+
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder) {
+    df_net *net = NULL;
+    int found;
+    if (ctx == NULL) return NULL;
+    if (folder == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_load_folder: the folder is NULL");
+        return NULL;
+    }
+    df_scope mark = dfi_scratch_mark(ctx);
+    char *config = dfi_path_of(ctx, folder, dfi_folder_config, &found);
+    char *weights = dfi_path_of(ctx, folder, dfi_folder_weights, &found);
+    char *scheduler = dfi_path_of(ctx, folder, dfi_folder_scheduler, &found);
+    if (config != NULL && weights != NULL && scheduler != NULL) {
+        df_source third = df_source_path(scheduler);
+        net = df_net_load_config(ctx, df_source_path(config), df_source_path(weights),
+                                 found ? &third : NULL);
+    }
+    dfi_scratch_release(ctx, mark);
+    return net;
+}
+
+/* The configuration of a net as its own library writes it. */
+static df_result dfi_net_config(df_ctx *ctx, const df_net *net, df_buffer *out) {
+    if (strcmp(net->kind, "unet") == 0) {
+        df_unet_desc d = dfi_unet_of(net);
+        d.classes += d.null_class;
+        return dfi_config_write(ctx, "UNet2DModel", dfi_unet_keys, &d, d.levels, out);
+    }
+    dfi_dit_config c;
+    memset(&c, 0, sizeof c);
+    df_dit_desc *d = &c.d;
+    *d = dfi_dit_of(net);
+    c.class_dropout = d->null_class ? .1 : 0;
+    c.mlp_ratio = d->mlp_width > 0 ? (double)d->mlp_width / d->width : 4;
+    c.head_dim = d->width / d->heads;
+    c.out_channels = net->outputs;
+    return dfi_config_write(ctx, d->diffusers ? "DiTTransformer2DModel" : NULL,
+                            d->diffusers ? dfi_dit_peer_keys : dfi_dit_keys, &c, 0, out);
+}
+
+/* The weights, the average if there is one, each part under the peer's name. */
+static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
+                                df_sink sink) {
+    static const df_save_text text = {"format", "pt"};
+    const df_real *w = net->average != NULL ? net->average : net->weights;
+    enum { KEY = DFI_NET_NAME + 64 };
+    df_save_tensor *list = (df_save_tensor *)dfi_scratch(
+        ctx, dfi_mul(3 * (size_t)net->count, sizeof *list));
+    char *keys = (char *)dfi_scratch(ctx, dfi_mul(3 * (size_t)net->count, KEY));
+    int count = 0;
+    if (list == NULL || keys == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        for (int part = 0, parts = 1; part < parts; part++) {
+            char *key = keys + (size_t)count * KEY;
+            int shape[DF_AXES];
+            parts = dfi_net_key(naming, p->name, part, key);
+            if (parts == 0) break;
+            memcpy(shape, p->shape, sizeof shape);
+            shape[0] /= parts;
+            dfi_save_add(&list[count], key, p->ndim, shape,
+                         w + p->offset + p->size / (size_t)parts * (size_t)part, 0);
+            list[count++].dtype = DF_DTYPE_F32;
+        }
+    }
+    return df_safetensors_write(ctx, sink, list, count, &text, 1);
+}
+
+/* A scheduler's configuration with the table's own betas. */
+static df_result dfi_scheduler_config_write(df_ctx *ctx, const df_net *net,
+                                            df_buffer *out) {
+    const df_card *card = &net->card;
+    const char *name = card->prediction == DF_EPS ? "epsilon"
+                     : card->prediction == DF_X0  ? "sample"
+                     : card->prediction == DF_V   ? "v_prediction" : NULL;
+    int T = card->process.table_size;
+    double before = 0;
+    if (card->process.kind != DF_PROCESS_TABLE || name == NULL) return DF_OK;
+    if (dfi_buffer_reserve(ctx, out, dfi_plus(1024, dfi_mul(40, (size_t)T))))
+        return DF_ERR_MEMORY;
+    dfi_put(out, "{\n  \"_class_name\": \"DDPMScheduler\",\n"
+            "  \"num_train_timesteps\": %d,\n  \"prediction_type\": \"%s\",\n"
+            "  \"variance_type\": \"%s\",\n"
+            "  \"clip_sample\": false,\n  \"trained_betas\": [", T, name,
+            card->learned ? "learned_range" : "fixed_small");
+    for (int i = 0; i < T; i++) {
+        double now = net->log_abar[i];
+        dfi_put(out, i ? ",\n    " : "\n    ");
+        dfi_put_real(out, dfi_nonfinite(now) ? 1 : -expm1(now - before));
+        before = now;
+    }
+    dfi_put(out, "\n  ]\n}\n");
+    return DF_OK;
+}
+
+/* One text file of a folder; nothing if there is no text. */
+static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *name,
+                                const df_buffer *text) {
+    char *path = dfi_path_in(ctx, folder, name);
+    dfi_where at = {ctx, "df_net_save_folder", path, DF_ERR_IO};
+    if (path == NULL) return DF_ERR_MEMORY;
+    if (text->size == 0) return DF_OK;
+    return dfi_sink_save(&at, df_sink_path(path), text);
+}
+
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder) {
+    df_buffer config = {NULL, 0, 0}, scheduler = {NULL, 0, 0};
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    df_result result = dfi_net_missing(ctx, net, "df_net_save_folder");
+    if (result == DF_OK && folder == NULL)
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_save_folder: the folder is NULL");
+    if (result == DF_OK && (net->row == NULL || (strcmp(net->kind, "unet") != 0 &&
+                                                 strcmp(net->kind, "dit") != 0)))
+        result = dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_net_save_folder: net '%s' has no "
+                          "form of others: use df_net_save", net->kind);
+    if (result == DF_OK) result = dfi_net_finite(ctx, net, "df_net_save_folder");
+    if (result != DF_OK) return result;
+#ifdef DFI_POSIX
+    (void)mkdir(folder, 0777); /* it may be there */
+#endif
+    df_scope mark = dfi_scratch_mark(ctx);
+    int peer = strcmp(net->kind, "dit") == 0 && dfi_dit_of(net).diffusers;
+    int own = strcmp(net->kind, "dit") == 0 && !peer;
+    char *path = dfi_path_in(ctx, folder, dfi_folder_weights[own]);
+    if (path == NULL) result = DF_ERR_MEMORY;
+    if (result == DF_OK) result = dfi_net_config(ctx, net, &config);
+    if (result == DF_OK) result = dfi_scheduler_config_write(ctx, net, &scheduler);
+    if (result == DF_OK)
+        result = dfi_net_export(ctx, net, peer ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN,
+                                df_sink_path(path));
+    if (result == DF_OK) result = dfi_folder_put(ctx, folder, "config.json", &config);
+    if (result == DF_OK)
+        result = dfi_folder_put(ctx, folder, "scheduler_config.json", &scheduler);
+    dfi_scratch_release(ctx, mark);
+    df_buffer_free(ctx, &config);
+    df_buffer_free(ctx, &scheduler);
     return result;
 }
 
