@@ -946,6 +946,51 @@ TEST(condition_is_learnt) {
     df_ctx_free(ctx);
 }
 
+// A net that says a variance too learns the first half of its channels: its loss is that of
+// the net without (both begin as 0), no gradient reaches the second half.
+TEST(first_half) {
+    static df_real data[32 * 128];
+    df_ctx *ctx = new_ctx(2, NULL);
+    double loss[2];
+    df_random_normal(3, 0, 0, 32 * 128, data);
+    for (int k = 0; k < 2; k++) {
+        df_dit_desc dit = df_dit_defaults();
+        df_train_desc d = df_train_defaults();
+        df_train_info info;
+        caught c;
+        dit.in_channels = 2;
+        dit.size = 8;
+        dit.width = 32;
+        dit.depth = 1;
+        dit.heads = 2;
+        dit.learn_sigma = k;
+        df_net *net = df_dit_create(ctx, &dit);
+        memset(&c, 0, sizeof c);
+        d.batch = 8;
+        d.learning_rate = 0;
+        d.validation = 0;
+        d.card.learned = k ? DF_LEARNED_NONE : DF_LEARNED_RANGE;
+        d.on_gradients = catch_gradients;
+        d.user = &c;
+        expect(df_trainer_create(ctx, net, data, 32, NULL, &d) == NULL && says(ctx, "of 2"));
+        d.card.learned = k ? DF_LEARNED_RANGE : DF_LEARNED_NONE;
+        df_trainer *tr = df_trainer_create(ctx, net, data, 32, NULL, &d);
+        check(tr && df_trainer_run(tr, 1) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        loss[k] = info.loss;
+        const df_param *p = df_net_param(net, df_net_find(net, "final_layer.linear.bias"));
+        int channels = k ? 4 : 2;                      // of the data's, then the variance's
+        if (check(p != NULL && c.grads != NULL, "no gradient"))
+            for (size_t i = 0; i < p->size; i++)
+                expect((c.grads[p->offset + i] != 0) == ((int)i % channels < 2));
+        free(c.grads);
+        df_trainer_free(tr);
+        df_net_free(net);
+    }
+    expect(loss[0] == loss[1] && loss[0] > .5);
+    df_ctx_free(ctx);
+}
+
 // Two machines in one process: the first hands its gradients over and stops before its step,
 // the second takes the mean with its own, the first does that step again with the mean.
 enum { GIVE, MEAN, TAKE };
@@ -1604,6 +1649,7 @@ int main(int argc, char **argv) {
     RUN(parts_of_a_batch);
     RUN(condition_and_flip);
     RUN(condition_is_learnt);
+    RUN(first_half);
     RUN(two_machines);
     RUN(memory);
     RUN(nonfinite);
