@@ -25,7 +25,11 @@ MAKEFLAGS += -j$(JOBS)
 endif
 
 # A program that defines DIFFUSION_IMPLEMENTATION holds the library, the others link it.
+# What needs MPI is built where mpicc is.
+mpicc    := $(shell command -v mpicc 2>/dev/null)
+without  := $(if $(mpicc),,examples/06_mpi.c)
 sources  := $(wildcard tests/test_*.c examples/[0-9]*.c tests/bench/*.c)
+sources  := $(filter-out $(without),$(sources))
 alone    := $(shell grep -l 'define DIFFUSION_IMPLEMENTATION' $(sources) /dev/null)
 tests    := $(patsubst tests/%.c,%,$(filter tests/test_%,$(sources)))
 tests_a  := $(patsubst tests/%.c,%,$(filter tests/test_%,$(alone)))
@@ -145,6 +149,7 @@ $(call linked,$(others),$(others_a)): $(B)/%: %.c $(B)/diffusion_f.o
 	$(compile) $(stb) $< $(B)/diffusion_f.o -o $@ $(LDLIBS)
 $(others_a:%=$(B)/%): $(B)/%: %.c $(B)/flags
 	$(compile) $(stb) $< -o $@ $(LDLIBS)
+$(B)/06_mpi: private CC := OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc
 $(examples): stb = @$(B)/stb.flags
 $(examples): $(B)/stb.flags
 $(B)/stb.flags: FORCE

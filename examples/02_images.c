@@ -28,14 +28,6 @@ static int failed(df_ctx *ctx) {
     return df_ctx_error(ctx) == DF_CANCELLED ? 130 : 1;
 }
 
-// The net must be one for such images.
-static int fits(const options *o, const data_set *d, const df_net *net) {
-    if (df_net_dim(net) == d->dim) return 1;
-    fprintf(stderr, "%s: makes images of %d numbers, the data has %d\n", o->load,
-            df_net_dim(net), d->dim);
-    return 0;
-}
-
 // Draws samples, measures how far they are from images that were held out, shows both.
 static int sample(df_ctx *ctx, const options *o, const image_options *i, const data_set *d,
                   int n, const df_net *net) {
@@ -65,18 +57,6 @@ static int sample(df_ctx *ctx, const options *o, const image_options *i, const d
     return result;
 }
 
-static int load_data(data_set *d, const options *o, const image_options *i) {
-    int shape[3], result;
-    if (strcmp(o->data, "sprites") == 0) {
-        result = data_sprites(d, 20000, SIDE, o->seed);
-    } else {
-        if (i->shape && images_shape(i->shape, shape) != 0) return -1;
-        result = images_read(d, o->data, i->labels, i->shape ? shape : NULL, MOST);
-    }
-    if (result == 0) data_shuffle(d, o->seed);
-    return result;
-}
-
 int main(int argc, char **argv) {
     options o = options_defaults(argv[0], "images", "sprites", 1500, 50, 500);
     image_options i;
@@ -85,24 +65,23 @@ int main(int argc, char **argv) {
     image_options_defaults(&i, &o);
     if (options_read(&o, argc, argv) != 0) return o.help ? 0 : 2;
     if (image_options_check(&i, &o) != 0) return 2;
-    if (load_data(&d, &o, &i) != 0) return 1;
+    if (image_data(&d, &o, &i, SIDE, MOST) != 0) return 1;
     c.threads = o.threads;
     df_ctx *ctx = df_ctx_create(&c);
     if (ctx == NULL) return data_fail("02_images", "no memory") != 0;
     image_catch(ctx);
     int n = d.n - d.n / 10, result = 1;
-    printf("%s: %d images, %d x %d x %d, %d classes\n", o.data, d.n, d.c, d.h, d.w, d.classes);
     df_net *net = NULL;
     if (df_sampler_find(ctx, o.method) == NULL) {    // before the training, not after it
         failed(ctx);
     } else if (o.load) {
         net = df_net_load(ctx, df_source_path(o.load));
-        result = net == NULL ? failed(ctx) : 0;
+        result = net == NULL ? failed(ctx) : image_fits(&o, &d, net) != 0;
     } else {
         result = image_train(ctx, &o, &i, &d, n, &net);
         if (result == 1) failed(ctx);
     }
-    if (net != NULL) result = fits(&o, &d, net) ? sample(ctx, &o, &i, &d, n, net) : 1;
+    if (result == 0) result = sample(ctx, &o, &i, &d, n, net);
     df_net_free(net);
     df_ctx_free(ctx);
     data_free(&d);

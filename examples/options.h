@@ -249,7 +249,8 @@ static inline int options_read(options *o, int argc, char **argv) {
     }
     if (o->save == NULL) o->save = o->default_save;
     if (o->picture == NULL) o->picture = o->default_picture;
-    if (options_writable(o->picture) != 0 || (o->csv && options_writable(o->csv) != 0)) return -1;
+    if (options_has(o, "--picture") && options_writable(o->picture) != 0) return -1;
+    if (o->csv && options_writable(o->csv) != 0) return -1;
     return o->load || !options_has(o, "--save") ? 0 : options_writable(o->save);
 }
 

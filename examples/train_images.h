@@ -61,6 +61,28 @@ static inline int image_options_check(image_options *i, const options *o) {
     return i->log ? options_writable(i->log) : 0;
 }
 
+// The images named, shuffled: sprites of side x side, or at most `most` from files.
+static inline int image_data(data_set *d, const options *o, const image_options *i, int side,
+                             int most) {
+    int shape[3], result;
+    if (i->shape && images_shape(i->shape, shape) != 0) return -1;
+    if (strcmp(o->data, "sprites") == 0) result = data_sprites(d, 20000, side, o->seed);
+    else result = images_read(d, o->data, i->labels, i->shape ? shape : NULL, most);
+    if (result != 0) return -1;
+    data_shuffle(d, o->seed);
+    printf("%s: %d images, %d x %d x %d, %d classes\n", o->data, d->n, d->c, d->h, d->w,
+           d->classes);
+    return 0;
+}
+
+// A net that was loaded must be one for such images. 0, or -1 and a sentence.
+static inline int image_fits(const options *o, const data_set *d, const df_net *net) {
+    if (df_net_dim(net) == d->dim) return 0;
+    fprintf(stderr, "%s: makes images of %d numbers, the data has %d\n", o->load,
+            df_net_dim(net), d->dim);
+    return -1;
+}
+
 // ---- Ctrl-C -------------------------------------------------------------------------------
 
 static df_ctx *image_cancelled;                  // whom it asks to stop
@@ -109,7 +131,8 @@ static inline df_train_desc image_training(const options *o, const image_options
                                            const data_set *d) {
     df_train_desc t = df_train_defaults();
     t.steps = o->steps, t.batch = i->batch, t.seed = o->seed;
-    t.learning_rate = i->rate, t.ema = i->ema;
+    t.learning_rate = i->rate, t.ema = i->ema, t.rows = i->rows;
+    t.flip = i->flip ? 0.5 : 0;
     t.label_dropout = d->classes > 0 ? i->dropout : 0;
     t.report = 20;
     if (strcmp(i->net, "mlp") == 0) {            // pixels: the picture is easier than the noise
@@ -238,7 +261,11 @@ static inline int image_train(df_ctx *ctx, const options *o, const image_options
     df_trainer *trainer = net ? df_trainer_create(ctx, net, d->x, n, d->labels, &t) : NULL;
     int result = 1;
     if (trainer != NULL) {
-        printf("%s of %lu parameters\n", i->net, (unsigned long)df_net_size(net));
+        df_train_info info;
+        df_trainer_info(trainer, &info);
+        printf("%s of %lu parameters; training will hold %.0f MiB\n", i->net,
+               (unsigned long)df_net_size(net), (double)info.memory / (1 << 20));
+        fflush(stdout);
         result = image_run(ctx, trainer, net, o, i, d);
     }
     df_trainer_free(trainer);
