@@ -13758,7 +13758,11 @@ static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
             parts = dfi_net_key(net->naming, net->param[i].name, part, key);
             if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
         }
-    if (rest != NULL && net->naming == DFI_NAMES_DIFFUSERS) {
+    static const char blocks[] = "transformer_blocks.";
+    size_t digits = strncmp(name, blocks, sizeof blocks - 1) == 0
+                        ? strspn(name + sizeof blocks - 1, "0123456789") : 0;
+    if (digits > 0 && rest == name + sizeof blocks - 1 + digits &&
+        net->naming == DFI_NAMES_DIFFUSERS) {
         snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
         same = df_safetensors_find(f->file, first);
     }
@@ -13970,33 +13974,53 @@ static df_result dfi_net_config(df_ctx *ctx, const df_net *net, df_buffer *out) 
                             d->diffusers ? dfi_dit_peer_keys : dfi_dit_keys, &c, 0, out);
 }
 
-/* The weights, the average if there is one, each part under the peer's name. */
+/* The weights under construction as a file: the average if there is one. */
+typedef struct dfi_export {
+    df_save_tensor *list;
+    char (*keys)[DFI_NET_NAME + 64];
+    int count;
+} dfi_export;
+static char *dfi_export_add(dfi_export *e, const df_param *p, int parts,
+                            const df_real *data) {
+    int shape[DF_AXES];
+    memcpy(shape, p->shape, sizeof shape);
+    shape[0] /= parts;
+    dfi_save_add(&e->list[e->count], e->keys[e->count], p->ndim, shape, data, 0);
+    e->list[e->count].dtype = DF_DTYPE_F32;
+    return e->keys[e->count++];
+}
+/* One parameter, each part under the peer's name; what Transformer2DModel repeats in each
+   block, for each of `blocks`. */
+static void dfi_export_param(dfi_export *e, const df_net *net, const df_param *p,
+                             dfi_naming naming, int blocks) {
+    static const char first[] = "transformer_blocks.0.norm1.emb.";
+    const df_real *w = net->average != NULL ? net->average : net->weights;
+    for (int part = 0, parts = 1; part < parts; part++) {
+        parts = dfi_net_key(naming, p->name, part, e->keys[e->count]);
+        if (parts == 0) return;
+        const df_real *data = w + p->offset + p->size / (size_t)parts * (size_t)part;
+        const char *key = dfi_export_add(e, p, parts, data);
+        for (int i = 1; i < blocks && strncmp(key, first, sizeof first - 1) == 0; i++) {
+            snprintf(e->keys[e->count], sizeof e->keys[0],
+                     "transformer_blocks.%d.norm1.emb.%.150s", i, key + sizeof first - 1);
+            dfi_export_add(e, p, 1, data);
+        }
+    }
+}
 static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
                                 df_sink sink) {
     static const df_save_text texts[2] = {{"format", "pt"}, {"null_class", "1"}};
-    int says = strcmp(net->kind, "unet") == 0 && net->null_class ? 2 : 1;
-    const df_real *w = net->average != NULL ? net->average : net->weights;
-    enum { KEY = DFI_NET_NAME + 64 };
-    df_save_tensor *list = (df_save_tensor *)dfi_scratch(
-        ctx, dfi_mul(3 * (size_t)net->count, sizeof *list));
-    char *keys = (char *)dfi_scratch(ctx, dfi_mul(3 * (size_t)net->count, KEY));
-    int count = 0;
-    if (list == NULL || keys == NULL) return DF_ERR_MEMORY;
-    for (int i = 0; i < net->count; i++) {
-        const df_param *p = &net->param[i];
-        for (int part = 0, parts = 1; part < parts; part++) {
-            char *key = keys + (size_t)count * KEY;
-            int shape[DF_AXES];
-            parts = dfi_net_key(naming, p->name, part, key);
-            if (parts == 0) break;
-            memcpy(shape, p->shape, sizeof shape);
-            shape[0] /= parts;
-            dfi_save_add(&list[count], key, p->ndim, shape,
-                         w + p->offset + p->size / (size_t)parts * (size_t)part, 0);
-            list[count++].dtype = DF_DTYPE_F32;
-        }
-    }
-    return df_safetensors_write(ctx, sink, list, count, texts, says);
+    int unet = strcmp(net->kind, "unet") == 0, blocks = unet ? 0 : dfi_dit_of(net).depth;
+    size_t room = 3 * (size_t)net->count + 5 * (size_t)blocks;
+    dfi_export e;
+    e.count = 0;
+    e.list = (df_save_tensor *)dfi_scratch(ctx, dfi_mul(room, sizeof *e.list));
+    e.keys = (char(*)[DFI_NET_NAME + 64])dfi_scratch(ctx, dfi_mul(room, sizeof *e.keys));
+    if (e.list == NULL || e.keys == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++)
+        dfi_export_param(&e, net, &net->param[i], naming, blocks);
+    return df_safetensors_write(ctx, sink, e.list, e.count, texts,
+                                unet && net->null_class ? 2 : 1);
 }
 
 /* A scheduler's configuration with the table's own betas. */
