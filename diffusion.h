@@ -13545,7 +13545,8 @@ static int dfi_json_real(dfi_parser *p, double *x) {
     p->at += end - p->at;
     return 1;
 }
-/* Passes over any value. Its depth is counted, not walked by calls. */
+/* Passes over any value, which stays as it is: nothing is decoded. Depth is counted, not
+   walked by calls. */
 static void dfi_json_skip(dfi_parser *p) {
     char open[32];
     int depth = 0;
@@ -13557,8 +13558,12 @@ static void dfi_json_skip(dfi_parser *p) {
         else if (depth > 0 && (c == ',' || (c == ':' && open[depth - 1] == '}'))) p->at++;
         else if ((c == '{' || c == '[') && depth < 32)
             open[depth++] = c == '{' ? '}' : ']', p->at++;
-        else if (c == '"') (void)dfi_json_string(p);
-        else if (c == '{' || c == '[') (void)dfi_json_fail(p, "nested too deep");
+        else if (c == '"') {
+            for (p->at++; p->at < p->end && *p->at != '"'; p->at++)
+                if (*p->at == '\\' && p->at + 1 < p->end) p->at++;
+            if (p->at == p->end) (void)dfi_json_fail(p, "ends inside a string");
+            else p->at++;
+        } else if (c == '{' || c == '[') (void)dfi_json_fail(p, "nested too deep");
         else if (!dfi_json_word(p, "null") && !dfi_json_word(p, "true") &&
                  !dfi_json_word(p, "false") && !dfi_json_real(p, &x))
             (void)dfi_json_fail(p, "a value is missing");
@@ -13575,8 +13580,13 @@ typedef enum dfi_key_kind {
     DFI_KEY_FIXED,    /* no field: the JSON of the one value that we know */
     DFI_KEY_SIZE,     /* two ints: null (0), one number or [height, width] */
     DFI_KEY_WHOLES,   /* int for each level */
-    DFI_KEY_CHOICES   /* the same of names */
+    DFI_KEY_CHOICES,  /* the same of names */
+    DFI_KEY_REALS     /* dfi_real_list: null or any number of them */
 } dfi_key_kind;
+typedef struct dfi_real_list {
+    double *at; /* step memory; NULL: null */
+    int count;
+} dfi_real_list;
 typedef struct dfi_config_key {
     const char *name;
     dfi_key_kind kind;
@@ -13666,7 +13676,8 @@ static const dfi_config_key dfi_dit_peer_keys[] = {
 /* Of a scheduler only what says how the weights were trained. */
 typedef struct dfi_scheduler_config {
     double beta_start, beta_end;
-    int steps, schedule, prediction, variance, zero_snr;
+    int steps, schedule, prediction, zero_snr;
+    dfi_real_list betas;
 } dfi_scheduler_config;
 static const dfi_config_key dfi_scheduler_keys[] = {
     DFI_KEY(dfi_scheduler_config, "beta_end", DFI_KEY_REAL, beta_end),
@@ -13677,6 +13688,7 @@ static const dfi_config_key dfi_scheduler_keys[] = {
     {"prediction_type", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, prediction),
      {"sample", "epsilon", "v_prediction"}},
     DFI_KEY(dfi_scheduler_config, "rescale_betas_zero_snr", DFI_KEY_FLAG, zero_snr),
+    DFI_KEY(dfi_scheduler_config, "trained_betas", DFI_KEY_REALS, betas),
     {NULL, DFI_KEY_FIXED, 0, {NULL}}
 };
 
@@ -13705,9 +13717,23 @@ static int dfi_config_list(dfi_parser *p, const dfi_config_key *k, int *out) {
     }
     return n;
 }
-/* The value of a key into its field; 0 if it is none that we know. */
-static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, char *field,
-                            int *length) {
+/* Numbers up to `end`, among which there are fewer commas. */
+static int dfi_config_reals(dfi_parser *p, const char *end, dfi_real_list *out) {
+    size_t room = 1;
+    int n = 0;
+    for (const char *c = p->at; c < end; c++) room += *c == ',';
+    if (dfi_json_word(p, "null")) return 1;
+    out->at = (double *)dfi_scratch(p->where->ctx, room * sizeof(double));
+    if (out->at == NULL) p->result = DF_ERR_MEMORY;
+    while (dfi_json_item(p, "[]", &n))
+        if (!dfi_json_real(p, &out->at[n - 1])) return 0;
+    out->count = n;
+    return n > 0;
+}
+/* The value of a key, which ends at `end`, into its field; 0 if it is none that we know.
+   *length: how long its list for the levels is. */
+static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, const char *end,
+                            char *field, int *length) {
     int *out = (int *)(void *)field, n = 0;
     switch (k->kind) {
     case DFI_KEY_OR_NULL:
@@ -13727,19 +13753,9 @@ static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, char *field,
         while (p->result == DF_OK && dfi_json_item(p, "[]", &n))
             if (n > 2 || !dfi_config_whole(p, &out[n - 1])) return 0;
         return n == 2;
+    case DFI_KEY_REALS: return dfi_config_reals(p, end, (dfi_real_list *)(void *)field);
     default: return (*length = dfi_config_list(p, k, out)) > 0;
     }
-}
-
-/* `key` has a value that no net of ours has; the value stands at `value`. */
-static df_result dfi_config_strange(dfi_parser *p, const char *key, char *value) {
-    p->at = value;
-    if (p->result == DF_OK) dfi_json_skip(p);
-    if (p->result == DF_OK)
-        p->result = dfi_error(p->where, 0, NULL, "the key \"%.80s\" is %.*s, which is not "
-                              "supported", key, (int)(p->at - value < 80 ? p->at - value
-                                                                         : 80), value);
-    return p->result;
 }
 
 static int dfi_config_find(const dfi_config_key *keys, const char *key) {
@@ -13761,21 +13777,27 @@ static df_result dfi_config_read(const dfi_where *where, df_buffer *text,
     int n = 0;
     *levels = 0;
     while ((key = dfi_json_key(&p, &n)) != NULL) {
-        int i = dfi_config_find(keys, key), length = 0;
+        int i = dfi_config_find(keys, key), length = 0, known = keys[i].name != NULL;
         (void)dfi_json_take(&p, ' ');
-        char *value = p.at;
-        if (keys[i].name == NULL) {
-            int nothing = key[0] == '_' || !strict || dfi_json_word(&p, "null") ||
-                          dfi_json_word(&p, "false");
-            if (!nothing) return dfi_config_strange(&p, key, value);
-            if (p.at == value) dfi_json_skip(&p);
+        char *value = p.at, raw[81];
+        dfi_json_skip(&p);
+        const char *end = p.at;
+        int shown = (int)(end - value < 80 ? end - value : 80);
+        snprintf(raw, sizeof raw, "%.*s", shown, value);
+        if (p.result != DF_OK) break;
+        if (!known && (key[0] == '_' || !strict || strcmp(raw, "null") == 0 ||
+                       strcmp(raw, "false") == 0))
             continue;
-        }
+        p.at = value;
+        known = known && dfi_config_value(&p, &keys[i], end, (char *)desc + keys[i].at,
+                                          &length) && p.at == end;
+        if (!known && p.result == DF_OK)
+            return dfi_error(where, 0, NULL, "the key \"%.80s\" is %s, which is not "
+                             "supported", key, raw);
+        if (p.result != DF_OK) break;
         if (seen >> i & 1)
             return dfi_error(where, 0, NULL, "the key \"%s\" stands twice", keys[i].name);
         seen |= (uint64_t)1 << i;
-        if (!dfi_config_value(&p, &keys[i], (char *)desc + keys[i].at, &length))
-            return dfi_config_strange(&p, keys[i].name, value);
         if (length > 0 && *levels > 0 && length != *levels)
             return dfi_error(where, 0, NULL, "the key \"%s\" lists %d levels, another %d",
                              keys[i].name, length, *levels);
@@ -13921,7 +13943,11 @@ static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
             parts = dfi_net_key(net->naming, net->param[i].name, part, key);
             if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
         }
-    if (rest != NULL && net->naming == DFI_NAMES_DIFFUSERS) {
+    static const char blocks[] = "transformer_blocks.";
+    size_t digits = strncmp(name, blocks, sizeof blocks - 1) == 0
+                        ? strspn(name + sizeof blocks - 1, "0123456789") : 0;
+    if (digits > 0 && rest == name + sizeof blocks - 1 + digits &&
+        net->naming == DFI_NAMES_DIFFUSERS) {
         snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
         same = df_safetensors_find(f->file, first);
     }
@@ -13938,7 +13964,10 @@ static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
                     f->function, f->name, name);
 }
 
-static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_source weights) {
+/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
+   table means "none"; the configuration of others cannot. */
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
+                                 df_source weights) {
     dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
     df_net *net = NULL;
     int bad = 0;
@@ -13946,6 +13975,8 @@ static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_source weig
     for (int i = 0; i < df_safetensors_count(f.file); i++)
         if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
             plan->naming = DFI_NAMES_OLD;
+    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
+        unet->classes--, unet->null_class = 1;
     plan->ndim = 3;
     plan->from = f.file;
     net = dfi_net_new(ctx, plan);
@@ -13968,20 +13999,29 @@ static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net 
     df_scope mark = dfi_scratch_mark(ctx);
     double *betas = NULL, total = 0;
     df_result result = DF_ERR_ARGUMENT;
-    if (dfi_net_range(ctx, "num_train_timesteps", c->steps, 1, 1 << 20)) {
-        betas = (double *)dfi_scratch(ctx, 2 * (size_t)c->steps * sizeof *betas);
+    int T = c->betas.at != NULL ? c->betas.count : c->steps;
+    if (dfi_net_range(ctx, "num_train_timesteps", T, 1, 1 << 20)) {
+        betas = (double *)dfi_scratch(ctx, 2 * (size_t)T * sizeof *betas);
         result = betas == NULL ? (df_result)DF_ERR_MEMORY
-                               : df_betas(ctx, kinds[c->schedule], c->beta_start,
-                                          c->beta_end, c->steps, betas);
+                 : c->betas.at != NULL
+                     ? (df_result)DF_OK
+                     : df_betas(ctx, kinds[c->schedule], c->beta_start, c->beta_end, T,
+                                betas);
     }
-    if (result == DF_OK && c->zero_snr) result = df_betas_zero_snr(ctx, c->steps, betas);
-    for (int i = 0; result == DF_OK && i < c->steps; i++)
-        betas[c->steps + i] = total += betas[i] < 1 ? log1p(-betas[i]) : -dfi_infinity(1);
+    for (int i = 0; result == DF_OK && c->betas.at != NULL && i < T; i++) {
+        betas[i] = c->betas.at[i];
+        if (!(betas[i] >= 0 && betas[i] <= 1))
+            result = dfi_fail(ctx, DF_ERR_ARGUMENT, "trained_betas: number %d is %g, "
+                              "wanted 0 to 1", i, betas[i]);
+    }
+    if (result == DF_OK && c->zero_snr) result = df_betas_zero_snr(ctx, T, betas);
+    for (int i = 0; result == DF_OK && i < T; i++)
+        betas[T + i] = total += betas[i] < 1 ? log1p(-betas[i]) : -dfi_infinity(1);
     card.process.kind = DF_PROCESS_TABLE;
-    card.process.table_size = c->steps;
-    card.process.log_abar = betas ? betas + c->steps : NULL;
+    card.process.table_size = T;
+    card.process.log_abar = betas ? betas + T : NULL;
     card.prediction = predictions[c->prediction];
-    card.time = df_time_index(c->steps);
+    card.time = df_time_index(T);
     card.learned = net->card.learned;
     if (result == DF_OK) result = df_net_set_card(ctx, net, &card);
     dfi_scratch_release(ctx, mark);
@@ -14000,15 +14040,20 @@ static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *tex
 
 static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
     dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
-    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, 0};
+    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, {NULL, 0}};
     df_buffer text = {NULL, 0, 0};
     int levels;
     df_result result = DF_OK;
+    df_scope mark = dfi_scratch_mark(ctx);
     if (source != NULL) result = dfi_config_load(&at, *source, &text);
     if (source != NULL && result == DF_OK)
         result = dfi_config_read(&at, &text, dfi_scheduler_keys, 0, &c, &levels);
     df_buffer_free(ctx, &text);
-    return result == DF_OK ? dfi_card_of(ctx, &c, net) : result;
+    if (result == DF_OK) result = dfi_card_of(ctx, &c, net);
+    if (result == DF_ERR_ARGUMENT)
+        result = dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
+    dfi_scratch_release(ctx, mark);
+    return result;
 }
 
 DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
@@ -14022,6 +14067,7 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
     df_net *net = NULL;
     if (ctx == NULL) return NULL;
     memset(&plan, 0, sizeof plan);
+    unet = df_unet_defaults();
     df_result result = dfi_config_load(&at, config, &text);
     if (result == DF_OK)
         result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
@@ -14035,7 +14081,7 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
     if (result == DF_ERR_ARGUMENT)
         dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
     df_buffer_free(ctx, &text);
-    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, weights);
+    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, &unet, weights);
     if (net == NULL || dfi_scheduler_load(ctx, scheduler, net) == DF_OK) return net;
     df_net_free(net);
     return NULL;
@@ -14113,32 +14159,53 @@ static df_result dfi_net_config(df_ctx *ctx, const df_net *net, df_buffer *out) 
                             d->diffusers ? dfi_dit_peer_keys : dfi_dit_keys, &c, 0, out);
 }
 
-/* The weights, the average if there is one, each part under the peer's name. */
-static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
-                                df_sink sink) {
-    static const df_save_text text = {"format", "pt"};
+/* The weights under construction as a file: the average if there is one. */
+typedef struct dfi_export {
+    df_save_tensor *list;
+    char (*keys)[DFI_NET_NAME + 64];
+    int count;
+} dfi_export;
+static char *dfi_export_add(dfi_export *e, const df_param *p, int parts,
+                            const df_real *data) {
+    int shape[DF_AXES];
+    memcpy(shape, p->shape, sizeof shape);
+    shape[0] /= parts;
+    dfi_save_add(&e->list[e->count], e->keys[e->count], p->ndim, shape, data, 0);
+    e->list[e->count].dtype = DF_DTYPE_F32;
+    return e->keys[e->count++];
+}
+/* One parameter, each part under the peer's name; what Transformer2DModel repeats in each
+   block, for each of `blocks`. */
+static void dfi_export_param(dfi_export *e, const df_net *net, const df_param *p,
+                             dfi_naming naming, int blocks) {
+    static const char first[] = "transformer_blocks.0.norm1.emb.";
     const df_real *w = net->average != NULL ? net->average : net->weights;
-    enum { KEY = DFI_NET_NAME + 64 };
-    df_save_tensor *list = (df_save_tensor *)dfi_scratch(
-        ctx, dfi_mul(3 * (size_t)net->count, sizeof *list));
-    char *keys = (char *)dfi_scratch(ctx, dfi_mul(3 * (size_t)net->count, KEY));
-    int count = 0;
-    if (list == NULL || keys == NULL) return DF_ERR_MEMORY;
-    for (int i = 0; i < net->count; i++) {
-        const df_param *p = &net->param[i];
-        for (int part = 0, parts = 1; part < parts; part++) {
-            char *key = keys + (size_t)count * KEY;
-            int shape[DF_AXES];
-            parts = dfi_net_key(naming, p->name, part, key);
-            if (parts == 0) break;
-            memcpy(shape, p->shape, sizeof shape);
-            shape[0] /= parts;
-            dfi_save_add(&list[count], key, p->ndim, shape,
-                         w + p->offset + p->size / (size_t)parts * (size_t)part, 0);
-            list[count++].dtype = DF_DTYPE_F32;
+    for (int part = 0, parts = 1; part < parts; part++) {
+        parts = dfi_net_key(naming, p->name, part, e->keys[e->count]);
+        if (parts == 0) return;
+        const df_real *data = w + p->offset + p->size / (size_t)parts * (size_t)part;
+        const char *key = dfi_export_add(e, p, parts, data);
+        for (int i = 1; i < blocks && strncmp(key, first, sizeof first - 1) == 0; i++) {
+            snprintf(e->keys[e->count], sizeof e->keys[0],
+                     "transformer_blocks.%d.norm1.emb.%.150s", i, key + sizeof first - 1);
+            dfi_export_add(e, p, 1, data);
         }
     }
-    return df_safetensors_write(ctx, sink, list, count, &text, 1);
+}
+static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
+                                df_sink sink) {
+    static const df_save_text texts[2] = {{"format", "pt"}, {"null_class", "1"}};
+    int unet = strcmp(net->kind, "unet") == 0, blocks = unet ? 0 : dfi_dit_of(net).depth;
+    size_t room = 3 * (size_t)net->count + 5 * (size_t)blocks;
+    dfi_export e;
+    e.count = 0;
+    e.list = (df_save_tensor *)dfi_scratch(ctx, dfi_mul(room, sizeof *e.list));
+    e.keys = (char(*)[DFI_NET_NAME + 64])dfi_scratch(ctx, dfi_mul(room, sizeof *e.keys));
+    if (e.list == NULL || e.keys == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++)
+        dfi_export_param(&e, net, &net->param[i], naming, blocks);
+    return df_safetensors_write(ctx, sink, e.list, e.count, texts,
+                                unet && net->null_class ? 2 : 1);
 }
 
 /* A scheduler's configuration with the table's own betas. */
