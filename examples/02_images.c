@@ -4,13 +4,13 @@
 //                again, with a network that knows of neighbourhood (UNet, DiT) or does not
 //                (MLP); labels, and classifier-free guidance; long runs: averaged weights,
 //                checkpoints, a log, Ctrl-C and --resume.
-//   It takes     one to two minutes on two cores with the embedded sprites.
+//   It takes     about two minutes on two cores with the embedded sprites.
 //   Out come     images.png (data above, samples below), images.safetensors, and the distance
 //                of samples to held-out images beside its floor. Exits 1 if something failed,
 //                130 if it was stopped.
 //
 //   build/02_images [FILE | FOLDER | -] [--labels FILE] [--net unet|dit|mlp] [--steps N]
-//       [--method ddim] [--sample-steps N] [--guidance S] [--grid-every N] [--log FILE] ...
+//       [--method dpmpp_2m] [--sample-steps N] [--guidance S] [--grid-every N] [--log FILE] ...
 //   FILE is an IDX file of images (MNIST's format), or raw floats with --shape C,H,W; a folder
 //   holds PNG or JPEG pictures, or folders of them, one for each class. --help tells the rest.
 #define DIFFUSION_IMPLEMENTATION
@@ -58,11 +58,12 @@ static int sample(df_ctx *ctx, const options *o, const image_options *i, const d
 }
 
 int main(int argc, char **argv) {
-    options o = options_defaults(argv[0], "images", "sprites", 1500, 50, 500);
+    options o = options_defaults(argv[0], "images", "sprites", 800, 25, 200);
     image_options i;
     data_set d;
     df_ctx_desc c = df_ctx_defaults();
     image_options_defaults(&i, &o);
+    o.method = "dpmpp_2m";
     if (options_read(&o, argc, argv) != 0) return o.help ? 0 : 2;
     if (image_options_check(&i, &o) != 0) return 2;
     if (image_data(&d, &o, &i, SIDE, MOST) != 0) return 1;

@@ -38,6 +38,7 @@ check "NaN in data and weights is found under -Ofast" ofast test_training nonfin
 # ---- the examples ----
 points=$root/$B/01_points images=$root/$B/02_images
 samplers=$root/$B/03_samplers disguises=$root/$B/04_disguises
+checkpoint=$root/$B/05_checkpoint mpi=$root/$B/06_mpi digits=$root/$B/08_digits
 cd "$work/out" || exit 1
 little="--steps 20 --n 300 --sample-steps 5"
 
@@ -66,6 +67,13 @@ head -c 300 ../in/good.idx >../in/short.idx
 { idx 00000803 00989680 00000200 00000200; head -c 512 /dev/zero; } >../in/promises.idx
 { idx 00000803 00000020 00000000 00000004; head -c 512 /dev/zero; } >../in/flat.idx
 head -c 9 ../in/good.idx >../in/header.idx
+{ idx 00000801 00000020; printf '\000\001%.0s' $(seq 16); } >../in/labels.idx
+head -c 20 ../in/labels.idx >../in/few_labels.idx
+head -c 11520 /dev/zero | tr '\000' '\077' >../in/raw
+printf '\000\000\200\177%.0s' $(seq 2880) >../in/infinite
+mkdir -p ../in/folder ../in/nothing
+for i in $(seq 20); do echo no picture >../in/folder/$i.png; done
+{ idx 00000803 00000020 0000001b 0000001b; head -c 23328 /dev/zero; } >../in/odd.idx
 gzip -c ../in/good.idx >../in/good.idx.gz 2>/dev/null || printf '\037\213' >../in/good.idx.gz
 outputs="--save $work/out/net --picture $work/out/picture.png"
 for f in nan inf ragged word few missing; do
@@ -78,6 +86,18 @@ for f in short magic absurd promises flat header missing; do
 done
 check "images: empty file" refused ../in/empty "$images" $outputs ../in/empty
 check "images: gzip" refused zcat "$images" $outputs ../in/good.idx.gz
+check "images: few labels" refused ../in/few_labels.idx "$images" $outputs ../in/good.idx \
+    --labels ../in/few_labels.idx
+check "images: images for labels" refused ../in/good.idx "$images" $outputs ../in/good.idx \
+    --labels ../in/good.idx
+check "images: raw floats of another size" refused ../in/raw "$images" $outputs ../in/raw \
+    --shape 1,7,7
+check "images: raw floats, infinite" refused "not finite" "$images" $outputs ../in/infinite \
+    --shape 1,12,12
+check "images: a shape" refused 2,8,8 "$images" $outputs ../in/raw --shape 2,8,8
+check "images: a folder without pictures" refused ../in/nothing "$images" $outputs ../in/nothing
+pictures=../in/folder                 # what is wrong is said of the file, or of a build without
+check "images: a folder of no pictures" refused "$pictures/1.png" "$images" $outputs "$pictures"
 check "points: unknown option" refused --bogus "$points" $outputs --bogus
 check "points: no steps" refused "--steps 0" "$points" $outputs --steps 0
 check "points: unknown sampler" refused eulr "$points" $outputs --method eulr
@@ -90,11 +110,48 @@ check "points: loads" "$points" $little --load net --method heun --picture pictu
     --data swissroll --csv samples.csv
 check "points: 300 samples as CSV" [ "$(wc -l <samples.csv)" = 300 ]
 check "points: a CSV file" "$points" $little $outputs ../in/good.csv
-check "images: trains" "$images" $little --save images.net --picture images.png
+check "images: trains" "$images" $little --width 8 --save images.net --picture images.png
 check "images: loads" "$images" $little --load images.net --picture images.png
 check "images: a net of points is refused" bash -c "! '$images' $little --load net"
-piped() { "$images" $little $outputs - <../in/good.idx; }
+piped() { "$images" $little --save pipe --picture picture.png - <../in/good.idx; }
 check "images: a pipe" piped
+odd() {
+    "$images" $little --save odd --picture picture.png ../in/odd.idx && return 1
+    grep -q "24 and 28" "$work/log"
+}
+check "images: a size that does not halve" odd
+check "images: raw floats" "$images" $little --save raw --picture picture.png ../in/raw \
+    --shape 1,12,12
+brief="--steps 40 --n 10 --sample-steps 2 --width 8 --picture picture.png ../in/good.idx"
+brief="$brief --labels ../in/labels.idx"
+stopped() {  # Ctrl-C, or the end if that was faster; then on: as if nothing had been
+    "$images" $brief --save whole --log log.csv || return 1
+    [ "$(wc -l <log.csv)" = 3 ] || return 1
+    "$images" $brief --save parts --checkpoint-every 1 &
+    local job=$!
+    while kill -0 $job && ! [ -s parts.resume ] && ! [ -s parts ]; do sleep 0.02; done
+    kill -INT $job
+    wait $job
+    [ $? != 130 ] || "$images" $brief --save parts --checkpoint-every 1 --resume || return 1
+    cmp whole parts && ! [ -e parts.resume ]
+}
+check "images: stopped, resumed, the same bits" stopped
+check "images: a dit" "$images" $brief --net dit --save dit
+check "images: an mlp" "$images" $brief --net mlp --save mlp
+few="--sample-steps 4 --n 4 --picture picture.png"
+check "checkpoint: of our own" "$checkpoint" whole --method unipc --guidance 2 $few
+check "checkpoint: a folder" "$checkpoint" whole --export folder $few
+check "checkpoint: ... and back" "$checkpoint" folder --clip 1 --grid trailing $few
+painted() {
+    "$checkpoint" whole --img2img picture.png --strength 0.5 $few || return 1
+    "$checkpoint" whole --inpaint picture.png --mask picture.png $few
+}
+if [ -e picture.png ]; then check "checkpoint: img2img, inpainting" painted; fi
+check "digits: runs, and tells bad samples" bash -c "! '$digits' $brief --reader-steps 20 \
+    --save net2 && ls net2"
+if [ -x "$mpi" ] && command -v mpirun >/dev/null; then
+    check "mpi: two processes as one" mpirun --allow-run-as-root --oversubscribe -n 2 "$mpi"
+fi
 
 check "samplers: all of them, on the mixture" "$samplers" --n 300 --sample-steps 48 \
     --picture picture.png
