@@ -49,9 +49,9 @@
      >>samplers        ancestral, ODE and SDE samplers; registry; asking; the machine
      >>guidance        classifier-free guidance
      >>tensors         values; each operation forward, backward, tangent
-     >>networks        layers; the residual MLP; checkpoints of nets
+     >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
      >>training        objective, AdamW, moving average, trainer
-     >>files           sources, sinks, JSON, safetensors
+     >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
      >>kernels         the engine room: plain loops, then the tuned ones
 
@@ -72,7 +72,9 @@
      sample                       df_net_model, df_sample
      sample your own network      fill a df_model (predict, self, dim, process, prediction,
                                   time), df_sample; or the ask/answer loop, below
+     train on pictures            df_unet_create or df_dit_create instead
      keep and load                df_net_save, df_net_load; to resume, df_trainer_...
+     run a checkpoint of others   df_net_load_folder: UNet2DModel, DiT; df_net_save_folder
      see the noise schedule       df_process_at, df_process_rates, df_grid
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
@@ -9506,7 +9508,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
 #endif
 
 /* =====================================================================================
-   // >>networks: parameters, layers, a residual MLP, checkpoints
+   // >>networks: parameters, layers; MLP, UNet, DiT; checkpoints
 
    A network answers one question: what is in x_t at time t? It is a function
 
@@ -9521,7 +9523,10 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    A network built in is a row of a table: its name, its forward pass, and a function that
    adds its parameters from a few numbers of configuration. Loading a file is the same
    walk, with the parameters read instead of drawn. The first row is a residual MLP for
-   points.
+   points. For pictures there are the UNet of Ho et al. (2020), convolutions at falling and
+   rising sizes, and the diffusion transformer of Peebles & Xie (2023), attention among
+   patches: both with the names, the layouts and, to rounding, the numbers of the libraries
+   that people train them in.
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
