@@ -1538,6 +1538,11 @@ typedef struct df_train_info {
     double gradient_norm;    /* before clipping */
     double learning_rate;
     double seconds_left;     /* estimate; < 0 without a clock */
+    double rows_per_second;  /* of this machine, since df_trainer_run was called; 0 without
+                                a clock */
+    size_t memory;           /* bytes that training holds at its peak, the net's included:
+                                weights, average, moments, gradients, rows, activations;
+                                known before the first step */
 } df_train_info;
 
 typedef struct df_train_desc {
@@ -1552,6 +1557,10 @@ typedef struct df_train_desc {
     df_scaling scaling;      /* data to mean 0, deviation 1: not, by one number, each
                                 dimension [GLOBAL] */
     int batch;               /* [256] */
+    int rows;                /* of a batch, at once: the gradients of its parts are added;
+                                0: so many that a part's activations and their gradients
+                                stay below 256 MiB. Results depend on it in their last
+                                bits [0] */
     int64_t steps;           /* [5000] */
     double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
@@ -1562,25 +1571,44 @@ typedef struct df_train_desc {
     int ema_warmup;          /* decay 0 at first, then min(ema, (1+n)/(10+n)) [1] */
     double validation;       /* fraction held out [.05] */
     int64_t validate_every;  /* steps; 0: never [500] */
-    double label_dropout;    /* probability of label -1 (classifier-free guidance) [0] */
+    double label_dropout;    /* probability of label -1 and a condition of zeros, for
+                                classifier-free guidance [0] */
+    const df_real *condition;      /* [n, df_net_condition(net)], borrowed; NULL: zeros
+                                [NULL] */
+    double flip;             /* probability that a row of 3 axes is mirrored in its last
+                                (images left to right); not where held out [0] */
+    int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
+                                every parts-th row of a batch of parts x batch [0, 1] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
     int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
                                                                   back unchanged */
+    /* Called when a batch's gradients are complete, before clipping and the optimiser,
+       with grads [df_net_size] to read and write (0 where frozen): here several machines
+       average theirs. Not 0 ends the run, comes back unchanged; weights as before the
+       step. */
+    int (*on_gradients)(void *user, df_net *net, df_real *grads, size_t size);
     void *user;
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
 
 typedef struct df_trainer df_trainer;
 /* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
-   and scaling into the net. Errors: ARGUMENT, MEMORY, NONFINITE (which row of data). */
+   and scaling into the net. A net that makes twice the channels (card.learned) learns the
+   first half. One row and two are tried, so a net that fails does so here. Errors:
+   ARGUMENT, MEMORY, NONFINITE (which row of data), the net's own. */
 DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
                                      const int *labels, const df_train_desc *desc);
 DF_API void df_trainer_free(df_trainer *trainer);
 /* `steps` more steps, at most to the descriptor's end; 0: to the end. loss = E w |net -
    target|^2/dim, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
    step; weights as before it; run again the step is the same: lower the rate), MEMORY,
-   CANCELLED, on_step's own. After any of them it may be saved. */
+   CANCELLED, a callback's own. After any of them, and inside on_step, it may be saved.
+
+   Several machines: each makes a trainer of the same net, data and descriptor but for
+   `part`, and on_gradients puts the mean over all machines into grads. Weights then go, to
+   rounding, as on one machine with parts x batch, and a checkpoint of one serves all (only
+   masks of dropout differ). Losses reported are each machine's own. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -1591,8 +1619,14 @@ DF_API df_result df_trainer_validate(df_trainer *trainer, double *loss);
 DF_API df_result df_trainer_save(df_trainer *trainer, df_sink sink);
 DF_API df_result df_trainer_load(df_trainer *trainer, df_source source);
 
-/* The optimiser by itself, for loops of your own: flat arrays as a net's weights
-   [size]. */
+/* The optimiser by itself, for loops of your own: flat arrays as a net's weights [size].
+   Where parameters are frozen, AdamW and the average walk from span to span of the others
+     for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n)
+         df_adamw_step(ctx, &adamw, step, n, w + at, m + at, v + at, g + at, factor);
+   and the norm goes over all of g: nobody adds to a frozen gradient, so it is 0. */
+/* The first span of trained weights at or after *at: moves *at to it and returns its
+   length, 0 if there is none. */
+DF_API size_t df_net_span(const df_net *net, size_t *at);
 typedef struct df_adamw { double learning_rate, beta1, beta2, eps,
     weight_decay; } df_adamw;
 /* Step number `step` (from 1); gradients are multiplied by grad_scale first. */
@@ -11760,13 +11794,14 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
    likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
 
    A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
-   noise of item k = step batch + row are keyed by the seed and k. So a resumed run goes on
-   bit for bit, and as sums are cut by size, never by worker, on any number of threads.
+   noise of item k = (step batch + row) parts + part are keyed by the seed and k. So a
+   resumed run goes on bit for bit, on any number of threads, as sums are cut by size and
+   never by worker; and n machines (parts) walk the items of one with n times the batch.
    ===================================================================================== */
 #include <time.h>
 
 /* What Philox draws are for; beside those of `>>networks`. */
-enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
+enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS, DFI_DRAW_FLIP };
 #define DFI_DRAW_TRAIN 0x90000000u
 #define DFI_DRAW_HELD  0x91000000u
 #define DFI_DRAW_ORDER 0x92000000u
@@ -11774,7 +11809,8 @@ enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
 enum {
     DFI_TRAIN_ROWS = 16,      /* rows that one task draws */
     DFI_TRAIN_SLICES = 64,    /* partial sums of a norm */
-    DFI_TRAIN_CHUNK = 1 << 14 /* elements that one task updates */
+    DFI_TRAIN_CHUNK = 1 << 14, /* elements that one task updates */
+    DFI_TRAIN_BYTES = 1 << 28 /* what the graph of a part of a batch may take */
 };
 
 struct df_trainer {
@@ -11785,13 +11821,15 @@ struct df_trainer {
     const int *labels;      /* [n] or NULL, borrowed */
     int n, dim, held, kept; /* rows in all, held out, trained on */
     size_t reals_size, ints_size; /* bytes of the two allocations, at m and at order */
+    size_t graph;                 /* ... of step memory for one part's graph */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
-    df_real *x, *target;    /* [batch, dim] */
-    df_real *t, *w;         /* [batch] native times, weights */
-    int *rows, *row_labels; /* [batch] */
+    df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
+    df_real *condition;     /* [desc.rows, df_net_condition(net)] */
+    df_real *t, *w;         /* [desc.rows] native times, weights */
+    int *rows, *row_labels; /* [desc.rows] */
     int64_t step;    /* steps done */
     double loss_sum; /* since the last report */
     int64_t loss_count;
@@ -11853,6 +11891,19 @@ DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_rea
     if (ctx == NULL) return;
     dfi_flat_job j = {ctx->k, NULL, size, average, NULL, NULL, w, decay, 0, 0};
     dfi_flat_run(ctx, &j, dfi_ema_task);
+}
+
+DF_API size_t df_net_span(const df_net *net, size_t *at) {
+    size_t size = 0;
+    for (int i = 0; net != NULL && i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        if (p->offset < *at) continue;
+        if (p->frozen && size > 0) break;
+        if (p->frozen) continue;
+        if (size == 0) *at = p->offset;
+        size += p->size;
+    }
+    return size;
 }
 
 typedef struct dfi_norm_job {
@@ -12000,29 +12051,54 @@ static int dfi_train_row(df_trainer *tr, int64_t k) {
 typedef struct dfi_batch_job {
     df_trainer *tr;
     df_model model;
-    uint64_t first; /* item of row 0 */
+    int64_t first;  /* item of row 0 */
+    int64_t stride; /* from row to row */
     uint32_t draw;  /* DFI_DRAW_TRAIN or DFI_DRAW_HELD */
     int count;
 } dfi_batch_job;
+
+/* Does what happens to an item with probability p? Never to one that is held out. */
+static int dfi_batch_chance(const dfi_batch_job *j, uint64_t item, uint32_t draw,
+                            double p) {
+    double u;
+    if (j->draw == DFI_DRAW_HELD || !(p > 0)) return 0;
+    df_random_uniform(j->tr->desc.seed, item, j->draw + draw, 1, &u);
+    return u < p;
+}
+
+/* Label and condition of row r, or none. */
+static void dfi_batch_condition(dfi_batch_job *j, uint64_t item, int r) {
+    df_trainer *tr = j->tr;
+    int drop = dfi_batch_chance(j, item, DFI_DRAW_LABEL, tr->desc.label_dropout);
+    const df_real *from = tr->desc.condition;
+    size_t K = (size_t)tr->net->condition;
+    df_real *to = tr->condition + (size_t)r * K;
+    tr->row_labels[r] = tr->labels != NULL && !drop ? tr->labels[tr->rows[r]] : -1;
+    if (from == NULL) return;
+    if (drop) memset(to, 0, K * sizeof *to);
+    else memcpy(to, from + (size_t)tr->rows[r] * K, K * sizeof *to);
+}
 
 /* Row r: time, noise, label; x = c_in (alpha x_0 + sigma eps), target = a x_0 + b eps. The
    noise is drawn into target's place. */
 static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     df_trainer *tr = j->tr;
     const df_net *net = tr->net;
-    uint64_t item = j->first + (uint64_t)r, seed = tr->desc.seed;
+    uint64_t item = (uint64_t)(j->first + r * j->stride);
+    size_t width = (size_t)net->shape[net->ndim - 1];
     size_t dim = (size_t)tr->dim;
     const df_real *data = tr->data + (size_t)tr->rows[r] * dim;
     df_real *x = tr->x + (size_t)r * dim, *target = tr->target + (size_t)r * dim;
     int step = net->scaling_size > 1;
+    int flip = dfi_batch_chance(j, item, DFI_DRAW_FLIP, tr->desc.flip);
     dfi_train_point p;
-    double u;
     double t = dfi_train_time(tr, &j->model.process, item, j->draw + DFI_DRAW_TIME);
     df_result result = dfi_train_at(ctx, tr, &j->model, t, &p);
     if (result != DF_OK) return result;
-    df_random_normal(seed, item, j->draw + DFI_DRAW_EPS, dim, target);
+    df_random_normal(tr->desc.seed, item, j->draw + DFI_DRAW_EPS, dim, target);
     for (size_t i = 0; i < dim; i++) {
-        double x0 = (double)data[i], eps = (double)target[i];
+        double x0 = (double)data[flip ? i + width - 1 - 2 * (i % width) : i];
+        double eps = (double)target[i];
         if (net->scaling_size > 0) {
             const double *s = net->scaling + (step ? i : 0);
             x0 = (x0 - s[0]) / s[net->scaling_size];
@@ -12032,11 +12108,7 @@ static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     }
     tr->t[r] = (df_real)p.native;
     tr->w[r] = (df_real)p.weight;
-    tr->row_labels[r] = tr->labels != NULL ? tr->labels[tr->rows[r]] : -1;
-    if (j->draw == DFI_DRAW_TRAIN && tr->desc.label_dropout > 0) {
-        df_random_uniform(seed, item, j->draw + DFI_DRAW_LABEL, 1, &u);
-        if (u < tr->desc.label_dropout) tr->row_labels[r] = -1;
-    }
+    dfi_batch_condition(j, item, r);
     return DF_OK;
 }
 
@@ -12047,15 +12119,20 @@ static void dfi_batch_task(void *arg, int index) {
         if (dfi_batch_row(NULL, j, r) != DF_OK) j->tr->rows[r] = -1 - j->tr->rows[r];
 }
 
-/* Fills the batch for tr->rows. Workers have no context to write a sentence to: they mark
-   a row whose time is singular by a negative index, and it is met again here. */
-static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, int count) {
+/* Rows for items from `first` on: the machine's own, or held out. Workers have no context
+   to write a sentence to: they mark a row whose time is singular by a negative index, and
+   it is met again here. */
+static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, int count) {
     dfi_batch_job j;
     j.tr = tr;
     j.model = df_net_model(tr->net);
     j.first = first;
+    j.stride = draw == DFI_DRAW_HELD ? 1 : tr->desc.parts;
     j.draw = draw;
     j.count = count;
+    for (int r = 0; r < count; r++)
+        tr->rows[r] = draw == DFI_DRAW_HELD ? tr->order[first + r]
+                                            : dfi_train_row(tr, first + r * j.stride);
     dfi_parallel(tr->ctx, (count + DFI_TRAIN_ROWS - 1) / DFI_TRAIN_ROWS, dfi_batch_task,
                  &j);
     for (int r = 0; r < count; r++)
@@ -12066,16 +12143,21 @@ static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, i
     return DF_OK;
 }
 
-/* mean over elements of w (net - target)^2, as a graph */
-static df_tensor *dfi_batch_loss(df_trainer *tr, const df_run *run, int count) {
+/* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
+   not asked about. */
+static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count) {
     df_ctx *ctx = tr->ctx;
-    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1};
-    shape[0] = column[0] = count;
+    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1}, c[2];
+    shape[0] = column[0] = c[0] = count;
     for (int i = 1; i < ndim; i++) shape[i] = tr->net->shape[i - 1];
+    c[1] = tr->net->condition;
     df_tensor *x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
     df_tensor *t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
     df_tensor *target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
-    df_tensor *y = df_run_net(run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->desc.condition != NULL)
+        run.condition = df_tensor_borrow(ctx, 2, c, tr->condition, NULL);
+    df_tensor *y = df_run_net(&run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->net->outputs != shape[1]) y = df_slice(ctx, y, 1, 0, shape[1]);
     if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, target);
     df_tensor *w = df_tensor_borrow(ctx, ndim, column, tr->w, NULL);
     return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, target)), w));
@@ -12110,10 +12192,17 @@ static df_result dfi_train_blown(df_trainer *tr, double loss, double norm) {
 }
 
 /* A trainer's tensors need the tape for themselves and start unstuck, so that a failure is
-   their own: afterwards it is reported, and no longer sticks. */
-static df_result dfi_train_ready(df_ctx *ctx, const char *function) {
-    if (!ctx->recording) return dfi_stuck(ctx);
-    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+   their own: afterwards it is reported, and no longer sticks. Step memory for a whole
+   graph is asked for in one piece: blocks that double as they grow would take more. */
+static df_result dfi_train_ready(df_trainer *tr, const char *function) {
+    df_ctx *ctx = tr->ctx;
+    if (ctx->recording)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    df_scope mark = dfi_scratch_mark(ctx);
+    int fits = dfi_scratch(ctx, tr->graph) != NULL;
+    dfi_scratch_release(ctx, mark);
+    return fits ? (df_result)DF_OK : ctx->code;
 }
 static df_result dfi_train_unstick(df_ctx *ctx) {
     df_result result = dfi_stuck(ctx);
@@ -12121,34 +12210,62 @@ static df_result dfi_train_unstick(df_ctx *ctx) {
     return result;
 }
 
-/* Loss and gradients of the batch that stands ready. */
-static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+/* Rows at .. at+count-1 of this step's batch: their share of its mean loss is added to
+   *loss, of its gradient to tr->grads. The graph is left in step memory. */
+static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss) {
     df_ctx *ctx = tr->ctx;
+    int64_t first = (tr->step * tr->desc.batch + at) * tr->desc.parts + tr->desc.part;
     df_run run = df_run_defaults(ctx, tr->net);
     run.weights = tr->net->weights;
     run.grads = tr->grads;
     run.training = 1;
     run.seed = tr->desc.seed;
-    run.draw = (uint64_t)tr->step;
-    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
-    df_scope mark = dfi_scratch_mark(ctx);
+    run.draw = (uint64_t)first;
+    df_result result = dfi_batch_fill(tr, first, DFI_DRAW_TRAIN, count);
+    if (result != DF_OK) return result;
     df_record_begin(ctx);
-    df_tensor *graph = dfi_batch_loss(tr, &run, tr->desc.batch);
-    df_result result = df_backward(ctx, graph);
-    if (graph != NULL) *loss = (double)graph->data[0];
+    df_tensor *mean = dfi_batch_loss(tr, run, count);
+    df_tensor *share = df_scale(ctx, mean, (double)count / tr->desc.batch);
+    result = df_backward(ctx, share);
+    if (share != NULL) *loss += (double)share->data[0];
     df_record_end(ctx);
-    dfi_scratch_release(ctx, mark);
     return dfi_train_unstick(ctx) != DF_OK ? ctx->code : result;
+}
+
+/* Loss and gradient of a batch. Cancelling is noticed between its parts. */
+static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+    df_ctx *ctx = tr->ctx;
+    int batch = tr->desc.batch, rows = tr->desc.rows;
+    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
+    for (int at = 0; at < batch; at += rows) {
+        if (dfi_cancelled(ctx))
+            return dfi_fail(ctx, DF_CANCELLED,
+                            "df_trainer_run: cancelled after step %.0f of %.0f",
+                            (double)tr->step, (double)tr->desc.steps);
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_result result = dfi_train_part(tr, at, batch - at < rows ? batch - at : rows,
+                                          loss);
+        dfi_scratch_release(ctx, mark);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
+/* What a callback said. One of the library's own codes has a sentence, which says more. */
+static df_result dfi_train_answer(df_trainer *tr, const char *name, int answer) {
+    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
+    return dfi_fail(tr->ctx, answer, "df_trainer_run: %s returned %d after step %.0f",
+                    name, answer, (double)tr->step);
 }
 
 static df_result dfi_train_step(df_trainer *tr) {
     const df_train_desc *d = &tr->desc;
     df_net *net = tr->net;
     double loss = 0, norm = 0;
-    int64_t first = tr->step * d->batch;
-    for (int r = 0; r < d->batch; r++) tr->rows[r] = dfi_train_row(tr, first + r);
-    df_result result = dfi_batch_fill(tr, (uint64_t)first, DFI_DRAW_TRAIN, d->batch);
-    if (result == DF_OK) result = dfi_train_gradient(tr, &loss);
+    df_result result = dfi_train_gradient(tr, &loss);
+    if (result == DF_OK && d->on_gradients != NULL)
+        result = dfi_train_answer(tr, "on_gradients",
+                                  d->on_gradients(d->user, net, tr->grads, net->size));
     if (result != DF_OK) return result;
     double factor = df_clip_factor(tr->ctx, net->size, tr->grads, d->clip, &norm);
     /* the square of a gradient must fit a df_real, or AdamW's v is infinite for ever */
@@ -12161,11 +12278,13 @@ static df_result dfi_train_step(df_trainer *tr) {
     adamw.beta2 = d->beta2;
     adamw.eps = d->adam_eps;
     adamw.weight_decay = d->weight_decay;
-    df_adamw_step(tr->ctx, &adamw, tr->step + 1, net->size, net->weights, tr->m, tr->v,
-                  tr->grads, factor);
-    if (net->average != NULL)
-        df_ema_step(tr->ctx, net->size, net->average, net->weights,
-                    d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema);
+    double decay = d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema;
+    for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n) {
+        df_adamw_step(tr->ctx, &adamw, tr->step + 1, n, net->weights + at, tr->m + at,
+                      tr->v + at, tr->grads + at, factor);
+        if (net->average != NULL)
+            df_ema_step(tr->ctx, n, net->average + at, net->weights + at, decay);
+    }
     tr->norm = norm;
     tr->loss_sum += loss;
     tr->loss_count++;
@@ -12197,6 +12316,7 @@ DF_API df_train_desc df_train_defaults(void) {
     d.clip = 1;
     d.ema = 0.999;
     d.ema_warmup = 1;
+    d.parts = 1;
     d.validation = 0.05;
     d.validate_every = 500;
     d.report = 50;
@@ -12207,6 +12327,10 @@ DF_API df_train_desc df_train_defaults(void) {
 static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
     const struct { const char *name; double value, least, most; } range[] = {
         {"batch", (double)d->batch, 1, 1 << 20}, {"warmup", (double)d->warmup, 0, 1e12},
+        {"rows", (double)d->rows, 0, 1 << 20}, {"parts", (double)d->parts, 1, 1 << 16},
+        {"part", (double)d->part, 0, (double)d->parts - 1}, {"flip", d->flip, 0, 1},
+        {"steps times batch times parts",
+         (double)d->steps * (double)d->batch * (double)d->parts, 1, 4e18},
         {"beta1", d->beta1, 0, 0.999999}, {"t_min", d->t_min, -1e300, 1},
         {"adam_eps", d->adam_eps, 1e-30, 1}, {"beta2", d->beta2, 0, 0.99999999},
         {"ema", d->ema, 0, 0.9999999},
@@ -12231,19 +12355,28 @@ static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
 }
 
 static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_real *data,
-                                      int n, const int *labels) {
-    size_t dim = (size_t)net->dim, total = dfi_mul((size_t)n, dim), at;
-    at = ctx->k->nonfinite(total, data);
-    if (at < total)
-        return dfi_fail(
-            ctx, DF_ERR_NONFINITE, "df_trainer_create: data row %.0f, element %.0f is %s",
-            (double)(at / dim), (double)(at % dim), dfi_nonfinite_name((double)data[at]));
+                                      int n, const int *labels, const df_train_desc *d) {
+    static const char who[] = "df_trainer_create";
+    size_t rows = (size_t)n, K = (size_t)net->condition;
     int bad = dfi_net_bad_label(net, n, labels);
     if (bad < n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_trainer_create: label %d of data row %d: net '%s' has %d "
-                        "classes", labels[bad], bad, net->kind, net->classes);
-    return DF_OK;
+                        "%s: label %d of data row %d: net '%s' has %d classes", who,
+                        labels[bad], bad, net->kind, net->classes);
+    if ((d->condition != NULL && K == 0) || (d->flip > 0 && net->ndim != 3))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: a condition is for nets that take one (df_net_condition), "
+                        "flip for samples of 3 axes; net '%s' takes %d numbers, its "
+                        "samples have %d",
+                        who, net->kind, net->condition, net->ndim);
+    if (net->outputs != net->shape[0] * (d->card.learned ? 2 : 1))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "%s: net '%s' makes %d channels of %d: it must make as many, or, "
+                        "where card.learned says what the others are, twice as many",
+                        who, net->kind, net->outputs, net->shape[0]);
+    df_result result = dfi_rows_finite(ctx, who, "data", rows, (size_t)net->dim, data);
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "condition", rows, K, d->condition);
 }
 
 /* Mean and deviation of column c (of all columns if size is 1), in double, two passes. A
@@ -12316,13 +12449,16 @@ static df_result dfi_train_interval(df_trainer *tr) {
     return DF_OK;
 }
 
-/* Two allocations, of numbers and of indices, cut into the arrays. */
+/* Two allocations, of numbers and of indices, cut into the arrays; the last ones go. */
 static df_result dfi_train_arrays(df_trainer *tr) {
-    size_t size = tr->net->size, batch = (size_t)tr->desc.batch, n = (size_t)tr->n;
-    size_t values = dfi_mul(batch, (size_t)tr->dim);
-    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * batch));
+    size_t size = tr->net->size, rows = (size_t)tr->desc.rows, n = (size_t)tr->n;
+    size_t values = dfi_mul(rows, (size_t)tr->dim);
+    size_t others = dfi_mul(rows, 2 + (size_t)tr->net->condition);
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), others));
+    dfi_delete(tr->ctx, tr->m, tr->reals_size);
+    dfi_delete(tr->ctx, tr->order, tr->ints_size);
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
-    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, batch), 2), sizeof(int));
+    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, rows), 2), sizeof(int));
     tr->m = (df_real *)dfi_new(tr->ctx, tr->reals_size);
     tr->order = (int *)dfi_new(tr->ctx, tr->ints_size);
     if (tr->m == NULL || tr->order == NULL) return DF_ERR_MEMORY;
@@ -12331,13 +12467,64 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     tr->x = tr->grads + size;
     tr->target = tr->x + values;
     tr->t = tr->target + values;
-    tr->w = tr->t + batch;
+    tr->w = tr->t + rows;
+    tr->condition = tr->w + rows;
     tr->walk = tr->order + n;
     tr->rows = tr->walk + n;
-    tr->row_labels = tr->rows + batch;
+    tr->row_labels = tr->rows + rows;
+    tr->epoch = -1;
     for (int i = 0; i < tr->n; i++) tr->order[i] = i;
     dfi_shuffle(tr->desc.seed, 0, tr->n, tr->order);
     return DF_OK;
+}
+
+/* Bytes of step memory that the graph of `count` rows takes with its gradients, by making
+   it once, in a context of its own. They depend on shapes alone. */
+static df_result dfi_train_measure(df_trainer *tr, int count, size_t *bytes) {
+    df_ctx *ctx = tr->ctx;
+    df_ctx_desc d = df_ctx_defaults();
+    double loss = 0;
+    d.alloc = ctx->alloc;
+    d.threads = 1;
+    df_ctx *own = df_ctx_create(&d);
+    if (own == NULL) return dfi_fail(ctx, DF_ERR_MEMORY, "no memory for a context");
+    own->k = ctx->k;
+    tr->ctx = own;
+    df_result result = dfi_train_part(tr, 0, count, &loss);
+    tr->ctx = ctx;
+    if (result != DF_OK) dfi_fail(ctx, result, "%s", own->message);
+    *bytes = 0;
+    for (const dfi_block *b = own->first; b != NULL; b = b->next) {
+        *bytes += b->used;
+        if (b == own->block) break;
+    }
+    df_ctx_free(own);
+    return result;
+}
+
+/* How many rows at once, and step memory for them: what one row takes, what one more does,
+   and what operations hold while they run: columns of an image, panels of matrices (1 MiB
+   of float a worker). */
+static df_result dfi_train_rows(df_trainer *tr) {
+    int batch = tr->desc.batch, rows = tr->desc.rows < batch ? tr->desc.rows : batch;
+    size_t one = 0, two = 0, most = 1;
+    tr->desc.rows = batch < 2 ? 1 : 2;
+    df_result result = dfi_train_arrays(tr);
+    if (result == DF_OK) result = dfi_train_measure(tr, 1, &one);
+    if (result == DF_OK) result = dfi_train_measure(tr, tr->desc.rows, &two);
+    if (result != DF_OK) return result;
+    size_t more = two > one ? two - one : 1;
+    if (one < DFI_TRAIN_BYTES) most += (DFI_TRAIN_BYTES - one) / more;
+    if (rows == 0) {
+        int parts = most < (size_t)batch ? (batch - 1) / (int)most + 1 : 1;
+        rows = (batch - 1) / parts + 1;
+    }
+    tr->desc.rows = rows;
+    size_t graph = dfi_plus(one, dfi_mul(more, (size_t)rows - 1));
+    size_t passing = DFI_COLUMNS + ((size_t)tr->ctx->threads << 18);
+    passing *= sizeof(df_real);
+    tr->graph = dfi_plus(graph + graph / 8, graph < passing ? graph : passing);
+    return dfi_train_arrays(tr);
 }
 
 /* The average starts as the weights; without one a net must not keep an old one, which
@@ -12358,13 +12545,12 @@ static df_result dfi_train_setup(df_trainer *tr) {
     if (result != DF_OK) return result;
     tr->held = (int)(tr->desc.validation * tr->n);
     tr->kept = tr->n - tr->held;
-    if (dfi_train_arrays(tr) != DF_OK) return DF_ERR_MEMORY;
-    tr->epoch = -1;
     tr->validation = -1;
     result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
     if (result == DF_OK) result = dfi_train_average(tr);
+    if (result == DF_OK) result = dfi_train_rows(tr);
     if (result == DF_OK) tr->net->sealed = 1;
     return result;
 }
@@ -12374,15 +12560,15 @@ DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *da
     df_train_desc d = df_train_defaults();
     if (ctx == NULL || dfi_net_missing(ctx, net, "df_trainer_create")) return NULL;
     if (desc != NULL) d = *desc;
-    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || net->size == 0) {
+    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || df_net_trained(net) == 0) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
                  "df_trainer_create: wants a descriptor that df_train_defaults made, a "
-                 "net with parameters and at least one row of data (here %d)",
+                 "net with parameters to train and at least one row of data (here %d)",
                  n);
         return NULL;
     }
     if (dfi_train_ranges(ctx, &d) || dfi_card_check(ctx, &d.card) ||
-        dfi_train_check_data(ctx, net, data, n, labels))
+        dfi_train_check_data(ctx, net, data, n, labels, &d))
         return NULL;
     df_trainer *tr = (df_trainer *)dfi_new(ctx, sizeof *tr);
     if (tr == NULL) return NULL;
@@ -12421,7 +12607,7 @@ static double dfi_train_clock(void) {
 }
 
 /* Held-out rows by the same density and weighting, with draws of their own that are the
-   same every time; the average, if any. In batches, so memory is bounded. */
+   same every time; the average, if any. In parts, so memory is bounded. */
 DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
     if (tr == NULL || loss == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
@@ -12430,15 +12616,14 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "df_trainer_validate: no row is held out: validation %g of %d",
                         tr->desc.validation, tr->n);
-    if (dfi_train_ready(ctx, "df_trainer_validate") != DF_OK) return ctx->code;
-    for (int at = 0; at < tr->held; at += tr->desc.batch) {
-        int count = tr->held - at < tr->desc.batch ? tr->held - at : tr->desc.batch;
-        for (int r = 0; r < count; r++) tr->rows[r] = tr->order[at + r];
-        df_result result = dfi_batch_fill(tr, (uint64_t)at, DFI_DRAW_HELD, count);
+    if (dfi_train_ready(tr, "df_trainer_validate") != DF_OK) return ctx->code;
+    for (int at = 0; at < tr->held; at += tr->desc.rows) {
+        int count = tr->held - at < tr->desc.rows ? tr->held - at : tr->desc.rows;
+        df_result result = dfi_batch_fill(tr, at, DFI_DRAW_HELD, count);
         if (result != DF_OK) return result;
         df_run run = df_run_defaults(ctx, tr->net);
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *graph = dfi_batch_loss(tr, &run, count);
+        df_tensor *graph = dfi_batch_loss(tr, run, count);
         if (graph != NULL) sum += (double)graph->data[0] * count;
         dfi_scratch_release(ctx, mark);
         if (dfi_train_unstick(ctx) != DF_OK) return ctx->code;
@@ -12453,17 +12638,20 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
 
 DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
     if (tr == NULL || info == NULL) return DF_ERR_ARGUMENT;
-    int64_t done = tr->step - tr->started_at;
+    double done = (double)(tr->step - tr->started_at);
+    double elapsed = done > 0 ? dfi_train_clock() - tr->started : 0;
     info->step = tr->step;
     info->steps = tr->desc.steps;
     info->loss = tr->loss_count > 0 ? tr->loss_sum / (double)tr->loss_count : tr->loss;
     info->validation = tr->validation;
     info->gradient_norm = tr->norm;
     info->learning_rate = tr->rate;
-    info->seconds_left = -1;
-    if (done > 0)
-        info->seconds_left = (dfi_train_clock() - tr->started) *
-                             (double)(info->steps - info->step) / (double)done;
+    info->memory = sizeof *tr + tr->reals_size + tr->ints_size + tr->graph;
+    info->memory += tr->net->capacity * sizeof(df_real);
+    if (tr->net->average != NULL) info->memory += tr->net->size * sizeof(df_real);
+    info->seconds_left =
+        elapsed > 0 ? elapsed * (double)(info->steps - info->step) / done : -1;
+    info->rows_per_second = elapsed > 0 ? done * tr->desc.batch / elapsed : 0;
     return DF_OK;
 }
 
@@ -12483,26 +12671,18 @@ static df_result dfi_train_between(df_trainer *tr) {
     tr->loss = info.loss;
     tr->loss_sum = 0;
     tr->loss_count = 0;
-    int answer = d->on_step != NULL ? d->on_step(d->user, &info) : 0;
-    /* one of the library's own codes has a sentence, which says more */
-    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
-    return dfi_fail(tr->ctx, answer, "df_trainer_run: on_step returned %d after step %.0f",
-                    answer, (double)tr->step);
+    return dfi_train_answer(tr, "on_step",
+                            d->on_step != NULL ? d->on_step(d->user, &info) : 0);
 }
 
 DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
     if (tr == NULL) return DF_ERR_ARGUMENT;
-    df_ctx *ctx = tr->ctx;
     int64_t left = tr->desc.steps - tr->step;
     int64_t end = tr->step + (steps <= 0 || steps > left ? left : steps);
     tr->started = dfi_train_clock();
     tr->started_at = tr->step;
     while (tr->step < end) {
-        if (dfi_cancelled(ctx))
-            return dfi_fail(ctx, DF_CANCELLED,
-                            "df_trainer_run: cancelled after step %.0f of %.0f",
-                            (double)tr->step, (double)tr->desc.steps);
-        df_result result = dfi_train_ready(ctx, "df_trainer_run"); /* also after on_step */
+        df_result result = dfi_train_ready(tr, "df_trainer_run"); /* also after on_step */
         if (result == DF_OK) result = dfi_train_step(tr);
         if (result == DF_OK) result = dfi_train_between(tr);
         if (result != DF_OK) return result;
@@ -12512,7 +12692,7 @@ DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
 
 /* ---- saving and resuming ----------------------------------------------------------- */
 
-/* FNV-1a over the bytes of data and labels: enough to notice another array. */
+/* FNV-1a over the bytes of data, labels and condition: enough to notice another array. */
 static uint64_t dfi_fnv(uint64_t hash, const void *data, size_t size) {
     const unsigned char *bytes = (const unsigned char *)data;
     for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
@@ -12523,6 +12703,9 @@ static uint64_t dfi_train_digest(const df_trainer *tr) {
     uint64_t hash = dfi_fnv(0xcbf29ce484222325u, tr->data,
                             (size_t)tr->n * (size_t)tr->dim * sizeof(df_real));
     if (tr->labels != NULL) hash = dfi_fnv(hash, tr->labels, (size_t)tr->n * sizeof(int));
+    if (tr->desc.condition != NULL)
+        hash = dfi_fnv(hash, tr->desc.condition,
+                       (size_t)tr->n * (size_t)tr->net->condition * sizeof(df_real));
     return hash;
 }
 
@@ -12533,17 +12716,19 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
                  (unsigned long long)dfi_train_digest(tr));
     dfi_text_add(
         s, "train.settings",
-        "batch %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g betas %.17g "
-        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu",
-        d->batch, (double)d->steps, d->learning_rate, (double)d->warmup, d->final_rate,
-        d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema, d->ema_warmup,
-        (unsigned long long)d->seed);
+        "batch %d rows %d parts %d steps %.0f learning_rate %.17g warmup %.0f final_rate "
+        "%.17g betas %.17g %.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d "
+        "seed %llu frozen %.0f",
+        d->batch, d->rows, d->parts, (double)d->steps, d->learning_rate,
+        (double)d->warmup, d->final_rate, d->beta1, d->beta2, d->adam_eps, d->weight_decay,
+        d->clip, d->ema, d->ema_warmup, (unsigned long long)d->seed,
+        (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
-                 (double)d->validate_every, d->label_dropout);
+                 (double)d->validate_every, d->label_dropout, d->flip);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
