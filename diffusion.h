@@ -10841,25 +10841,27 @@ static df_dit_desc dfi_dit_of(const df_net *net) {
    f_k = 10000^(-k/(width/4)). */
 static void dfi_dit_positions(int g, int width, df_real *out) {
     int quarter = width / 4;
-    for (int i = 0; i < g * g * width; i++) {
-        int token = i / width, k = i % width;
-        int place = k < 2 * quarter ? token % g : token / g;
-        double angle = place * pow(10000, -(double)(k % quarter) / quarter);
-        out[i] = (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+    for (int k = 0; k < width; k++) {
+        double f = pow(10000, -(double)(k % quarter) / quarter);
+        for (int token = 0; token < g * g; token++) {
+            double angle = f * (k < 2 * quarter ? token % g : token / g);
+            out[(size_t)token * (size_t)width + (size_t)k] =
+                (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+        }
     }
 }
-/* The table of positions, [1, g g, width]: read where a file has it, never trained. */
-static df_tensor *dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
+/* The table of positions, [1, g g, width], the last parameter: read where a file has it,
+   never trained. Last, because then a file has proved the width by everything else. */
+static void dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
     int g = d->size / d->patch, shape[3] = {1, 0, 0}, index = w->at++;
-    shape[1] = g * g, shape[2] = d->width;
-    if (w->run != NULL) return df_run_param(w->run, index);
     df_net *net = w->grows;
-    w->failed |= df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
-    if (w->failed) return NULL;
+    if (net == NULL || w->failed) return;
+    shape[1] = g * g, shape[2] = d->width;
+    w->failed = df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
+    if (w->failed) return;
     df_net_freeze(net, index);
     if (net->from == NULL || net->naming == DFI_NAMES_DIFFUSERS)
         dfi_dit_positions(g, d->width, net->weights + net->param[index].offset);
-    return NULL;
 }
 
 /* Part i of the modulation [B, parts width] as [B, 1, width]. */
@@ -10919,7 +10921,7 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
     int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
     flat[1] = D, flat[2] = tokens;
-    df_tensor *table = dfi_dit_table(&w, &d);
+    df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
     df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
@@ -10940,6 +10942,8 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
     h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
     h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    dfi_pass_into(&w, "", 0, 0);
+    dfi_dit_table(&w, &d);
     if (failed != NULL) *failed = w.failed;
     return dfi_dit_picture(c, h, g, d.patch, out);
 }
