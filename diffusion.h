@@ -1732,6 +1732,18 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
 #define DFI_INLINE static inline
 #endif
 
+/* What runs once, to read or write a file, is not worth a compiler's time. */
+#if defined(__clang__)
+#define DFI_ONCE_BEGIN _Pragma("clang optimize off")
+#define DFI_ONCE_END   _Pragma("clang optimize on")
+#elif defined(__GNUC__) && defined(__OPTIMIZE__)
+#define DFI_ONCE_BEGIN _Pragma("GCC push_options") _Pragma("GCC optimize(\"O0\")")
+#define DFI_ONCE_END   _Pragma("GCC pop_options")
+#else
+#define DFI_ONCE_BEGIN
+#define DFI_ONCE_END
+#endif
+
 #ifdef DIFFUSION_ASSERT
 #define DFI_ASSERT(x) DIFFUSION_ASSERT(x)
 #else
@@ -11265,6 +11277,8 @@ DF_API df_model df_net_model(const df_net *net) {
 
    Lists are separated by blanks, 17 digits give back the same double. */
 
+DFI_ONCE_BEGIN
+
 /* From `>>files`: numbers are read and sources named in one way everywhere. */
 static const char *dfi_json_number_end(const char *s, const char *end);
 static double dfi_decimal(const char *text, size_t size);
@@ -11783,6 +11797,8 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
     dfi_net_take(net, loaded);
     return DF_OK;
 }
+
+DFI_ONCE_END
 
 /* =====================================================================================
    // >>training: loss, optimiser, average, trainer
@@ -13536,6 +13552,8 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
 
 /* ---- configurations of others: JSON of scalars and lists ---- */
 
+DFI_ONCE_BEGIN
+
 /* The word next, as null, true, false. */
 static int dfi_json_word(dfi_parser *p, const char *word) {
     size_t length = strlen(word);
@@ -14287,6 +14305,8 @@ DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *
     df_buffer_free(ctx, &scheduler);
     return result;
 }
+
+DFI_ONCE_END
 
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples
