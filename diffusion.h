@@ -81,6 +81,9 @@
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
      encode data as noise         df_sample_desc.inverse (DDIM inversion, any ODE method)
      write a network              df_net_create, df_layer_..., df_run_...
+     logits of tokens             df_transformer_create, df_run_tokens
+     draw a robot's trajectories  df_unet1d_create, df_sample_desc.condition
+     layers, flops, memory        df_net_describe
      differentiate                df_record_begin, df_backward; df_set_tangent
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
@@ -1456,9 +1459,9 @@ typedef struct df_dit_desc {
 DF_API df_dit_desc df_dit_defaults(void);
 DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 
-/* Transformer over tokens, without a causal mask, for discrete diffusion, with the weight
+/* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
    names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
-   sigma_map.mlp.0, .2 and cond_map.embedding_table (time, class); blocks.i.norm1, attn_qkv,
+   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class); blocks.i.norm1, attn_qkv,
    attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
    adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
    if there is either (adaLN-Zero), else plain pre-norm blocks. */
@@ -1478,9 +1481,9 @@ typedef struct df_transformer_desc {
 DF_API df_transformer_desc df_transformer_defaults(void);
 DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc);
 
-/* UNet along a trajectory of actions, equal to ConditionalUnet1D of diffusion policies (Chi
+/* UNet along a trajectory of actions, equal to diffusion policies' ConditionalUnet1D (Chi
    et al. 2023) with its weight names. x [B, length, channels]; the condition (what the
-   robot sees, the goal) and t enter each block, which they shift and scale (FiLM). length
+   robot sees, its goal) and t enter each block, which they shift and scale (FiLM). length
    must halve levels-1 times. */
 typedef struct df_unet1d_desc {
     uint32_t cookie;
@@ -1519,9 +1522,9 @@ typedef struct df_net_cost {
     size_t activations;      /* bytes of results that recording keeps for backward, which
                                 wants as many again for their gradients */
 } df_net_cost;
-/* Fills cost, and calls line (either may be NULL) with a table: for each layer its name,
-   kind, shape of result, parameters, Mflop, kB kept (what follows without parameters counts
-   with it). Another value of line than 0 ends it and comes back. */
+/* Fills cost, and calls line (either may be NULL) with a table: of each layer the name,
+   kind, shape of result, parameters, Mflop, kB kept (what follows without parameters
+   counts with it). Another value of line than 0 ends it and comes back. */
 DF_API df_result df_net_describe(df_ctx *ctx, const df_net *net, df_net_cost *cost,
                                  int (*line)(void *user, const char *text), void *user);
 
@@ -11210,20 +11213,25 @@ static df_tensor *dfi_pass_conv1d_weight(dfi_pass *w, const char *name, int a, i
     if (w->run != NULL) return df_run_param(w->run, index);
     snprintf(full, sizeof full, "%s%s", w->prefix, name);
     if (!w->failed)
-        w->failed = dfi_layer_affine(w->maker, w->grows, full, 3, shape,
-                                     DF_INIT_FAN_IN) != index;
+        w->failed =
+            dfi_layer_affine(w->maker, w->grows, full, 3, shape, DF_INIT_FAN_IN) != index;
     return NULL;
 }
-/* Trajectories lie as images of one row, [B, C, 1, T]. Zeros at both ends keep T. */
+/* Trajectories lie as images of one row, [B, C, 1, T]; for the convolution all are rows of
+   one image [1, C, B, T], so that it is one product with many columns, not B with few
+   (a stride would skip samples: there they are not). Zeros at both ends keep T. */
 static df_tensor *dfi_pass_conv1d(dfi_pass *w, const char *name, df_tensor *x, int in,
                                   int out, int kernel, int stride) {
+    static const int swap[4] = {2, 1, 0, 3};
+    df_ctx *c = w->ctx;
     df_tensor *bias, *weight = dfi_pass_conv1d_weight(w, name, out, in, kernel, &bias);
-    df_scope scope = df_scope_begin(w->ctx);
+    df_scope scope = df_scope_begin(c);
     int row[4] = {0, 0, 1, 0};
     row[0] = out, row[1] = in, row[3] = kernel;
-    if (kernel > 1) x = df_pad2d(w->ctx, x, 0, 0, kernel / 2, kernel / 2);
-    x = df_conv2d(w->ctx, x, df_reshape(w->ctx, weight, 4, row), bias, stride, 0);
-    return df_scope_end(w->ctx, scope, x);
+    if (stride == 1) x = df_permute(c, x, swap);
+    if (kernel > 1) x = df_pad2d(c, x, 0, 0, kernel / 2, kernel / 2);
+    x = df_conv2d(c, x, df_reshape(c, weight, 4, row), bias, stride, 0);
+    return df_scope_end(c, scope, stride == 1 ? df_permute(c, x, swap) : x);
 }
 
 /* Row k of z [B, C, 4, T], moved by one place to the right, left or (0) not, as a column
@@ -11265,27 +11273,26 @@ static df_tensor *dfi_unet1d_double(dfi_pass *w, df_tensor *x, int channels, int
 static df_tensor *dfi_unet1d_conv(dfi_unet1d *u, const char *conv, const char *norm,
                                   df_tensor *x, int in, int out, int groups) {
     x = dfi_pass_conv1d(&u->w, conv, x, in, out, u->d.kernel, 1);
-    return dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5);
+    return dfi_mish(u->w.ctx, dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5));
 }
-/* h = block_0(x); h = s h + b, [s, b] = W Mish([t, condition]); y = x + block_1(h). x passes
-   a 1x1 convolution where the channels change. */
+/* h = block_0(x);  h = s h + b, [s, b] = W Mish([t, condition]);  y = x + block_1(h).
+   x passes a 1x1 convolution where the channels change. */
 static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out) {
     dfi_pass *w = &u->w;
     df_ctx *c = w->ctx;
     int scales = u->d.predict_scale, G = u->d.groups;
     df_scope scope = df_scope_begin(c);
-    df_tensor *h = dfi_unet1d_conv(u, "blocks.0.block.0", "blocks.0.block.1", x, in, out, G);
-    h = dfi_mish(c, h);
-    df_tensor *e = dfi_pass_linear(w, "cond_encoder.1", u->cond,
-                                   u->d.embed + u->d.condition, out << scales,
-                                   DF_INIT_FAN_IN);
+    df_tensor *h =
+        dfi_unet1d_conv(u, "blocks.0.block.0", "blocks.0.block.1", x, in, out, G);
+    df_tensor *e =
+        dfi_pass_linear(w, "cond_encoder.1", u->cond, u->d.embed + u->d.condition,
+                        out << scales, DF_INIT_FAN_IN);
     if (scales) {
         h = df_mul(c, h, dfi_unet_over(c, df_slice(c, e, 1, 0, out), out));
         e = df_slice(c, e, 1, out, out);
     }
     h = df_add(c, h, dfi_unet_over(c, e, out));
     h = dfi_unet1d_conv(u, "blocks.1.block.0", "blocks.1.block.1", h, out, out, G);
-    h = dfi_mish(c, h);
     if (in != out) x = dfi_pass_conv1d(w, "residual_conv", x, in, out, 1, 1);
     return df_scope_end(c, scope, df_add(c, h, x));
 }
@@ -11347,7 +11354,7 @@ static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *f
     }
     dfi_pass_into(&u.w, "", 0, 0);
     h = dfi_unet1d_conv(&u, "final_conv.0.block.0", "final_conv.0.block.1", h, C, C, 8);
-    h = dfi_pass_conv1d(&u.w, "final_conv.1", dfi_mish(c, h), C, d->channels, 1, 1);
+    h = dfi_pass_conv1d(&u.w, "final_conv.1", h, C, d->channels, 1, 1);
     if (failed != NULL) *failed = u.w.failed;
     return df_permute(c, df_reshape(c, h, 3, back), turned);
 }
@@ -11505,7 +11512,9 @@ static void dfi_cost_of(dfi_costs *s, const df_tensor *y, df_net_cost *sum) {
         s->seen[param] = 1;
     }
     if (first >= 0 || flops > 0 || s->at.op == NULL) {
+        static const char *const signs[DFI_BINARY_COUNT] = {"add", "sub", "mul", "div"};
         const char *op = strncmp(y->op->name, "df_", 3) ? y->op->name : y->op->name + 3;
+        if (y->op == &dfi_op_binary) op = signs[y->arg[0]];
         dfi_cost_flush(s);
         snprintf(s->at.name, sizeof s->at.name, "%s",
                  first >= 0 ? s->run->net->param[first].name : "");
