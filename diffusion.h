@@ -83,6 +83,9 @@
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
      encode data as noise         df_sample_desc.inverse (DDIM inversion, any ODE method)
      write a network              df_net_create, df_layer_..., df_run_...
+     logits of tokens             df_transformer_create, df_run_tokens
+     draw a robot's trajectories  df_unet1d_create, df_sample_desc.condition
+     layers, flops, memory        df_net_describe
      differentiate                df_record_begin, df_backward; df_set_tangent
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
@@ -1325,6 +1328,9 @@ DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
 DF_API void df_net_freeze(df_net *net, int index);
 /* A net of your own that reads run->condition: how many numbers a sample has there. */
 DF_API void df_net_set_condition(df_net *net, int size);
+/* A net of your own whose samples are tokens: its forward pass turns them, whole numbers
+   [B, shape...], into logits [B, shape..., vocab]. */
+DF_API void df_net_set_vocab(df_net *net, int vocab);
 /* A slot for one integer of the network's own, such as a width or a parameter's index. */
 DF_API void df_net_set(df_net *net, int slot, int value);      /* slot in [0, 64) */
 DF_API int df_net_get(const df_net *net, int slot);
@@ -1351,6 +1357,10 @@ DF_API df_tensor *df_run_embedding(const df_run *run, int index, const int *ids,
 /* The whole network. */
 DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                              const int *labels);
+/* A net of tokens: tokens [n, shape...], t [n] or NULL (zeros) -> logits [n, shape...,
+   vocab]. The same as df_run_net of them as numbers; df_net_model does not answer. */
+DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_tensor *t,
+                                const int *labels);
 
 /* Residual MLP on points: h = SiLU(Linear([x, emb(t) + label])), depth times h +=
    SiLU(Linear(h)), Linear. emb: sinusoidal [cos,
@@ -1456,10 +1466,53 @@ typedef struct df_dit_desc {
 DF_API df_dit_desc df_dit_defaults(void);
 DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 
+/* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
+   names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
+   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class); blocks.i.norm1, attn_qkv,
+   attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
+   adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
+   if there is either (adaLN-Zero), else plain pre-norm blocks. */
+typedef struct df_transformer_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int vocab;               /* tokens 0 .. vocab-1, a mask counts [257] */
+    int length;              /* tokens of a sample [128] */
+    int width, depth, heads; /* width/heads is even [256, 4, 4] */
+    int mlp_width;           /* of the blocks' inner layers; 0: 4 width [0] */
+    int cond_width;          /* of the features of time and class [128] */
+    int time;                /* 1: t is seen, as the native time that it is; 0: not [1] */
+    int rms;                 /* RMS norm in place of layer norm [0] */
+    int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    int null_class;          /* the class table's last row is for label -1 [1] */
+} df_transformer_desc;
+DF_API df_transformer_desc df_transformer_defaults(void);
+DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc);
+
+/* UNet along a trajectory of actions, equal to diffusion policies' ConditionalUnet1D (Chi
+   et al. 2023) with its weight names. x [B, length, channels]; the condition (what the
+   robot sees, its goal) and t enter each block, which they shift and scale (FiLM). length
+   must halve levels-1 times. */
+typedef struct df_unet1d_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int channels;            /* input_dim: numbers of one action [2] */
+    int length;              /* actions of a sample [16] */
+    int condition;           /* global_cond_dim; 0: none [0] */
+    int embed;               /* diffusion_step_embed_dim, even [256] */
+    int levels;              /* 1 .. 8 [3] */
+    int width[DF_UNET_LEVELS];          /* down_dims [256, 512, 1024] */
+    int kernel;              /* kernel_size, odd [5] */
+    int groups;              /* n_groups; the last block has 8 whatever this is [8] */
+    int predict_scale;       /* cond_predict_scale: the condition scales, too [1] */
+} df_unet1d_desc;
+DF_API df_unet1d_desc df_unet1d_defaults(void);
+DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc);
+
 DF_API const char *df_net_kind(const df_net *net);
 DF_API int df_net_dim(const df_net *net);
 DF_API int df_net_classes(const df_net *net);
 DF_API int df_net_condition(const df_net *net);                /* numbers a sample, or 0 */
+DF_API int df_net_vocab(const df_net *net);                    /* 0: no net of tokens */
 DF_API size_t df_net_size(const df_net *net);                  /* elements in all */
 DF_API size_t df_net_trained(const df_net *net);               /* ... not frozen */
 DF_API int df_net_count(const df_net *net);                    /* named parameters */
@@ -1467,6 +1520,20 @@ DF_API const df_param *df_net_param(const df_net *net, int index);
 DF_API int df_net_find(const df_net *net, const char *name);   /* index or -1 */
 DF_API df_real *df_net_weights(df_net *net);
 DF_API df_real *df_net_average(df_net *net);                   /* NULL if there is none */
+
+/* What a net costs: from one sample, run and recorded. */
+typedef struct df_net_cost {
+    size_t parameters, trained;
+    double flops;            /* of a forward pass: 2 for each product summed in linear
+                                layers, convolutions, matrix products; backward: twice */
+    size_t activations;      /* bytes of results that recording keeps for backward, which
+                                wants as many again for their gradients */
+} df_net_cost;
+/* Fills cost, and calls line (either may be NULL) with a table: of each layer the name,
+   kind, shape of result, parameters, Mflop, kB kept (what follows without parameters
+   counts with it). Another value of line than 0 ends it and comes back. */
+DF_API df_result df_net_describe(df_ctx *ctx, const df_net *net, df_net_cost *cost,
+                                 int (*line)(void *user, const char *text), void *user);
 
 /* What the net was trained to say. df_trainer_create writes it; set it for weights from
    elsewhere. */
@@ -9605,6 +9672,7 @@ struct df_net {
     int classes;             /* -1: a user's own kind, which knows for itself */
     int null_class;          /* 1: label `classes` says "none", as -1 does */
     int condition;           /* numbers of a sample's condition, or 0 */
+    int vocab;               /* samples are tokens and predictions logits, or 0 */
     int rows;                /* most samples of one question: memory stays bounded */
     uint64_t seed;
     int config[DFI_NET_SLOTS];
@@ -9948,6 +10016,10 @@ DF_API int df_net_condition(const df_net *net) { return net->condition; }
 DF_API void df_net_set_condition(df_net *net, int size) {
     if (net != NULL && net->row == NULL && size >= 0) net->condition = size;
 }
+DF_API int df_net_vocab(const df_net *net) { return net->vocab; }
+DF_API void df_net_set_vocab(df_net *net, int vocab) {
+    if (net != NULL && net->row == NULL && vocab >= 0) net->vocab = vocab;
+}
 DF_API void df_net_freeze(df_net *net, int index) {
     if (net != NULL && index >= 0 && index < net->count) net->param[index].frozen = 1;
 }
@@ -10136,15 +10208,35 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                                "df_run_net: the forward pass of net '%s' returned NULL",
                                net->kind);
     }
-    fits = y->ndim == x->ndim && y->shape[0] == n && y->shape[1] == net->outputs;
+    fits = y->ndim == x->ndim + (net->vocab > 0) && y->shape[0] == n &&
+           y->shape[1] == net->outputs;
     for (int i = 2; fits && i < x->ndim; i++) fits = y->shape[i] == x->shape[i];
+    if (net->vocab > 0) fits = fits && y->shape[x->ndim] == net->vocab;
     if (!fits)
         return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
                                "df_run_net: net '%s' made %.0f elements of %d axes from x "
-                               "with %.0f of %d: it must keep the shape",
+                               "with %.0f of %d: it must keep the shape%s",
                                net->kind, (double)y->size, y->ndim, (double)x->size,
-                               x->ndim);
+                               x->ndim, net->vocab ? ", with the vocabulary behind" : "");
     return y;
+}
+
+/* Tokens travel as numbers, which df_real holds exactly up to 2^24. */
+DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_tensor *t,
+                                const int *labels) {
+    const df_net *net = run->net;
+    df_ctx *ctx = run->ctx;
+    int shape[4];
+    shape[0] = n;
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    if (dfi_stuck(ctx) != DF_OK || tokens == NULL) return NULL;
+    if (net->vocab == 0)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_run_tokens: samples of net '%s' are not tokens",
+                               net->kind);
+    df_tensor *x = df_tensor_new(ctx, net->ndim + 1, shape);
+    for (size_t i = 0; x != NULL && i < x->size; i++) x->data[i] = (df_real)tokens[i];
+    return df_run_net(run, x, t != NULL ? t : df_tensor_new(ctx, 1, &n), labels);
 }
 
 /* ---- one walk: a network is written once -------------------------------------------- */
@@ -10882,12 +10974,14 @@ static df_tensor *dfi_dit_part(df_ctx *c, df_tensor *m, int i, int width) {
     shape[2] = width;
     return df_reshape(c, df_slice(c, m, 1, i * width, width), 3, shape);
 }
-/* norm(x) (1 + scale) + shift, shift and scale being parts i and i + 1 of m. */
+/* x (1 + scale) + shift, shift and scale being parts i and i + 1 of m; ... of norm(x). */
+static df_tensor *dfi_dit_shift(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width) {
+    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
+    return df_add(c, df_mul(c, x, scale), dfi_dit_part(c, m, i, width));
+}
 static df_tensor *dfi_dit_modulate(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width,
                                    double eps) {
-    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
-    df_tensor *y = df_mul(c, df_layer_norm(c, x, NULL, NULL, eps), scale);
-    return df_add(c, y, dfi_dit_part(c, m, i, width));
+    return dfi_dit_shift(c, df_layer_norm(c, x, NULL, NULL, eps), m, i, width);
 }
 
 /* x += gate attention(norm(x) (1 + scale) + shift), then the same of an MLP; the six from
@@ -11039,17 +11133,633 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
     return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
 }
 
+/* ---- the token transformer ---------------------------------------------------------- */
+
+#define DFI_TRANSFORMER_INTS                                                              \
+    (offsetof(df_transformer_desc, null_class) + sizeof(int) -                            \
+     offsetof(df_transformer_desc, vocab))
+static df_transformer_desc dfi_transformer_of(const df_net *net) {
+    df_transformer_desc d = df_transformer_defaults();
+    memcpy(&d.vocab, net->config, DFI_TRANSFORMER_INTS);
+    return d;
+}
+
+/* A parameter with no bias beside it, under its full name. */
+static df_tensor *dfi_pass_param(dfi_pass *w, const char *name, int ndim, const int *shape,
+                                 df_init init) {
+    char full[DFI_NET_NAME];
+    int index = w->at++;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (!w->failed)
+        w->failed = df_net_add(w->maker, w->grows, full, ndim, shape, init) != index;
+    return NULL;
+}
+static df_tensor *dfi_pass_matrix(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out) {
+    int shape[2];
+    shape[0] = out, shape[1] = in;
+    return df_linear(w->ctx, x, dfi_pass_param(w, name, 2, shape, DF_INIT_FAN_IN), NULL);
+}
+
+/* Whole numbers of x as indices; anything else is refused. Step memory. */
+static const int *dfi_transformer_ids(df_ctx *c, const df_tensor *x, int vocab) {
+    int *ids = (int *)dfi_scratch(c, dfi_mul(x->size, sizeof *ids));
+    if (ids == NULL) dfi_stick(c);
+    for (size_t i = 0; ids != NULL && i < x->size; i++) {
+        double v = (double)x->data[i];
+        ids[i] = v >= 0 && v < vocab ? (int)v : -1;
+        if (ids[i] >= 0 && (double)ids[i] == v) continue;
+        dfi_fail_tensor(c, DF_ERR_ARGUMENT,
+                        "transformer: token %.0f of row %.0f is %g, wanted a whole number "
+                        "from 0 to %d",
+                        (double)(i % (size_t)x->shape[1]),
+                        (double)(i / (size_t)x->shape[1]), v, vocab - 1);
+        return NULL;
+    }
+    return ids;
+}
+
+/* w norm(x), then, where blocks are conditioned, parts i and i + 1 of m. */
+static df_tensor *dfi_transformer_norm(dfi_pass *w, const df_transformer_desc *d,
+                                       const char *name, df_tensor *x, df_tensor *m,
+                                       int i) {
+    df_tensor *weight = dfi_pass_param(w, name, 1, &d->width, DF_INIT_ONE);
+    x = d->rms ? df_rms_norm(w->ctx, x, weight, 1e-5)
+               : df_layer_norm(w->ctx, x, weight, NULL, 1e-5);
+    return m != NULL ? dfi_dit_shift(w->ctx, x, m, i, d->width) : x;
+}
+/* x + gate y */
+static df_tensor *dfi_transformer_add(df_ctx *c, df_tensor *x, df_tensor *m, int i,
+                                      df_tensor *y) {
+    if (m != NULL) y = df_mul(c, dfi_dit_part(c, m, i, y ? y->shape[2] : 1), y);
+    return df_add(c, x, y);
+}
+
+/* The DiT's block, with weights in its norms, none beside the attention's matrices, and
+   queries and keys turned by their positions: as one tensor, so that angles are computed
+   once. */
+static df_tensor *dfi_transformer_block(dfi_pass *w, const df_transformer_desc *d,
+                                        df_tensor *x, df_tensor *cond) {
+    df_ctx *c = w->ctx;
+    int D = d->width, H = d->heads, T = d->length, dim = D / H;
+    int inner = d->mlp_width > 0 ? d->mlp_width : 4 * D;
+    df_tensor *m = NULL, *y, *both, *v;
+    if (d->time || d->classes > 0)
+        m = dfi_pass_linear(w, "adaLN_modulation", cond, d->cond_width, 6 * D,
+                            DF_INIT_ZERO);
+    df_scope scope = df_scope_begin(c);
+    y = dfi_transformer_norm(w, d, "norm1.weight", x, m, 0);
+    y = dfi_pass_matrix(w, "attn_qkv.weight", y, D, 3 * D);
+    both = dfi_heads_apart(c, df_slice(c, y, 2, 0, 2 * D), T, 2 * H, dim);
+    both = df_rotary(c, both, 10000);
+    v = dfi_heads_apart(c, df_slice(c, y, 2, 2 * D, D), T, H, dim);
+    y = df_attention(c, df_slice(c, both, 1, 0, H), df_slice(c, both, 1, H, H), v, 0);
+    y = dfi_pass_matrix(w, "attn_out.weight", dfi_heads_joined(c, y, T, D), D, D);
+    x = df_scope_end(c, scope, dfi_transformer_add(c, x, m, 2, y));
+    y = dfi_transformer_norm(w, d, "norm2.weight", x, m, 3);
+    y = dfi_pass_linear(w, "mlp.0", y, D, inner, DF_INIT_FAN_IN);
+    y = dfi_pass_linear(w, "mlp.2", df_gelu_tanh(c, y), inner, D, DF_INIT_FAN_IN);
+    return df_scope_end(c, scope, dfi_transformer_add(c, x, m, 5, y));
+}
+
+/* SiLU(MLP(sinusoids of t) + class), what there is of it. */
+static df_tensor *dfi_transformer_cond(dfi_pass *w, const df_transformer_desc *d,
+                                       df_tensor *t, const int *labels, int n) {
+    df_tensor *e = NULL, *y = NULL;
+    if (d->time)
+        e = dfi_pass_features(w, "sigma_map.mlp.0", "sigma_map.mlp.2",
+                              df_sinusoidal(w->ctx, t, 256, 10000, 1, 0), 256,
+                              d->cond_width, DF_INIT_FAN_IN);
+    if (d->classes > 0) {
+        labels = dfi_pass_labels(w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(w, "cond_map.embedding_table", labels, n,
+                            d->classes + d->null_class, d->cond_width, DF_INIT_NORMAL);
+        e = d->time ? df_add(w->ctx, e, y) : y;
+    }
+    return e != NULL ? df_silu(w->ctx, e) : NULL;
+}
+
+static df_tensor *dfi_transformer_walk(dfi_pass w, df_tensor *x, df_tensor *t,
+                                       const int *labels, int *failed) {
+    df_transformer_desc d = dfi_transformer_of(w.net);
+    df_ctx *c = w.ctx;
+    int table[2], flat[3] = {-1, 0, 0}, n = x != NULL ? x->shape[0] : 1;
+    table[0] = d.vocab, table[1] = flat[2] = d.width, flat[1] = d.length;
+    df_tensor *m = NULL;
+    df_tensor *h = dfi_pass_param(&w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
+    if (x != NULL)
+        h = df_embedding(c, h, dfi_transformer_ids(c, x, d.vocab), n * d.length);
+    h = df_reshape(c, h, 3, flat);
+    df_tensor *cond = dfi_transformer_cond(&w, &d, t, labels, n);
+    df_scope scope = df_scope_begin(c);
+    for (int i = 0; i < d.depth; i++) {
+        dfi_pass_into(&w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_transformer_block(&w, &d, h, cond));
+    }
+    dfi_pass_into(&w, "output_layer.", 0, 0);
+    if (d.time || d.classes > 0)
+        m = dfi_pass_linear(&w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
+                            DF_INIT_ZERO);
+    h = dfi_transformer_norm(&w, &d, "norm_final.weight", h, m, 0);
+    h = dfi_pass_linear(&w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
+    if (failed != NULL) *failed = w.failed;
+    return h;
+}
+static df_tensor *dfi_transformer_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                          const int *labels) {
+    return dfi_transformer_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d) {
+    if (!dfi_net_range(ctx, "transformer: vocab", d->vocab, 1, 1 << 20) ||
+        !dfi_net_range(ctx, "transformer: length", d->length, 1, 1 << 16) ||
+        !dfi_net_range(ctx, "transformer: width", d->width, 2, 1 << 14) ||
+        !dfi_net_range(ctx, "transformer: depth", d->depth, 1, 1 << 10) ||
+        !dfi_net_range(ctx, "transformer: heads", d->heads, 1, 1 << 12) ||
+        !dfi_net_range(ctx, "transformer: mlp_width", d->mlp_width, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "transformer: cond_width", d->cond_width, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "transformer: time", d->time, 0, 1) ||
+        !dfi_net_range(ctx, "transformer: rms", d->rms, 0, 1) ||
+        !dfi_net_range(ctx, "transformer: classes", d->classes, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "transformer: null_class", d->null_class, 0, 1))
+        return ctx->code;
+    if (d->width % (2 * d->heads) != 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "transformer: width %d does not give each of %d heads an even "
+                        "number of features",
+                        d->width, d->heads);
+    return DF_OK;
+}
+
+static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
+    df_transformer_desc d = dfi_transformer_of(net);
+    int failed = 0;
+    if (dfi_transformer_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 1 || net->shape[0] != d.length)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "transformer: shape and configuration differ");
+    net->classes = d.classes;
+    net->vocab = d.vocab;
+    int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
+    net->rows = live > 2 ? live : 2;
+    dfi_transformer_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_transformer_desc df_transformer_defaults(void) {
+    df_transformer_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.vocab = 257;
+    d.length = 128;
+    d.width = 256;
+    d.depth = d.heads = 4;
+    d.cond_width = 128;
+    d.time = d.null_class = 1;
+    return d;
+}
+
+DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc) {
+    df_transformer_desc d = df_transformer_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_transformer_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "transformer";
+    plan.ndim = 1;
+    plan.shape[0] = d.length;
+    plan.ints = &d.vocab, plan.ints_size = DFI_TRANSFORMER_INTS;
+    plan.seed = d.seed;
+    return dfi_transformer_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* ---- the UNet along a trajectory ---------------------------------------------------- */
+
+#define DFI_UNET1D_INTS                                                                   \
+    (offsetof(df_unet1d_desc, predict_scale) + sizeof(int) -                              \
+     offsetof(df_unet1d_desc, channels))
+static df_unet1d_desc dfi_unet1d_of(const df_net *net) {
+    df_unet1d_desc d = df_unet1d_defaults();
+    memcpy(&d.channels, net->config, DFI_UNET1D_INTS);
+    return d;
+}
+
+typedef struct dfi_unet1d {
+    dfi_pass w;
+    df_unet1d_desc d;
+    df_tensor *cond; /* [B, embed + condition] Mish of both */
+} dfi_unet1d;
+
+/* x tanh(log(1 + e^x)) (Misra 2020) */
+static df_tensor *dfi_mish(df_ctx *c, df_tensor *x) {
+    return df_mul(c, x, df_tanh(c, df_softplus(c, x)));
+}
+
+/* Weight [a, b, kernel] and bias [a], PyTorch's Conv1d and ConvTranspose1d. */
+static df_tensor *dfi_pass_conv1d_weight(dfi_pass *w, const char *name, int a, int b,
+                                         int kernel, df_tensor **bias) {
+    char full[DFI_NET_NAME];
+    int index = w->at, shape[3];
+    w->at += 2;
+    shape[0] = a, shape[1] = b, shape[2] = kernel;
+    *bias = w->run != NULL ? df_run_param(w->run, index + 1) : NULL;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (!w->failed)
+        w->failed =
+            dfi_layer_affine(w->maker, w->grows, full, 3, shape, DF_INIT_FAN_IN) != index;
+    return NULL;
+}
+/* Trajectories lie as images of one row, [B, C, 1, T]; for the convolution all are rows of
+   one image [1, C, B, T], so that it is one product with many columns, not B with few
+   (a stride would skip samples: there they are not). Zeros at both ends keep T. */
+static df_tensor *dfi_pass_conv1d(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out, int kernel, int stride) {
+    static const int swap[4] = {2, 1, 0, 3};
+    df_ctx *c = w->ctx;
+    df_tensor *bias, *weight = dfi_pass_conv1d_weight(w, name, out, in, kernel, &bias);
+    df_scope scope = df_scope_begin(c);
+    int row[4] = {0, 0, 1, 0};
+    row[0] = out, row[1] = in, row[3] = kernel;
+    if (stride == 1) x = df_permute(c, x, swap);
+    if (kernel > 1) x = df_pad2d(c, x, 0, 0, kernel / 2, kernel / 2);
+    x = df_conv2d(c, x, df_reshape(c, weight, 4, row), bias, stride, 0);
+    return df_scope_end(c, scope, stride == 1 ? df_permute(c, x, swap) : x);
+}
+
+/* Row k of z [B, C, 4, T], moved by one place to the right, left or (0) not, as a column
+   [B, C, T, 1]. */
+static df_tensor *dfi_unet1d_tap(df_ctx *c, df_tensor *z, int k, int move, int channels,
+                                 int T) {
+    int column[4] = {-1, 0, 0, 1};
+    column[1] = channels, column[2] = T;
+    z = df_slice(c, z, 2, k, 1);
+    if (move != 0)
+        z = df_slice(c, df_pad2d(c, z, 0, 0, move > 0, move < 0), 3, move < 0, T);
+    return df_reshape(c, z, 4, column);
+}
+/* Twice the length: ConvTranspose1d(4, stride 2, padding 1), where x_i adds w_k x_i to
+   place 2i + k - 1. With z_k = w_k x, one product,
+       y[2m] = z_1[m] + z_3[m - 1],   y[2m + 1] = z_2[m] + z_0[m + 1]. */
+static df_tensor *dfi_unet1d_double(dfi_pass *w, df_tensor *x, int channels, int T) {
+    df_ctx *c = w->ctx;
+    df_tensor *bias, *weight, *z, *even, *odd;
+    weight = dfi_pass_conv1d_weight(w, "conv", channels, channels, 4, &bias);
+    df_scope scope = df_scope_begin(c);
+    int flat[3] = {-1, 0, 0}, four[4] = {-1, 0, 4, 0}, row[4] = {-1, 0, 1, 0};
+    int channel[3] = {0, 1, 1};
+    flat[1] = four[1] = row[1] = channel[0] = channels;
+    flat[2] = four[3] = T, row[3] = 2 * T;
+    int taps[2];
+    taps[0] = channels, taps[1] = 4 * channels;
+    z = df_matmul(c, df_reshape(c, weight, 2, taps), df_reshape(c, x, 3, flat), 1, 0);
+    z = df_reshape(c, z, 4, four);
+    even = df_add(c, dfi_unet1d_tap(c, z, 1, 0, channels, T),
+                  dfi_unet1d_tap(c, z, 3, 1, channels, T));
+    odd = df_add(c, dfi_unet1d_tap(c, z, 2, 0, channels, T),
+                 dfi_unet1d_tap(c, z, 0, -1, channels, T));
+    z = df_reshape(c, df_concat(c, even, odd, 3), 4, row);
+    return df_scope_end(c, scope, df_add(c, z, df_reshape(c, bias, 3, channel)));
+}
+
+/* Conv1dBlock: Mish(norm(conv(x))). */
+static df_tensor *dfi_unet1d_conv(dfi_unet1d *u, const char *conv, const char *norm,
+                                  df_tensor *x, int in, int out, int groups) {
+    x = dfi_pass_conv1d(&u->w, conv, x, in, out, u->d.kernel, 1);
+    return dfi_mish(u->w.ctx, dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5));
+}
+/* h = block_0(x);  h = s h + b, [s, b] = W Mish([t, condition]);  y = x + block_1(h).
+   x passes a 1x1 convolution where the channels change. */
+static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out) {
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    int scales = u->d.predict_scale, G = u->d.groups;
+    df_scope scope = df_scope_begin(c);
+    df_tensor *h =
+        dfi_unet1d_conv(u, "blocks.0.block.0", "blocks.0.block.1", x, in, out, G);
+    df_tensor *e =
+        dfi_pass_linear(w, "cond_encoder.1", u->cond, u->d.embed + u->d.condition,
+                        out << scales, DF_INIT_FAN_IN);
+    if (scales) {
+        h = df_mul(c, h, dfi_unet_over(c, df_slice(c, e, 1, 0, out), out));
+        e = df_slice(c, e, 1, out, out);
+    }
+    h = df_add(c, h, dfi_unet_over(c, e, out));
+    h = dfi_unet1d_conv(u, "blocks.1.block.0", "blocks.1.block.1", h, out, out, G);
+    if (in != out) x = dfi_pass_conv1d(w, "residual_conv", x, in, out, 1, 1);
+    return df_scope_end(c, scope, df_add(c, h, x));
+}
+
+/* Mish([MLP(sinusoids of t), condition]): each block begins with this Mish. */
+static df_tensor *dfi_unet1d_cond(dfi_unet1d *u, df_tensor *t) {
+    df_ctx *c = u->w.ctx;
+    int E = u->d.embed;
+    df_tensor *e = df_sinusoidal(c, t, E, 10000, 0, 1);
+    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
+    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
+                        DF_INIT_FAN_IN);
+    if (u->d.condition > 0 && c != NULL && t != NULL)
+        e = df_concat(c, e, dfi_run_condition(u->w.run, t->shape[0]), 1);
+    return dfi_mish(c, e);
+}
+
+/* Two blocks, "down_modules.i.0." and ".1.". */
+static df_tensor *dfi_unet1d_pair(dfi_unet1d *u, const char *first, const char *second,
+                                  int i, df_tensor *x, int in, int out) {
+    dfi_pass_into(&u->w, first, i, 0);
+    x = dfi_unet1d_block(u, x, in, out);
+    dfi_pass_into(&u->w, second, i, 0);
+    return dfi_unet1d_block(u, x, out, out);
+}
+
+/* Unlike the image's UNet, a level leaves its result, not its halving, for the way up, and
+   the finest level none. */
+static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *failed) {
+    static const int turned[3] = {0, 2, 1};
+    dfi_unet1d u;
+    u.w = w, u.d = dfi_unet1d_of(w.net);
+    const df_unet1d_desc *d = &u.d;
+    df_ctx *c = w.ctx;
+    df_tensor *skip[DF_UNET_LEVELS], *h;
+    int C = d->channels, T = d->length, row[4] = {-1, 0, 1, 0}, back[3] = {-1, 0, 0};
+    row[1] = back[1] = C, row[3] = back[2] = T;
+    u.cond = dfi_unet1d_cond(&u, t);
+    h = df_reshape(c, df_permute(c, x, turned), 4, row);
+    for (int i = 0; i < d->levels; i++, C = d->width[i - 1]) {
+        df_scope scope = df_scope_begin(c);
+        h = dfi_unet1d_pair(&u, "down_modules.%d.0.", "down_modules.%d.1.", i, h, C,
+                            d->width[i]);
+        skip[i] = h = df_scope_end(c, scope, h);
+        if (i == d->levels - 1) continue;
+        dfi_pass_into(&u.w, "down_modules.%d.2.", i, 0);
+        h = dfi_pass_conv1d(&u.w, "conv", h, d->width[i], d->width[i], 3, 2);
+        T /= 2;
+    }
+    df_scope scope = df_scope_begin(c);
+    h = dfi_unet1d_pair(&u, "mid_modules.0.", "mid_modules.1.", 0, h, C, C);
+    for (int i = 0; i < d->levels - 1; i++, T *= 2) {
+        int level = d->levels - 1 - i, out = d->width[level - 1];
+        h = df_concat(c, h, skip[level], 1);
+        h = dfi_unet1d_pair(&u, "up_modules.%d.0.", "up_modules.%d.1.", i, h, 2 * C, out);
+        C = out;
+        dfi_pass_into(&u.w, "up_modules.%d.2.", i, 0);
+        h = df_scope_end(c, scope, dfi_unet1d_double(&u.w, h, C, T));
+    }
+    dfi_pass_into(&u.w, "", 0, 0);
+    h = dfi_unet1d_conv(&u, "final_conv.0.block.0", "final_conv.0.block.1", h, C, C, 8);
+    h = dfi_pass_conv1d(&u.w, "final_conv.1", h, C, d->channels, 1, 1);
+    if (failed != NULL) *failed = u.w.failed;
+    return df_permute(c, df_reshape(c, h, 3, back), turned);
+}
+static df_tensor *dfi_unet1d_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                     const int *labels) {
+    (void)labels;
+    return dfi_unet1d_walk(dfi_pass_run(run), x, t, NULL);
+}
+
+static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
+    if (!dfi_net_range(ctx, "unet1d: channels", d->channels, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: length", d->length, 1, 1 << 16) ||
+        !dfi_net_range(ctx, "unet1d: condition", d->condition, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "unet1d: embed", d->embed, 4, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: levels", d->levels, 1, DF_UNET_LEVELS) ||
+        !dfi_net_range(ctx, "unet1d: kernel", d->kernel, 1, 255) ||
+        !dfi_net_range(ctx, "unet1d: groups", d->groups, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: predict_scale", d->predict_scale, 0, 1) ||
+        dfi_unet_size(ctx, "length", d->length, d->levels - 1))
+        return ctx->code;
+    if (d->embed % 2 != 0 || d->kernel % 2 == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet1d: embed %d must be even, kernel %d odd", d->embed,
+                        d->kernel);
+    for (int i = 0; i < d->levels; i++) {
+        int C = d->width[i], G = i == 0 && C % d->groups == 0 ? 8 : d->groups;
+        if (!dfi_net_range(ctx, "unet1d: width of a level", C, 1, 1 << 14))
+            return ctx->code;
+        if (C % G != 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "unet1d: level %d has %d channels, which %d groups do not "
+                            "divide",
+                            i, C, G);
+    }
+    return DF_OK;
+}
+
+static df_result dfi_unet1d_build(df_ctx *ctx, df_net *net) {
+    df_unet1d_desc d = dfi_unet1d_of(net);
+    int failed = 0, widest = 1;
+    if (dfi_unet1d_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 2 || net->shape[0] != d.length || net->shape[1] != d.channels)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet1d: shape and configuration differ");
+    net->condition = d.condition;
+    for (int i = 0; i < d.levels; i++)
+        if (d.width[i] > widest >> (d.levels - 1 - i))
+            widest = d.width[i] << (d.levels - 1 - i);
+    int live = DFI_NET_LIVE / 2 / (d.length >> (d.levels - 1)) / widest;
+    net->rows = live > 2 ? live : 2;
+    dfi_unet1d_walk(dfi_pass_build(ctx, net), NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_unet1d_desc df_unet1d_defaults(void) {
+    df_unet1d_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.channels = 2;
+    d.length = 16;
+    d.embed = 256;
+    d.levels = 3;
+    for (int i = 0; i < 3; i++) d.width[i] = 256 << i;
+    d.kernel = 5;
+    d.groups = 8;
+    d.predict_scale = 1;
+    return d;
+}
+
+DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
+    df_unet1d_desc d = df_unet1d_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_unet1d_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "unet1d";
+    plan.ndim = 2;
+    plan.shape[0] = d.length, plan.shape[1] = d.channels;
+    plan.ints = &d.channels, plan.ints_size = DFI_UNET1D_INTS;
+    plan.seed = d.seed;
+    return dfi_unet1d_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
 /* All kinds that df_net_load knows. */
 static const dfi_net_kind dfi_net_kinds[] = {
     {"mlp", dfi_mlp_forward, dfi_mlp_build},
     {"unet", dfi_unet_forward, dfi_unet_build},
     {"dit", dfi_dit_forward, dfi_dit_build},
+    {"transformer", dfi_transformer_forward, dfi_transformer_build},
+    {"unet1d", dfi_unet1d_forward, dfi_unet1d_build},
 };
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name) {
     for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
         if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
     return NULL;
+}
+
+/* ---- what a net costs --------------------------------------------------------------- */
+
+/* One line of the table: a layer, or a product without parameters, and what follows. */
+typedef struct dfi_cost_line {
+    char name[DFI_NET_NAME], shape[DFI_SHAPE_TEXT];
+    const char *op;
+    size_t parameters, bytes;
+    double flops;
+} dfi_cost_line;
+
+typedef struct dfi_costs {
+    const df_run *run;
+    char *seen; /* [parameters] counted already */
+    dfi_cost_line at;
+    int (*line)(void *user, const char *text);
+    void *user;
+    int result; /* of `line` */
+} dfi_costs;
+
+/* 2 K for each element of a product whose sums have K terms. */
+static double dfi_op_flops(const df_tensor *y) {
+    const df_tensor *a = y->in[0], *b = y->in[1];
+    double terms = 0;
+    if (y->op == &dfi_op_matmul) terms = a->shape[a->ndim - (y->arg[0] ? 2 : 1)];
+    if (y->op == &dfi_op_conv) terms = (double)(b->size / (size_t)b->shape[0]);
+    return 2 * terms * (double)y->size;
+}
+/* Which parameter a tensor is, reshaped or not; or -1. */
+static int dfi_cost_param(const df_run *run, const df_tensor *x) {
+    for (int i = 0; x != NULL && i < run->net->count; i++)
+        if (x->data == run->weights + run->net->param[i].offset) return i;
+    return -1;
+}
+
+static void dfi_cost_flush(dfi_costs *s) {
+    char text[2 * DFI_NET_NAME];
+    dfi_cost_line *a = &s->at;
+    if (a->op != NULL && s->line != NULL && s->result == 0) {
+        snprintf(text, sizeof text, "%-46.200s %-9s %-16s %10.0f %11.3f %10.1f", a->name,
+                 a->op, a->shape, (double)a->parameters, a->flops / 1e6,
+                 (double)a->bytes / 1e3);
+        s->result = s->line(s->user, text);
+    }
+    memset(a, 0, sizeof *a);
+}
+
+/* Reshaped tensors share what they show; weights are not counted as results. */
+static void dfi_cost_of(dfi_costs *s, const df_tensor *y, df_net_cost *sum) {
+    int first = -1, param;
+    size_t parameters = 0, bytes = y->size * sizeof(df_real);
+    double flops = dfi_op_flops(y);
+    if (y->in[0] != NULL && y->data == y->in[0]->data) return;
+    for (int i = 0; i < 3; i++) {
+        if ((param = dfi_cost_param(s->run, y->in[i])) < 0) continue;
+        if (first < 0) first = param;
+        if (!s->seen[param]) parameters += s->run->net->param[param].size;
+        s->seen[param] = 1;
+    }
+    if (first >= 0 || flops > 0 || s->at.op == NULL) {
+        static const char *const signs[DFI_BINARY_COUNT] = {"add", "sub", "mul", "div"};
+        const char *op = strncmp(y->op->name, "df_", 3) ? y->op->name : y->op->name + 3;
+        if (y->op == &dfi_op_binary) op = signs[y->arg[0]];
+        dfi_cost_flush(s);
+        snprintf(s->at.name, sizeof s->at.name, "%s",
+                 first >= 0 ? s->run->net->param[first].name : "");
+        size_t stem = strlen(s->at.name);
+        if (stem > 7 && strcmp(s->at.name + stem - 7, ".weight") == 0)
+            s->at.name[stem - 7] = 0;
+        s->at.op = first >= 0 && y->op == &dfi_op_matmul ? "linear" : op;
+        dfi_shape_text(y->ndim, y->shape, s->at.shape);
+    }
+    s->at.parameters += parameters;
+    s->at.flops += flops;
+    s->at.bytes += bytes;
+    sum->flops += flops;
+    sum->activations += bytes;
+}
+
+/* Head of the table, its lines in the order in which they ran, what no line had, sums. */
+static void dfi_cost_table(dfi_costs *s, df_tensor **tape, size_t count,
+                           df_net_cost *sum) {
+    char text[2 * DFI_NET_NAME];
+    const df_net *net = s->run->net;
+    size_t rest = 0;
+    if (s->line != NULL) {
+        snprintf(text, sizeof text, "%-46.40s %-9s %-16s %10s %11s %10s", net->kind, "",
+                 "result", "parameters", "Mflop", "kB");
+        s->result = s->line(s->user, text);
+    }
+    for (size_t i = count; i-- > 0;) dfi_cost_of(s, tape[i], sum);
+    dfi_cost_flush(s);
+    for (int i = 0; i < net->count; i++)
+        if (!s->seen[i]) rest += net->param[i].size;
+    if (rest > 0) s->at.op = "", s->at.parameters = rest;
+    snprintf(s->at.name, sizeof s->at.name, "%s", "fixed, or not read for this sample");
+    dfi_cost_flush(s);
+    s->at.op = "", s->at.parameters = sum->parameters;
+    s->at.flops = sum->flops, s->at.bytes = sum->activations;
+    snprintf(s->at.name, sizeof s->at.name, "%s", "all");
+    dfi_cost_flush(s);
+}
+
+/* One sample of ones is run and recorded, and the tape read. Gradients need a place that
+   marks them as wanted: the weights themselves, for nothing goes back. */
+static df_result dfi_describe(df_ctx *ctx, const df_net *net, dfi_costs *s,
+                              df_net_cost *sum) {
+    df_run run = df_run_defaults(ctx, net);
+    int shape[4] = {1, 1, 1, 1}, label[1] = {0};
+    size_t count = 0;
+    run.weights = run.grads = net->weights;
+    run.training = 1;
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    double value = net->vocab == 1 ? 0 : 1; /* times may be logarithms, tokens whole */
+    df_tensor *x = df_tensor_fill(ctx, net->ndim + 1, shape, value);
+    df_tensor *t = df_tensor_fill(ctx, 1, shape, 1);
+    x = df_tensor_need_grad(ctx, x), t = df_tensor_need_grad(ctx, t);
+    df_run_net(&run, x, t, net->classes > 0 ? label : NULL);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    for (df_tensor *y = ctx->tape; y != NULL; y = y->before) count++;
+    df_tensor **tape = (df_tensor **)dfi_scratch(ctx, dfi_mul(count + 1, sizeof *tape));
+    s->run = &run;
+    s->seen = (char *)dfi_scratch(ctx, (size_t)net->count + 1);
+    if (tape == NULL || s->seen == NULL) return DF_ERR_MEMORY;
+    memset(s->seen, 0, (size_t)net->count + 1);
+    count = 0;
+    for (df_tensor *y = ctx->tape; y != NULL; y = y->before) tape[count++] = y;
+    dfi_cost_table(s, tape, count, sum);
+    return (df_result)s->result;
+}
+
+DF_API df_result df_net_describe(df_ctx *ctx, const df_net *net, df_net_cost *cost,
+                                 int (*line)(void *user, const char *text), void *user) {
+    df_net_cost sum;
+    dfi_costs s;
+    memset(&sum, 0, sizeof sum);
+    memset(&s, 0, sizeof s);
+    s.line = line, s.user = user;
+    df_result result = dfi_net_missing(ctx, net, "df_net_describe");
+    if (result != DF_OK) return result;
+    sum.parameters = df_net_size(net), sum.trained = df_net_trained(net);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    int recording = ctx->recording; /* a graph that is being recorded waits */
+    df_tensor *tape = ctx->tape;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_record_begin(ctx);
+    result = dfi_describe(ctx, net, &s, &sum);
+    dfi_scratch_release(ctx, mark);
+    ctx->recording = recording;
+    ctx->tape = tape;
+    if (result != DF_OK) ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
+    if (cost != NULL) *cost = sum;
+    return result;
 }
 
 /* ---- the card: what the weights mean ----------------------------------------------- */
@@ -11209,6 +11919,10 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
         return dfi_fail(ctx, DF_ERR_SHAPE,
                         "net '%s': asked about %d elements a sample, it has %d", net->kind,
                         q->dim, net->dim);
+    if (net->vocab > 0)
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "net '%s': its samples are tokens: ask it by df_run_tokens",
+                        net->kind);
     if (net->outputs != net->shape[0] * (net->card.learned ? 2 : 1))
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "net '%s': makes %d channels of %d: a model makes as many, or "
