@@ -13283,8 +13283,8 @@ static df_result dfi_train_setup(df_trainer *tr) {
     result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
-    if (result == DF_OK) result = dfi_train_average(tr);
     if (result == DF_OK) result = dfi_train_rows(tr);
+    if (result == DF_OK) result = dfi_train_average(tr);
     if (result == DF_OK) tr->net->sealed = 1;
     return result;
 }
