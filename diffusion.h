@@ -3448,9 +3448,15 @@ static df_result dfi_grid_restart(dfi_grid *g, int K, int capacity) {
     return DF_OK;
 }
 
+/* N as a descriptor says it. */
+enum { DFI_MOST_STEPS = 1000000 };
+static int dfi_steps_asked(const df_sample_desc *d) {
+    return d->points ? d->points_count - (d->points_count > 0) : d->steps;
+}
+
 /* What a descriptor says about the grid, looked at before anything is computed. */
 static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capacity) {
-    int N = d->points ? d->points_count - (d->points_count > 0) : d->steps;
+    int N = dfi_steps_asked(d);
     int fine_t = d->points || (dfi_positive(d->t_max) && d->t_max <= 1);
     int fine_in = (unsigned)d->points_in <= (unsigned)DF_POINTS_LAMBDA;
     if (N >= 1 && N < capacity && fine_in && fine_t && d->t_min < 1 && d->grid_rho >= 0 &&
@@ -5969,52 +5975,37 @@ DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
    alpha = 0, 1 end at sigma = 0. */
 static const char *dfi_sampler_names(int column, char *out, size_t capacity) {
     size_t used = 0;
-    out[0] = 0;
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         const df_sampler_row *row = &dfi_sampler_rows[i];
-        size_t length = strlen(row->name);
-        if (!(column ? row->to_sigma0 : row->from_alpha0) || used + length + 3 > capacity)
-            continue;
-        if (used > 0) {
-            memcpy(out + used, ", ", 2);
-            used += 2;
-        }
-        memcpy(out + used, row->name, length + 1);
-        used += length;
+        int can = column ? row->to_sigma0 : row->from_alpha0;
+        if (can && used + strlen(row->name) + 3 <= capacity)
+            used += (size_t)snprintf(out + used, capacity - used, "%s%s",
+                                     used > 0 ? ", " : "", row->name);
     }
     return out;
 }
 
-/* A native time that df_time_at can compute with. SIGMA has no factor to be 0. */
-static df_result dfi_sample_check_time(df_ctx *ctx, const char *name, const df_time *t) {
-    int known = (unsigned)t->kind <= (unsigned)DF_TIME_LOG_SIGMA;
-    if (known && !dfi_nonfinite(t->a) && !dfi_nonfinite(t->b) &&
-        (t->kind == DF_TIME_SIGMA || fabs(t->a) > 0))
-        return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "df_sample: the model's %s has kind %d, a = %g, b = %g: wants a "
-                    "df_time_kind and finite numbers, a not 0",
-                    name, (int)t->kind, t->a, t->b);
-}
-
-/* The numbers of a model that enter every sample: NaN here would leave as data. */
+/* The numbers of a model that enter every sample: NaN here would leave as data. Of native
+   times SIGMA alone has no factor to be 0. */
 static df_result dfi_sample_check_numbers(df_ctx *ctx, const df_model *m) {
-    df_result r = dfi_sample_check_time(ctx, "time", &m->time);
-    if (r == DF_OK && m->prediction == DF_VELOCITY)
-        r = dfi_sample_check_time(ctx, "clock", &m->clock);
-    if (r != DF_OK) return r;
+    for (int i = 0; i < (m->prediction == DF_VELOCITY ? 2 : 1); i++) {
+        const df_time *t = i ? &m->clock : &m->time;
+        int known = (unsigned)t->kind <= (unsigned)DF_TIME_LOG_SIGMA;
+        if (!known || dfi_nonfinite(t->a) || dfi_nonfinite(t->b) ||
+            (t->kind != DF_TIME_SIGMA && !(fabs(t->a) > 0)))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's %s has kind %d, "
+                            "a = %g, b = %g: wants a df_time_kind and finite numbers, a "
+                            "not 0", i ? "clock" : "time", (int)t->kind, t->a, t->b);
+    }
     if (dfi_nonfinite(m->input_sigma_data) || m->input_sigma_data < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's input_sigma_data is %g, wants a finite "
-                        "number >= 0 (0: off)",
-                        m->input_sigma_data);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's input_sigma_data is "
+                        "%g, wants a finite number >= 0 (0: off)", m->input_sigma_data);
     for (int i = 0; (m->mean || m->scale) && i < m->scaling_size; i++) {
         double mean = m->mean ? m->mean[i] : 0, scale = m->scale ? m->scale[i] : 1;
         if (dfi_nonfinite(mean) || dfi_nonfinite(scale) || !(scale > 0))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_sample: the model's mean[%d] is %g, scale[%d] is %g: "
-                            "wants finite numbers, scale > 0",
-                            i, mean, i, scale);
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's mean[%d] is %g, "
+                            "scale[%d] is %g: wants finite numbers, scale > 0", i, mean,
+                            i, scale);
     }
     return DF_OK;
 }
@@ -6024,175 +6015,45 @@ static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df
                                         int n) {
     df_result r;
     if (m == NULL || m->cookie != DFI_COOKIE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model was not made by "
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model was not made by "
                         "df_model_defaults or one of the functions that return a model");
-    if (m->dim < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's dim is %d, must be at least 1", m->dim);
-    if (x == NULL || n < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s, n = %d: wants x [n, %d] with n at least 1",
+    if (x == NULL || n < 1 || m->dim < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s, n = %d, the model's dim is "
+                        "%d: wants x [n, dim] with both at least 1",
                         x ? "x given" : "x is NULL", n, m->dim);
     if ((m->mean || m->scale) && m->scaling_size != 1 && m->scaling_size != m->dim)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's scaling_size is %d, must be 1 "
-                        "or its dim %d",
-                        m->scaling_size, m->dim);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's scaling_size is %d, "
+                        "must be 1 or its dim %d", m->scaling_size, m->dim);
+    if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
+                        "unknown", (int)m->learned);
     r = dfi_sample_check_numbers(ctx, m);
     return r != DF_OK ? r : df_process_check(ctx, &m->process);
 }
 
 static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
-    if (row->name == NULL || row->stage == NULL || row->buffers < 0 ||
-        row->buffers > DF_BUFFERS || (int)row->wants < 0 ||
-        row->wants >= DF_PREDICTION_COUNT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: a sampler's row wants a name, a stage "
-                        "function, buffers in [0, %d] and a known prediction",
-                        DF_BUFFERS);
-    if ((row->asks != DF_ASK_PREDICT && row->asks != DF_ASK_MAP) ||
+    if (!row->name || !row->stage || (unsigned)row->buffers > (unsigned)DF_BUFFERS ||
+        (unsigned)row->wants >= (unsigned)DF_PREDICTION_COUNT ||
+        (row->asks != DF_ASK_PREDICT && row->asks != DF_ASK_MAP) ||
         (unsigned)row->clock > (unsigned)DF_CLOCK_STOPPED || row->most_order < 0 ||
         (unsigned)row->slope > (unsigned)DF_SLOPE_BH2 ||
         (unsigned)row->eta_in > (unsigned)DF_ETA_STRAIGHT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: row %.64s asks %d (PREDICT or MAP), clock %d, "
-                        "most_order %d, slope %d, eta_in %d: one is unknown",
-                        row->name, (int)row->asks, (int)row->clock, row->most_order,
-                        (int)row->slope, (int)row->eta_in);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: row %.64s with %s stage wants "
+                        "%d, asks %d (PREDICT or MAP), clock %d, most_order %d, slope %d, "
+                        "eta_in %d, buffers %d (at most %d): one is unknown",
+                        row->name ? row->name : "NULL", row->stage ? "a" : "no",
+                        (int)row->wants, (int)row->asks, (int)row->clock, row->most_order,
+                        (int)row->slope, (int)row->eta_in, row->buffers, DF_BUFFERS);
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         const df_sampler_row *own = &dfi_sampler_rows[i];
         if (own->stage == row->stage &&
             (row->buffers < own->buffers || row->most_order > own->most_order ||
              row->whole != own->whole || row->asks != own->asks))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_sample: row %.64s has %s's stage, which wants buffers %d, "
-                            "most_order %d, whole %d, asks %d",
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: row %.64s has %s's stage, "
+                            "which wants buffers %d, most_order %d, whole %d, asks %d",
                             row->name, own->name, own->buffers, own->most_order,
                             own->whole, (int)own->asks);
     }
-    return DF_OK;
-}
-
-/* Numbers of a descriptor and the least each may be; all but the open ones are finite. */
-static const struct dfi_number {
-    const char *name;
-    size_t at;
-    double least;
-    int open;                  /* may be infinite */
-} dfi_numbers[] = {
-    { "churn", offsetof(df_sample_desc, churn), 0, 0 },
-    { "churn_min", offsetof(df_sample_desc, churn_min), -DBL_MAX, 1 },
-    { "churn_max", offsetof(df_sample_desc, churn_max), -DBL_MAX, 1 },
-    { "noise_scale", offsetof(df_sample_desc, noise_scale), 0, 0 },
-    { "eta", offsetof(df_sample_desc, eta), -DBL_MAX, 0 },
-    { "eta_min", offsetof(df_sample_desc, eta_min), -DBL_MAX, 1 },
-    { "eta_max", offsetof(df_sample_desc, eta_max), -DBL_MAX, 1 },
-    { "ratio", offsetof(df_sample_desc, ratio), 0, 0 },
-    { "snr", offsetof(df_sample_desc, snr), 0, 0 },
-    { "langevin_step", offsetof(df_sample_desc, langevin_step), 0, 0 },
-    { "friction", offsetof(df_sample_desc, friction), 0, 0 },
-    { "rtol", offsetof(df_sample_desc, rtol), 0, 0 },
-    { "atol", offsetof(df_sample_desc, atol), 0, 0 },
-    { "clip", offsetof(df_sample_desc, clip), 0, 0 },
-    { "threshold", offsetof(df_sample_desc, threshold), 0, 0 },
-    { "threshold_min", offsetof(df_sample_desc, threshold_min), 0, 0 },
-    { "threshold_max", offsetof(df_sample_desc, threshold_max), 0, 1 },
-};
-
-static df_result dfi_sample_check_ranges(df_ctx *ctx, const df_sample_desc *d) {
-    for (size_t i = 0; i < sizeof dfi_numbers / sizeof dfi_numbers[0]; i++) {
-        double x = *(const double *)(const void *)((const char *)d + dfi_numbers[i].at);
-        int wild = dfi_numbers[i].open ? dfi_is_nan(x) : dfi_nonfinite(x);
-        if (!wild && x >= dfi_numbers[i].least) continue;
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %g, wants a %snumber%s",
-                        dfi_numbers[i].name, x, dfi_numbers[i].open ? "" : "finite ",
-                        dfi_numbers[i].least >= 0 ? " >= 0" : "");
-    }
-    if (d->churn_min > d->churn_max || d->eta_min > d->eta_max)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: churn_min is %g, churn_max %g, "
-                        "eta_min %g, eta_max %g: wants min <= max", d->churn_min,
-                        d->churn_max, d->eta_min, d->eta_max);
-    if (d->threshold > 1 || d->threshold_min > d->threshold_max || d->ratio > 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: threshold is %g, threshold_min %g, "
-                        "threshold_max %g, ratio %g: wants threshold and ratio at most 1, "
-                        "min <= max",
-                        d->threshold, d->threshold_min, d->threshold_max, d->ratio);
-    if (d->threshold > 0 && d->clip > 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: clip %g and threshold %g both cut "
-                        "x_0; leave one of them 0",
-                        d->clip, d->threshold);
-    return DF_OK;
-}
-
-/* eta means another thing in each method, and is bounded where it is a fraction of the
-   noise: a method without one refuses it. */
-static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
-                                      const df_sampler_row *row) {
-    int in = (int)(d->eta_in == DF_ETA_OWN ? row->eta_in : d->eta_in);
-    double most = in == DF_ETA_DDIM || in == DF_ETA_STRAIGHT ? 1 : row->eta_max;
-    if (in != DF_ETA_OWN && in != DF_ETA_DDIM && in != DF_ETA_STRAIGHT) most = DBL_MAX;
-    if ((unsigned)d->eta_in > (unsigned)DF_ETA_STRAIGHT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta_in %d is unknown", in);
-    if (d->eta >= 0 && row->eta_max <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
-                        row->name);
-    if (row->eta_in == DF_ETA_OWN && (d->eta_min > 0 || d->eta_max < DBL_MAX))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta_min %g, eta_max %g: %s has no eta of the family; "
-                        "leave them 0 and DBL_MAX",
-                        d->eta_min, d->eta_max, row->name);
-    if (d->eta_in != DF_ETA_OWN && row->eta_in == DF_ETA_OWN)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta_in is %d, but %s has an eta of "
-                        "its own kind, or none; leave it OWN",
-                        in, row->name);
-    if (d->eta > most)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
-                        d->eta, row->name, most);
-    return DF_OK;
-}
-
-/* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. And
-   only an ODE can be walked backwards. */
-static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
-                                        const df_sampler_row *row) {
-    int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
-    int plain =
-        row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED && !row->whole;
-    if (d->churn > 0 && noisy)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: churn %g is for ODE samplers, but %s (eta %g) draws "
-                        "its own noise; set one of them to 0",
-                        d->churn, row->name, d->eta);
-    if (d->inverse && (noisy || d->churn > 0 || d->restarts > 0 || d->corrections > 0 ||
-                       row->clock == DF_CLOCK_STOPPED || row->asks != DF_ASK_PREDICT ||
-                       d->start != DF_START_GIVEN))
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
-            "%g, restarts %d, corrections %d, start %d: use an ODE method without noise, "
-            "and start GIVEN (1)",
-            row->name, d->eta, d->churn, d->restarts, d->corrections, (int)d->start);
-    if (!plain && (d->churn > 0 || d->restarts > 0 || d->corrections > 0))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s takes no churn (%g), restarts (%d) or corrections "
-                        "(%d); leave them 0", row->name, d->churn, d->restarts,
-                        d->corrections);
-    if (d->corrections < 0 || d->restarts < 0 || d->window < 1 || d->restart_steps < 1 ||
-        !(d->restart_min > 0 && d->restart_min < d->restart_max) ||
-        dfi_nonfinite(d->restart_max))
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_sample: corrections is %d, restarts %d, restart_steps %d in "
-            "sigma/alpha %g .. %g, window %d: wants counts of at least 0, 0, 1, "
-            "0 < restart_min < restart_max, window >= 1",
-            d->corrections, d->restarts, d->restart_steps, d->restart_min, d->restart_max,
-            d->window);
     return DF_OK;
 }
 
@@ -6200,123 +6061,192 @@ static int dfi_adapts(const df_sampler_row *row) {
     return row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive;
 }
 
-/* Choices that only some methods have. */
-static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
-                                          const df_sampler_row *row) {
-    const char *what = NULL;
-    int found = 0;
-    int either = row->slope != DF_SLOPE_OWN || row->stage == dfi_stage_dpm_adaptive;
-    int least = row->stage == dfi_stage_dpm_adaptive ? 2 : 1; /* 1 has no judge */
-    if (d->order != 0 && (d->order < least || d->order > row->most_order))
-        what = "order", found = d->order;
-    if (d->corrector > 0 && (row->corrector < 0 || d->corrector > DFI_NODES))
-        what = "corrector", found = d->corrector;
-    if (d->predicts >= 0 && (!either || (d->predicts != DF_X0 && d->predicts != DF_EPS)))
-        what = "predicts", found = d->predicts;
-    if ((int)d->slope != 0 &&
-        (row->slope == DF_SLOPE_OWN || (unsigned)d->slope > (unsigned)DF_SLOPE_BH2))
-        what = "slope", found = (int)d->slope;
-    if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER)
-        what = "final", found = (int)d->final;
-    if (d->ratio > 0 && row->ratio <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: ratio is %g, but %s asks nowhere inside its steps, or "
-                        "where its order says; leave it 0", d->ratio, row->name);
-    if ((unsigned)d->start > (unsigned)DF_START_DATA)
-        what = "start", found = (int)d->start;
-    if ((unsigned)d->end > (unsigned)DF_END_T_MIN) what = "end", found = (int)d->end;
-    if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
-        what = "variance", found = (int)d->variance;
-    if (d->compat >= 2 * (unsigned)DF_COMPAT_STAGE_NOISE)
-        what = "compat", found = (int)d->compat;
-    if (what)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s %d is unknown, or none of %s's "
-                        "(orders %d .. %d, 0 its own; corrector %s)",
-                        what, found, row->name, row->most_order > 0 ? least : 0,
-                        row->most_order, row->corrector < 0 ? "no" : "yes");
-    if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
-        row->stage != dfi_stage_ddpm && d->row == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: variance LARGE or ANALYTIC belongs to ddpm, not to %s",
-                        row->name);
-    if (d->variance == DF_VARIANCE_ANALYTIC && d->eps2 == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC wants eps2; "
-                        "measure it with df_sample_eps2");
-    if (d->compat & DF_COMPAT_STEP_BACK &&
-        (row->stage == dfi_stage_block || row->whole || d->restarts > 0 || d->inverse))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: COMPAT_STEP_BACK ends steps off the grid, which %s, "
-                        "restarts (%d) and inverse (%d) cannot take; leave it away",
-                        row->name, d->restarts, d->inverse);
-    if (d->order > d->steps && d->steps > 0 && d->points == NULL && !dfi_adapts(row))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: order %d takes at least as many "
-                        "steps, not %d; lower the order or raise steps",
-                        d->order, d->steps);
+/* Numbers of a descriptor, each a double, an int or an enumeration: the least and the most
+   it may be, whatever the method. */
+#define DFI_SETTING(name)                                                                 \
+    #name, offsetof(df_sample_desc, name), sizeof(((df_sample_desc *)NULL)->name)
+#define DFI_ANY (-DBL_MAX), DBL_MAX
+#define DFI_OPEN (-DBL_MAX)    /* as the most: no limit, it may be infinite */
+static const struct dfi_setting {
+    const char *name;
+    size_t at, size;
+    double least, most;
+} dfi_settings[] = {
+    { DFI_SETTING(steps), DFI_ANY }, { DFI_SETTING(inverse), DFI_ANY },
+    { DFI_SETTING(end), 0, DF_END_T_MIN }, { DFI_SETTING(start), 0, DF_START_DATA },
+    { DFI_SETTING(restarts), 0, INT_MAX }, { DFI_SETTING(restart_steps), 1, INT_MAX },
+    { DFI_SETTING(restart_min), DBL_MIN, DBL_MAX },
+    { DFI_SETTING(restart_max), DBL_MIN, DBL_MAX },
+    { DFI_SETTING(order), DFI_ANY }, { DFI_SETTING(corrector), -DBL_MAX, DFI_NODES },
+    { DFI_SETTING(predicts), -DBL_MAX, DF_X0 }, { DFI_SETTING(ratio), 0, 1 },
+    { DFI_SETTING(slope), 0, DF_SLOPE_BH2 }, { DFI_SETTING(final), 0, DF_FINAL_LOWER },
+    { DFI_SETTING(eta), DFI_ANY }, { DFI_SETTING(eta_in), 0, DF_ETA_STRAIGHT },
+    { DFI_SETTING(eta_min), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(eta_max), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(variance), 0, DF_VARIANCE_ANALYTIC },
+    { DFI_SETTING(churn), 0, DBL_MAX }, { DFI_SETTING(churn_min), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(churn_max), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(noise_scale), 0, DBL_MAX }, { DFI_SETTING(corrections), 0, INT_MAX },
+    { DFI_SETTING(snr), 0, DBL_MAX }, { DFI_SETTING(langevin_step), 0, DBL_MAX },
+    { DFI_SETTING(friction), 0, DBL_MAX }, { DFI_SETTING(rtol), 0, DBL_MAX },
+    { DFI_SETTING(atol), 0, DBL_MAX }, { DFI_SETTING(window), 1, INT_MAX },
+    { DFI_SETTING(clip), 0, DBL_MAX }, { DFI_SETTING(threshold), 0, 1 },
+    { DFI_SETTING(threshold_min), 0, DBL_MAX },
+    { DFI_SETTING(threshold_max), 0, DFI_OPEN },
+    { DFI_SETTING(compat), 0, 2 * DF_COMPAT_STAGE_NOISE - 1 },
+};
+enum { DFI_SETTINGS = (int)(sizeof dfi_settings / sizeof dfi_settings[0]) };
+
+static double dfi_setting_value(const df_sample_desc *d, const struct dfi_setting *set) {
+    double number;
+    int whole = 0;
+    const char *at = (const char *)d + set->at;
+    if (set->size != sizeof number) memcpy(&whole, at, set->size);
+    else memcpy(&number, at, sizeof number);
+    return set->size != sizeof number ? whole : number;
+}
+
+/* Each setting by itself. */
+static df_result dfi_sample_check_settings(df_ctx *ctx, const df_sample_desc *d) {
+    for (int i = 0; i < DFI_SETTINGS; i++) {
+        const struct dfi_setting *set = &dfi_settings[i];
+        double x = dfi_setting_value(d, set);
+        int open = set->most <= DFI_OPEN;
+        if (open ? dfi_is_nan(x) : dfi_nonfinite(x))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants a %snumber",
+                            set->name, x, open ? "" : "finite ");
+        if (x < set->least || (!open && x > set->most))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants at %s %.9g",
+                            set->name, x, x < set->least ? "least" : "most",
+                            x < set->least ? set->least : set->most);
+    }
     return DF_OK;
+}
+#undef DFI_SETTING
+#undef DFI_ANY
+#undef DFI_OPEN
+
+/* What must not be said together: what speaks of the settings named in `about`, whose
+   values the sentence tells. */
+typedef struct dfi_rule {
+    int wrong;
+    const char *about, *say;
+} dfi_rule;
+static df_result dfi_sample_refuse(df_ctx *ctx, const df_sample_desc *d,
+                                   const df_sampler_row *row, const dfi_rule *rule) {
+    char values[256] = "";
+    size_t used = 0;
+    for (int i = 0; i < DFI_SETTINGS; i++)
+        if (dfi_named(dfi_settings[i].name, "", rule->about) && used < sizeof values)
+            used += (size_t)snprintf(values + used, sizeof values - used, ", %s %.9g",
+                                     dfi_settings[i].name,
+                                     dfi_setting_value(d, &dfi_settings[i]));
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s%s: %s", row->name, values,
+                    rule->say);
 }
 
 static int dfi_v3_fine(const df_v3_statistics *e, int dim) {
-    if (!e || e->dim != dim || e->count < 1 || !e->lambda || !e->l || !e->s || !e->b)
-        return 0;
+    size_t size = e && e->dim == dim && e->count > 0 ? (size_t)e->count * (size_t)dim : 0;
+    if (size == 0 || !e->lambda || !e->l || !e->s || !e->b) return 0;
     for (int i = 0; i < e->count; i++)
         if (dfi_nonfinite(e->lambda[i]) || (i > 0 && e->lambda[i] <= e->lambda[i - 1]))
             return 0;
-    for (size_t i = 0; i < (size_t)e->count * (size_t)dim; i++)
+    for (size_t i = 0; i < size; i++)
         if (dfi_nonfinite(e->l[i]) || dfi_nonfinite(e->s[i]) || dfi_nonfinite(e->b[i]))
             return 0;
     return 1;
 }
 
-/* What a method asks the model for. */
-static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
-                                          const df_sample_desc *d,
-                                          const df_sampler_row *row) {
-    unsigned want = (unsigned)row->asks, missing;
-    unsigned norms = (unsigned)(DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
-    if (row->stage == dfi_stage_mala) want |= (unsigned)DF_ASK_LOG_DENSITY;
-    missing = want & ~m->answers;
+/* Settings together and with their method. Churn belongs to ODE samplers: on top of a
+   sampler's own noise it would count twice; and only an ODE can be walked backwards. */
+static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
+                                         const df_sampler_row *row) {
+    df_stage_fn f = row->stage;
+    int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
+    int predicts = row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED;
+    int extra = d->churn > 0 || d->restarts > 0 || d->corrections > 0;
+    int norms = (int)d->compat & (DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
+    int back = (int)d->compat & DF_COMPAT_STEP_BACK, slope = row->slope != DF_SLOPE_OWN;
+    const dfi_rule rules[] = {
+        { d->churn_min > d->churn_max || d->eta_min > d->eta_max,
+          "churn_min churn_max eta_min eta_max", "want min <= max" },
+        { d->threshold_min > d->threshold_max, "threshold_min threshold_max",
+          "want min <= max" },
+        { d->restart_min >= d->restart_max, "restart_min restart_max", "want min < max" },
+        { d->threshold > 0 && d->clip > 0, "clip threshold",
+          "both cut x_0; leave one of them 0" },
+        { d->eta >= 0 && row->eta_max <= 0, "eta", "this method has no eta; leave it -1" },
+        { row->eta_in == DF_ETA_OWN &&
+          (d->eta_in != DF_ETA_OWN || d->eta_min > 0 || d->eta_max < DBL_MAX),
+          "eta_in eta_min eta_max", "this method has no eta of the family; leave them 0 "
+          "(OWN), 0 and DBL_MAX" },
+        { d->corrector > 0 && row->corrector < 0, "corrector",
+          "this method has none; leave it 0 or -1" },
+        { d->predicts >= 0 && !slope && f != dfi_stage_dpm_adaptive, "predicts",
+          "this method has no such choice; leave it -1" },
+        { d->slope != DF_SLOPE_OWN && !slope, "slope",
+          "this method has no such choice; leave it 0 (OWN)" },
+        { d->ratio > 0 && row->ratio <= 0, "ratio",
+          "its steps hold no point to choose, this method has no use for it; leave it 0" },
+        { d->variance > DF_VARIANCE_SMALL && f != dfi_stage_ddpm && !d->row, "variance",
+          "LARGE and ANALYTIC belong to ddpm; leave it 0 (OWN)" },
+        { d->variance == DF_VARIANCE_ANALYTIC && !d->eps2, "variance",
+          "ANALYTIC wants eps2; measure it with df_sample_eps2" },
+        { extra && (!predicts || row->whole), "churn restarts corrections",
+          "this method does not go step by step along the ODE; leave them 0" },
+        { d->churn > 0 && noisy, "eta churn",
+          "this method draws its own noise, churn is for the ODE's; set one of them 0" },
+        { d->points && row->clock == DF_CLOCK_STOPPED, "steps",
+          "stays at t_max and has no grid: leave points NULL, set t_max and steps" },
+        { d->inverse && (noisy || extra || !predicts || d->start != DF_START_GIVEN),
+          "inverse eta churn restarts corrections start", "inverse walks an ODE from x as "
+          "given: use an ODE method without noise, and start GIVEN (1)" },
+        { back && (f == dfi_stage_block || row->whole || d->restarts > 0 || d->inverse),
+          "compat restarts inverse", "COMPAT_STEP_BACK ends steps off the grid, which "
+          "blocks, adaptive methods, restarts and inverse cannot take; leave it away" },
+        { d->order > d->steps && d->steps > 0 && !d->points && !dfi_adapts(row),
+          "order steps", "takes at least as many steps; lower the order or raise steps" },
+        { norms && (f == dfi_stage_mala || f == dfi_stage_baoab), "compat",
+          "this method takes steps of a fixed length; leave COMPAT_NORM_... away" },
+        { f == dfi_stage_mala && (d->noise_scale != 1 || d->clip > 0 || d->threshold > 0),
+          "noise_scale clip threshold", "mala is exact for 1, 0, 0 alone" },
+    };
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
+        if (rules[i].wrong) return dfi_sample_refuse(ctx, d, row, &rules[i]);
+    return DF_OK;
+}
+
+/* Bounds that a row sets (eta is a fraction of the noise in some conventions), and what it
+   asks of the model. */
+static df_result dfi_sample_check_bounds(df_ctx *ctx, const df_model *m,
+                                         const df_sample_desc *d,
+                                         const df_sampler_row *row) {
+    df_eta in = d->eta_in == DF_ETA_OWN ? row->eta_in : d->eta_in;
+    double most = in == DF_ETA_OWN ? row->eta_max
+                  : in == DF_ETA_DDIM || in == DF_ETA_STRAIGHT ? 1 : DBL_MAX;
+    int least = row->stage == dfi_stage_dpm_adaptive ? 2 : 1;  /* 1 has no judge */
+    unsigned mala = row->stage == dfi_stage_mala ? DF_ASK_LOG_DENSITY : 0;
+    unsigned missing = ((unsigned)row->asks | mala) & ~m->answers;
+    if (d->eta > most)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta is %g, %s wants it in [0, "
+                        "%g], or -1 for its own", d->eta, row->name, most);
+    if (d->order != 0 && (d->order < least || d->order > row->most_order))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: order %d is none of %s's, %d .. "
+                        "%d; 0 is its own", d->order, row->name,
+                        row->most_order > 0 ? least : 0, row->most_order);
+    if (row->stage == dfi_stage_v3 && !dfi_v3_fine(d->statistics, m->dim))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: dpm_solver_v3 wants statistics "
+                        "of dim %d, finite, lambda rising; measure them with "
+                        "df_v3_estimate", m->dim);
     if (missing && m->predict)
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_sample: %s asks for %s, which this model does not answer (its "
-                        "`answers` = %u); set the flag if it does, or use another method",
-                        row->name,
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_sample: %s asks for %s, which this "
+                        "model does not answer (its `answers` = %u); set the flag if it "
+                        "does, or use another method", row->name,
                         missing & (unsigned)DF_ASK_MAP       ? "maps"
                         : missing & (unsigned)DF_ASK_PREDICT ? "predictions"
                                                              : "the log density",
                         m->answers);
-    if (row->stage == dfi_stage_mala &&
-        (d->noise_scale != 1 || d->clip > 0 || d->threshold > 0))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: noise_scale is %g, clip %g, threshold %g, but mala is "
-                        "exact for 1, 0, 0 alone",
-                        d->noise_scale, d->clip, d->threshold);
-    if (row->stage == dfi_stage_v3 &&
-        !dfi_v3_fine(d->statistics, m->dim))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: dpm_solver_v3 wants statistics of "
-                        "dim %d, finite, lambda rising; measure them with df_v3_estimate",
-                        m->dim);
-    if (d->compat & norms &&
-        (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s takes steps of a fixed length; "
-                        "leave COMPAT_NORM_... away",
-                        row->name);
-    if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
-                        "unknown", (int)m->learned);
     return DF_OK;
-}
-
-/* Settings that do not go with the method, and numbers out of range. */
-static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
-                                         const df_sampler_row *row) {
-    df_result r = dfi_sample_check_ranges(ctx, d);
-    if (r == DF_OK) r = dfi_sample_check_eta(ctx, d, row);
-    if (r == DF_OK) r = dfi_sample_check_noise(ctx, d, row);
-    return r == DF_OK ? dfi_sample_check_choices(ctx, d, row) : r;
 }
 
 /* The method of that name restarts twice by itself. */
@@ -6327,6 +6257,7 @@ static int dfi_restarts(const df_sample_desc *d) {
 
 /* What the user left open becomes the row's own. */
 static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
+    int rk45 = row->stage == dfi_stage_rk45;
     if (d->eta < 0) d->eta = row->eta;
     if (d->eta_in == DF_ETA_OWN) d->eta_in = row->eta_in;
     if (d->order <= 0) d->order = row->order > 0 ? row->order : 1;
@@ -6339,20 +6270,15 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
         row->from_alpha0 = 0;                   /* alpha_t/alpha_s is infinite there */
         if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
     }
-    if (row->stage == dfi_stage_multistep)
-        row->buffers = dfi_history(d) + 1;
+    if (row->stage == dfi_stage_multistep) row->buffers = dfi_history(d) + 1;
     d->restarts = dfi_restarts(d);
     if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
-    if (row->stage == dfi_stage_rk45) {
-        if (d->rtol <= 0) d->rtol = 1e-5;
-        if (d->atol <= 0) d->atol = 1e-5;
-    }
-    if (d->rtol <= 0) d->rtol = .05;
-    if (d->atol <= 0) d->atol = row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
+    if (d->rtol <= 0) d->rtol = rk45 ? 1e-5 : .05;
+    if (d->atol <= 0)
+        d->atol = rk45 ? 1e-5 : row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
     if (d->compat & (DF_COMPAT_NORM_BATCH | DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST))
         row->batch_coupled = 1;
 }
-
 
 /* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
    and g^2 for one in t. On VE the data point lies beyond t = 0, where sigma = sigma_min: a
@@ -6362,37 +6288,33 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                                        int steps) {
     char names[192];
     const df_point *first = &grid[0], *last = &grid[steps];
+    int into0 = last->sigma <= 0;
     if (row->clock == DF_CLOCK_STOPPED && first->sigma > 0) return DF_OK;
     if (first->sigma <= 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
     if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: inverse cannot reach t = %g, where "
-                        "alpha = 0; set t_max = .999",
-                        last->t);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, "
+                        "where alpha = 0; set t_max = .999", last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s cannot start where alpha = 0 (%s at t = "
-                        "%g); set t_max = .999, or use one of %s",
-                        row->name, df_process_name(p), first->t,
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot start where alpha = 0 "
+                        "(%s at t = %g); set t_max = .999, or use one of %s", row->name,
+                        df_process_name(p), first->t,
                         dfi_sampler_names(0, names, sizeof names));
-    if (last->sigma <= 0 && !row->to_sigma0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s cannot end where sigma = 0; set end = "
-                        "DF_END_T_MIN, or use one of %s",
-                        row->name, dfi_sampler_names(1, names, sizeof names));
-    if (last->sigma <= 0 && steps < 2 && dfi_adapts(row))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s adapts its steps down to the point before sigma = "
-                        "0, and a list of two points has none, nor a t_min of 0 or above "
-                        "t_max; give one more, or end = DF_END_T_MIN",
+    if (into0 && !row->to_sigma0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot end where sigma = 0; "
+                        "set end = DF_END_T_MIN, or use one of %s", row->name,
+                        dfi_sampler_names(1, names, sizeof names));
+    if (into0 && steps < 2 && dfi_adapts(row))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s adapts its steps down to the "
+                        "point before sigma = 0, and a list of two points has none, nor a "
+                        "t_min of 0 or above t_max; give one more, or end = DF_END_T_MIN",
                         row->name);
-    if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s walks t, and on %s the data point lies "
-                        "at no t of its own (sigma = %g at t = 0); set end = DF_END_T_MIN",
-                        row->name, df_process_name(p), grid[steps - 1].sigma);
+    if (into0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s walks t, and on %s the data "
+                        "point lies at no t of its own (sigma = %g at t = 0); set end = "
+                        "DF_END_T_MIN", row->name, df_process_name(p),
+                        grid[steps - 1].sigma);
     return DF_OK;
 }
 
@@ -6402,29 +6324,26 @@ typedef struct dfi_cut {
     size_t used;
 } dfi_cut;
 static void *dfi_cut_take(dfi_cut *cut, size_t bytes) {
-    size_t at = cut->used;
-    cut->used = bytes > SIZE_MAX / 2
-                    ? SIZE_MAX
-                    : dfi_plus(at, (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN);
+    size_t at = cut->used, whole = (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN;
+    cut->used = bytes > SIZE_MAX / 2 ? SIZE_MAX : dfi_plus(at, whole);
     return cut->base ? cut->base + at : NULL;
 }
 static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, size_t rows) {
     size_t size = dfi_mul(rows, dfi_mul((size_t)s->stage.dim, sizeof(df_real)));
     return rows > 0 ? (df_real *)dfi_cut_take(cut, size) : NULL;
 }
-static int dfi_sampler_keeps_eps(const df_sampler *s) {
-    return s->row.stage == dfi_stage_ddim && s->row.wants == DF_X0 &&
-           s->desc.compat & DF_COMPAT_KEEP_EPS &&
-           (s->desc.clip > 0 || s->desc.threshold > 0);
-}
 
 /* One allocation, so one failure to handle and one free. Arrays a run does not need
    (scaled input, preview) are not there. Returns the bytes. */
 static size_t dfi_sampler_layout(df_sampler *s, char *base) {
+    const df_sample_desc *d = &s->desc;
     size_t n = (size_t)s->stage.n, rows = (size_t)s->stage.rows;
-    dfi_cut cut;
-    cut.base = base;
-    cut.used = 0;
+    int learned = s->model.learned != DF_LEARNED_NONE;
+    int wide = s->row.stage == dfi_stage_paradigms;
+    int cuts = d->clip > 0 || d->threshold > 0;
+    int keeps_eps = d->compat & DF_COMPAT_KEEP_EPS && cuts && s->row.wants == DF_X0 &&
+                    s->row.stage == dfi_stage_ddim;
+    dfi_cut cut = { base, 0 };
     dfi_cut_take(&cut, sizeof *s);
     s->grid = (df_point *)dfi_cut_take(
         &cut, dfi_mul((size_t)s->stage.points + 1, sizeof(df_point)));
@@ -6434,18 +6353,15 @@ static size_t dfi_sampler_layout(df_sampler *s, char *base) {
     s->stage.own = (double *)dfi_cut_take(&cut, dfi_mul(n, DF_OWN * sizeof(double)));
     s->stage.answer = dfi_cut_array(&cut, s, rows);
     s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0 ? rows : 0);
-    s->preview = dfi_cut_array(&cut, s, s->desc.on_step || s->desc.edit ? n : 0);
-    s->raw = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? 2 * rows : 0);
-    s->stage.variance =
-        dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? n : 0);
-    s->stage.unclipped = dfi_cut_array(&cut, s, dfi_sampler_keeps_eps(s) ? n : 0);
-    s->spare =
-        dfi_cut_array(&cut, s, s->desc.corrections > 0 || s->desc.churn > 0 ? n : 0);
-    s->labels = rows > n && s->desc.labels
-                    ? (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int))) : NULL;
+    s->preview = dfi_cut_array(&cut, s, d->on_step || d->edit ? n : 0);
+    s->raw = dfi_cut_array(&cut, s, learned ? 2 * rows : 0);
+    s->stage.variance = dfi_cut_array(&cut, s, learned ? n : 0);
+    s->stage.unclipped = dfi_cut_array(&cut, s, keeps_eps ? n : 0);
+    s->spare = dfi_cut_array(&cut, s, d->corrections > 0 || d->churn > 0 ? n : 0);
+    if (rows > n && d->labels)
+        s->labels = (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int)));
     for (int i = 0; i < 2; i++)
-        s->stage.wide[i] =
-            dfi_cut_array(&cut, s, s->row.stage == dfi_stage_paradigms ? rows + n : 0);
+        s->stage.wide[i] = dfi_cut_array(&cut, s, wide ? rows + n : 0);
     for (int i = 0; i < s->row.buffers; i++)
         s->stage.buffer[i] = dfi_cut_array(&cut, s, n);
     return cut.used;
@@ -6454,8 +6370,6 @@ static size_t dfi_sampler_layout(df_sampler *s, char *base) {
 DF_API void df_sampler_free(df_sampler *s) {
     if (s) dfi_delete(s->stage.ctx, s, s->bytes);
 }
-
-enum { DFI_MOST_STEPS = 1000000 };
 
 /* Adaptive methods take as many steps as they need down to t_min, and one into the data
    (Song et al. 2021): of the grid they want its ends alone. Returns its points. */
@@ -6473,62 +6387,53 @@ static int dfi_adaptive_grid(const df_process *p, const df_sample_desc *d, df_po
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
-    df_sampler_row own;
+    df_stage *st = &s->stage;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
-    int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps, more = 1;
-    int window;
+    int steps = dfi_steps_asked(d), more, window;
+    if (r == DF_OK && row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
+        r = DF_ERR_ARGUMENT;
     if (r != DF_OK) return r;
-    if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
-        return DF_ERR_ARGUMENT;
-    own = *row;
-    if ((int)own.asks == 0) own.asks = DF_ASK_PREDICT;
-    row = &own;
-    if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
-    if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
-    if ((r = dfi_sample_check_answers(ctx, model, d, row)) != DF_OK) return r;
+    memset(s, 0, sizeof *s);
+    s->model = *model;
+    s->desc = *d;
+    s->row = *row;
+    row = &s->row;
+    if ((int)s->row.asks == 0) s->row.asks = DF_ASK_PREDICT;
+    r = dfi_sample_check_row(ctx, row);
+    if (r == DF_OK) r = dfi_sample_check_settings(ctx, d);
+    if (r == DF_OK) r = dfi_sample_check_method(ctx, d, row);
+    if (r == DF_OK) r = dfi_sample_check_bounds(ctx, model, d, row);
+    if (r != DF_OK) return r;
     if (steps < 1 || steps > DFI_MOST_STEPS)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %d, wants %d .. %d",
                         d->points ? "points_count" : "steps",
                         d->points ? d->points_count : d->steps, d->points ? 2 : 1,
                         DFI_MOST_STEPS + (d->points ? 1 : 0));
-    memset(s, 0, sizeof *s);
-    s->model = *model;
-    s->desc = *d;
-    s->row = *row;
     dfi_sample_resolve(&s->desc, &s->row);
     s->steady = d->row == NULL && row->asks == DF_ASK_PREDICT && !row->whole &&
                 row->clock != DF_CLOCK_STOPPED && row->stage != dfi_stage_v3 &&
                 row->stage != dfi_stage_annealed;
-    if (row->clock == DF_CLOCK_STOPPED && d->points)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s stays at t_max and has no grid: leave points NULL, "
-                        "set t_max and steps (now %g, %d)",
-                        row->name, d->t_max, d->steps);
     if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %d restarts of %d steps are more "
-                        "than %d steps in all",
-                        s->desc.restarts, s->desc.restart_steps, DFI_MOST_STEPS);
-    more += s->desc.restarts * (s->desc.restart_steps + 1);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %d restarts of %d steps are "
+                        "more than %d steps in all", s->desc.restarts,
+                        s->desc.restart_steps, DFI_MOST_STEPS);
+    more = 1 + s->desc.restarts * (s->desc.restart_steps + 1);
     window = s->desc.window < steps + more ? s->desc.window : steps + more;
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
-    s->stage.ctx = ctx;
-    s->stage.n = s->stage.rows = n;
+    st->ctx = ctx;
+    st->n = st->rows = n;
     if (row->stage == dfi_stage_paradigms)
-        s->stage.rows =
-            n > INT_MAX / window ? INT_MAX / n * n : n * window;
-    s->stage.dim = model->dim;
-    s->stage.points = steps + more + dfi_adapts(row); /* room; the grid says */
-    s->stage.x = x;
+        st->rows = n > INT_MAX / window ? INT_MAX / n * n : n * window;
+    st->dim = model->dim;
+    st->points = steps + more + dfi_adapts(row);         /* room; the grid says */
+    st->x = x;
     return DF_OK;
 }
 
 /* Nothing of the caller's is kept by pointer where it may go: strings, lists, its row. */
 static void dfi_sampler_own(df_sampler *s) {
     if (s->desc.row) {
-        size_t length = strlen(s->row.name);
-        if (length >= sizeof s->name) length = sizeof s->name - 1;
-        memcpy(s->name, s->row.name, length); /* zeroed before: the final 0 is there */
+        snprintf(s->name, sizeof s->name, "%s", s->row.name);
         s->row.name = s->name;
         s->row.aliases = s->row.source = "";
     }
@@ -6546,31 +6451,26 @@ static void dfi_sampler_own(df_sampler *s) {
    stopped clock has one point; who takes the whole grid takes it as one step. */
 static df_result dfi_sampler_grid(df_sampler *s, df_sample_desc *d) {
     df_stage *st = &s->stage;
-    int count = st->points + 1;
+    const df_process *p = &s->model.process;
+    int count = st->points + 1, steps = dfi_steps_asked(d);
     df_result r = DF_OK;
     d->restarts = s->desc.restarts;
     if (s->row.clock == DF_CLOCK_STOPPED) {
         if (dfi_nonfinite(d->t_max) || d->t_max < 0 || d->t_max > 1)
-            return dfi_fail(st->ctx, DF_ERR_ARGUMENT,
-                            "df_sample: t_max is %g, wants the t "
-                            "in [0, 1] at which %s runs",
-                            d->t_max, s->row.name);
+            return dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: t_max is %g, wants the "
+                            "t in [0, 1] at which %s runs", d->t_max, s->row.name);
         count = d->steps + 1;
-        for (int i = 0; i < count; i++)
-            s->grid[i] = df_process_at(&s->model.process, d->t_max);
+        for (int i = 0; i < count; i++) s->grid[i] = df_process_at(p, d->t_max);
     } else {
-        r = df_grid(st->ctx, &s->model.process, d, s->grid, count, &count);
+        r = df_grid(st->ctx, p, d, s->grid, count, &count);
     }
     if (r == DF_OK && dfi_adapts(&s->row) && d->points == NULL)
-        count = dfi_adaptive_grid(&s->model.process, d, s->grid, count);
-    if (r == DF_OK)
-        r = dfi_sample_check_ends(st->ctx, &s->model.process, &s->row, s->grid, count - 1);
-    if (r == DF_OK && s->desc.variance == DF_VARIANCE_ANALYTIC &&
-        count - 1 > (d->points ? d->points_count - 1 : d->steps))
-        r = dfi_fail(st->ctx, DF_ERR_ARGUMENT,
-                     "df_sample: variance ANALYTIC has eps2 of the grid's own %d steps, "
-                     "but %d are to be done: no restarts, and a grid of N steps",
-                     d->points ? d->points_count - 1 : d->steps, count - 1);
+        count = dfi_adaptive_grid(p, d, s->grid, count);
+    if (r == DF_OK) r = dfi_sample_check_ends(st->ctx, p, &s->row, s->grid, count - 1);
+    if (r == DF_OK && s->desc.variance == DF_VARIANCE_ANALYTIC && count - 1 > steps)
+        r = dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC has eps2 of "
+                     "the grid's own %d steps, but %d are to be done: no restarts, and a "
+                     "grid of N steps", steps, count - 1);
     st->points = count - 1;
     st->steps = s->row.whole ? 1 : st->points;
     st->at = s->grid[0];
@@ -6594,12 +6494,12 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
     if (s == NULL) return NULL;
     *s = plan;
     dfi_sampler_layout(s, (char *)(void *)s);
-    if (dfi_sampler_grid(s, &d) != DF_OK) {
-        df_sampler_free(s);
-        return NULL;
+    if (dfi_sampler_grid(s, &d) == DF_OK) {
+        dfi_sampler_own(s);
+        return s;
     }
-    dfi_sampler_own(s);
-    return s;
+    df_sampler_free(s);
+    return NULL;
 }
 
 /* ---- the loop ---- */
@@ -7187,7 +7087,7 @@ static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample
 
 static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model *m,
                                    const df_sample_desc *d, int n) {
-    int steps = d && d->points ? d->points_count - 1 : d ? d->steps : 0;
+    int steps = d ? dfi_steps_asked(d) : 0;
     if (ctx && m && m->cookie == DFI_COOKIE && m->predict && m->dim > 0 && n > 0 && d &&
         d->cookie == DFI_COOKIE && steps > 0 && steps <= DFI_MOST_STEPS)
         return DF_OK;
@@ -7204,10 +7104,7 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
                                 const df_sample_desc *desc, const df_real *x, int n,
                                 double *out) {
     df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
-    int steps = r != DF_OK     ? 0
-                : desc->points ? desc->points_count - 1
-                               : desc->steps,
-        count;
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
     df_point *grid;
     df_real *y;
@@ -7340,7 +7237,7 @@ static void dfi_v3_regress(df_v3_statistics *e, int k, const df_point *grid, int
 DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
                                         const df_sample_desc *desc, int n) {
     df_result r = dfi_measure_check(ctx, "df_v3_estimate", model, desc, n);
-    int steps = r != DF_OK ? 0 : desc->points ? desc->points_count - 1 : desc->steps;
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0;
     int count = 0, first, last;
     size_t size = r != DF_OK ? 0 : dfi_mul((size_t)n, (size_t)model->dim), all;
     df_v3_statistics *e = NULL;
