@@ -3738,6 +3738,27 @@ static double dfi_straight_time(const df_point *q) {
     return q->sigma / (q->alpha + q->sigma);
 }
 
+static size_t dfi_stage_size(const df_stage *s) { return (size_t)s->n * (size_t)s->dim; }
+
+/* Where sample i stands in an array [n, dim]; its own numbers. */
+static size_t dfi_row_at(const df_stage *s, int i) { return (size_t)i * (size_t)s->dim; }
+static double *dfi_own(const df_stage *s, int i) { return s->own + (size_t)i * DF_OWN; }
+
+/* The answer goes to buffer[i], in exchange for what is there. */
+static void dfi_keep(df_stage *s, int i) {
+    df_real *old = s->buffer[i];
+    s->buffer[i] = s->answer;
+    s->answer = old;
+}
+
+/* out = a x + b y */
+static void dfi_two(df_stage *s, df_real *out, double a, const df_real *x, double b,
+                    const df_real *y) {
+    const double c[2] = { a, b };
+    const df_real *const in[2] = { x, y };
+    df_stage_combine(s, out, 2, c, in);
+}
+
 /* A draw of no stretch of the path: Langevin steps, trials of each sample's own length. */
 static df_result dfi_noise_apart(df_stage *s, df_real *out) {
     df_point to = s->to;
@@ -3890,17 +3911,12 @@ static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
 static df_result dfi_noise_carry(df_stage *s, double z, double before, df_real *carried,
                                  df_real *fresh) {
     dfi_step one = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
-    double c[2], root = hypot(one.x * before, one.z);
-    const df_real *a[2];
-    df_result r;
-    if (z <= 0) return DF_OK;
-    if (before <= 0 || s->desc->compat & DF_COMPAT_STAGE_NOISE)
-        return df_stage_noise(s, carried);
-    if ((r = df_stage_noise(s, fresh)) != DF_OK) return r;
-    c[0] = one.x * before / root, c[1] = one.z / root;
-    a[0] = carried, a[1] = fresh;
-    df_stage_combine(s, carried, 2, c, a);
-    return DF_OK;
+    double root = hypot(one.x * before, one.z);
+    int anew = before <= 0 || s->desc->compat & DF_COMPAT_STAGE_NOISE;
+    df_result r = z > 0 ? df_stage_noise(s, anew ? carried : fresh) : DF_OK;
+    if (r == DF_OK && z > 0 && !anew)
+        dfi_two(s, carried, one.x * before / root, carried, one.z / root, fresh);
+    return r;
 }
 
 /* x = a x + b answer, and with noise c z: what one-answer samplers end with. The noise is
@@ -3980,15 +3996,13 @@ static df_next dfi_stage_ddpm(df_stage *s) {
    the line through y = x/alpha with slope eps meets x_0 at rho = 0. */
 static df_next dfi_stage_ddim(df_stage *s) {
     dfi_step step = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
-    const df_real *answer[2];
-    answer[0] = s->answer;
-    answer[1] = s->unclipped;
+    const df_real *const answer[2] = { s->answer, s->unclipped };
+    int k = s->unclipped ? 2 : 1;
     if (s->unclipped) { /* eps = (x - alpha_s x_0)/sigma_s as it was */
         step.m[1] = step.m[0] - s->to.alpha;
         step.m[0] = s->to.alpha;
     }
-    return dfi_stage_take(s, &step, s->x, s->x, s->unclipped ? 2 : 1, answer, s->buffer[0],
-                          1);
+    return dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[0], 1);
 }
 
 /* ---- with history: dpmpp_2m, dpmpp_3m, their SDE forms, deis, unipc, sa_solver ----
@@ -4040,21 +4054,19 @@ static df_next dfi_correct(df_stage *s) {
 /* The second-order first step of dpmpp_3m: asks at the middle, then the line through both
    answers (DPM-Solver++(2S)). The first of them is remembered. */
 static df_next dfi_start_third(df_stage *s) {
-    const df_real *answer[2];
-    df_point node[2], *middle = &node[1];
+    df_point middle = df_process_at_lambda(s->process,
+                                           0.5 * (s->from.lambda + s->to.lambda));
+    const df_point node[2] = { s->from, middle };
+    const df_real *first = s->call == 1 ? s->answer : s->buffer[0];
+    const df_real *const answer[2] = { first, s->answer };
     df_real *spare = s->buffer[2];
     dfi_step step;
-    node[0] = s->from;
-    *middle = df_process_at_lambda(s->process, 0.5 * (s->from.lambda + s->to.lambda));
     if (s->call == 1) {
-        answer[0] = s->answer;
-        step = dfi_exponential(s, &s->from, middle, 1, node, DF_SLOPE_EXACT);
+        step = dfi_exponential(s, &s->from, &middle, 1, node, DF_SLOPE_EXACT);
         dfi_stage_take(s, &step, spare, s->x, 1, answer, NULL, 0);
         dfi_remember(s, 2);
-        return df_stage_ask(s, middle, spare);
+        return df_stage_ask(s, &middle, spare);
     }
-    answer[0] = s->buffer[0];
-    answer[1] = s->answer;
     step = dfi_exponential(s, &s->from, &s->to, 2, node, DF_SLOPE_EXACT);
     return dfi_stage_take(s, &step, s->x, s->x, 2, answer, NULL, 0);
 }
@@ -4134,8 +4146,7 @@ static df_next dfi_stage_block(df_stage *s) {
     const df_real *answer[3];
     df_point node[3], start = place > 0 ? s->past[place - 1] : s->from;
     dfi_step step;
-    if (place == 0)
-        memcpy(s->buffer[0], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    if (place == 0) memcpy(s->buffer[0], s->x, dfi_stage_size(s) * sizeof *s->x);
     for (int j = 0; j <= place; j++) {          /* the block's answers, the oldest first */
         node[j] = j < place ? s->past[place - 1 - j] : s->from;
         answer[j] = j < place ? s->buffer[1 + j] : s->answer;
@@ -4153,11 +4164,7 @@ static df_next dfi_stage_block(df_stage *s) {
         return DF_NEXT_FAIL;
     s->number[0] = step.z;
     dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 0);
-    if (place < 2) {                            /* keep this answer for the block's rest */
-        df_real *old = s->buffer[1 + place];
-        s->buffer[1 + place] = s->answer;
-        s->answer = old;
-    }
+    if (place < 2) dfi_keep(s, 1 + place);      /* for the block's rest */
     return DF_NEXT_STEP;
 }
 
@@ -4166,36 +4173,31 @@ static df_next dfi_stage_block(df_stage *s) {
    (Lu et al. 2022; k-diffusion). dpmpp_sde draws noise on the way to both. Buffers: the
    noise, the first answer, the state inside, fresh noise. */
 static df_next dfi_stage_two(df_stage *s) {
-    double r = s->desc->ratio;
-    df_point node[2];
-    const df_real *answer[2];
+    double r = s->desc->ratio, h = s->to.lambda - s->from.lambda;
+    const df_real *first = s->call == 1 ? s->answer : s->buffer[1];
+    const df_real *const answer[2] = { first, s->answer };
+    df_point from = s->from, to = s->to, inner;
+    df_next next;
     dfi_step step;
-    if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
-    node[0] = s->from;
-    node[1] = df_process_at_lambda(s->process,
-                                   s->from.lambda + r * (s->to.lambda - s->from.lambda));
-    answer[0] = s->call == 1 ? s->answer : s->buffer[1];
-    answer[1] = s->answer;
+    if (to.sigma <= 0 || from.alpha <= 0) return dfi_stage_ddim(s);
+    inner = df_process_at_lambda(s->process, from.lambda + r * h);
     if (s->call == 1) {
-        df_point to = s->to;
-        df_next next;
-        step = dfi_exponential(s, &s->from, &node[1], 1, node, DF_SLOPE_EXACT);
-        s->to = node[1];                        /* the stretch of this draw */
+        step = dfi_exponential(s, &from, &inner, 1, NULL, DF_SLOPE_EXACT);
+        s->to = inner;                          /* the stretch of this draw */
         next = dfi_stage_take(s, &step, s->buffer[2], s->x, 1, answer, s->buffer[0], 1);
         s->to = to;
         if (next != DF_NEXT_STEP) return next;
         s->number[0] = step.z;
-        s->answer = s->buffer[1];
-        s->buffer[1] = (df_real *)answer[0];
-        return df_stage_ask(s, &node[1], s->buffer[2]);
+        dfi_keep(s, 1);
+        return df_stage_ask(s, &inner, s->buffer[2]);
     }
-    step = dfi_exponential(s, &s->from, &s->to, 1, node, DF_SLOPE_EXACT);
+    step = dfi_exponential(s, &from, &to, 1, NULL, DF_SLOPE_EXACT);
     step.m[1] = step.m[0] / (2 * r);
     step.m[0] -= step.m[1];
-    if (!(s->desc->compat & DF_COMPAT_STAGE_NOISE)) s->from = node[1];
+    if (!(s->desc->compat & DF_COMPAT_STAGE_NOISE)) s->from = inner;
     if (dfi_noise_carry(s, step.z, s->number[0], s->buffer[0], s->buffer[3]) != DF_OK)
         return DF_NEXT_FAIL;
-    s->from = node[0];
+    s->from = from;
     return dfi_stage_take(s, &step, s->x, s->x, 2, answer, s->buffer[0], 0);
 }
 
@@ -4220,8 +4222,8 @@ static df_point dfi_ode_point(const df_stage *s, double clock) {
 }
 
 /* out at point q = scale_q (x/scale_from + dc sum_j b[j] slope[j]). */
-static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
-                          const double *b, const df_real *const *slope, df_real *out) {
+static df_next dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
+                             const double *b, const df_real *const *slope, df_real *out) {
     double c[DFI_TERMS], scale = dfi_ode_scale(s, q);
     const df_real *a[DFI_TERMS];
     c[0] = scale / dfi_ode_scale(s, &s->from);
@@ -4231,6 +4233,7 @@ static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
         a[j + 1] = slope[j];
     }
     df_stage_combine(s, out, count + 1, c, a);
+    return DF_NEXT_STEP;
 }
 
 /* Two stages: asks at the fraction a of the step, then weights 1 - 1/(2a), 1/(2a) (heun
@@ -4239,14 +4242,9 @@ static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
 static df_next dfi_stage_rk2(df_stage *s) {
     double from = dfi_ode_clock(s, &s->from), to = dfi_ode_clock(s, &s->to);
     double a = s->desc->ratio, dc = to - from, b[2] = { 1, 0 };
-    const df_real *slope[2];
+    const df_real *const slope[2] = { s->call == 1 ? s->answer : s->buffer[0], s->answer };
     df_point inner = s->to;
-    slope[0] = s->call == 1 ? s->answer : s->buffer[0];
-    slope[1] = s->answer;
-    if (s->to.sigma <= 0) {
-        dfi_ode_state(s, &s->to, dc, 1, b, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (s->to.sigma <= 0) return dfi_ode_state(s, &s->to, dc, 1, b, slope, s->x);
     if (a <= 0) inner = dfi_ode_point(s, sqrt(from * to));
     else if (a < 1) inner = dfi_ode_point(s, from + a * dc);
     if (s->call == 1) {
@@ -4257,8 +4255,7 @@ static df_next dfi_stage_rk2(df_stage *s) {
     }
     b[1] = a > 0 ? 1 / (2 * a) : 1;
     b[0] = 1 - b[1];
-    dfi_ode_state(s, &s->to, dc, 2, b, slope, s->x);
-    return DF_NEXT_STEP;
+    return dfi_ode_state(s, &s->to, dc, 2, b, slope, s->x);
 }
 
 /* The classical fourth order (Kutta 1901): slopes at 0, 1/2, 1/2, 1, weights 1 2 2 1. */
@@ -4266,22 +4263,14 @@ static df_next dfi_stage_rk4(df_stage *s) {
     static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 }, one = 1;
     double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
     double part = s->call < 3 ? 0.5 : 1;
-    const df_real *slope[4];
+    df_real **k = s->buffer;
+    const df_real *const slope[4] = { k[0], k[1], k[2], s->answer };
     df_point inner = s->to;
-    for (int j = 0; j < 3; j++) slope[j] = s->buffer[j];
-    slope[3] = s->answer;
-    if (s->to.sigma <= 0) {
-        dfi_ode_state(s, &s->to, dc, 1, &one, &slope[3], s->x);
-        return DF_NEXT_STEP;
-    }
-    if (s->call == 4) {
-        dfi_ode_state(s, &s->to, dc, 4, sixth, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (s->to.sigma <= 0) return dfi_ode_state(s, &s->to, dc, 1, &one, &slope[3], s->x);
+    if (s->call == 4) return dfi_ode_state(s, &s->to, dc, 4, sixth, slope, s->x);
     if (part < 1) inner = dfi_ode_point(s, from + part * dc);
     dfi_ode_state(s, &inner, part * dc, 1, &one, &slope[3], s->buffer[3]);
-    s->answer = s->buffer[s->call - 1];
-    s->buffer[s->call - 1] = (df_real *)slope[3];
+    dfi_keep(s, s->call - 1);
     return df_stage_ask(s, &inner, s->buffer[3]);
 }
 
@@ -4358,6 +4347,7 @@ static df_next dfi_plms(df_stage *s, int begins) {
         { 55 / 24.0, -59 / 24.0, 37 / 24.0, -9 / 24.0 } };
     static const double half[2] = { .5, .5 };
     static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 };
+    const double *end = begins == 2 ? half : sixth;
     double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
     int known = s->known < 3 ? s->known : 3, call = s->call;
     const df_real *slope[4];
@@ -4365,20 +4355,13 @@ static df_next dfi_plms(df_stage *s, int begins) {
     if (begins == 0 || s->to.sigma <= 0) return dfi_adams(s, known + 1, adams[known], 3);
     slope[0] = call == 1 ? s->answer : s->buffer[0];
     for (int j = 1; j < 4; j++) slope[j] = j < call - 1 ? s->buffer[3 + j] : s->answer;
-    if (call == begins) {
-        dfi_ode_state(s, &s->to, dc, begins, begins == 2 ? half : sixth, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (call == begins) return dfi_ode_state(s, &s->to, dc, begins, end, slope, s->x);
     if (begins == 4 && call < 3)
         inner = df_process_at(s->process, .5 * (s->from.t + s->to.t));
     dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, adams[0],
                   &slope[call - 1], s->buffer[3]);
-    if (call == 1) {
-        dfi_remember(s, 3);
-    } else {
-        s->answer = s->buffer[2 + call];
-        s->buffer[2 + call] = (df_real *)slope[call - 1];
-    }
+    if (call == 1) dfi_remember(s, 3);
+    else dfi_keep(s, 2 + call);
     return df_stage_ask(s, &inner, s->buffer[3]);
 }
 static df_next dfi_stage_plms(df_stage *s) { return dfi_plms(s, s->known == 0 ? 2 : 0); }
@@ -4415,10 +4398,20 @@ static double dfi_adaptive_go(const double *own, double end) {
     return fabs(own[DFI_LENGTH]) < fabs(rest) ? own[DFI_LENGTH] : rest;
 }
 
+/* Before the first trial. */
+static void dfi_adaptive_begin(df_stage *s, double from, double length) {
+    for (int i = 0; i < s->n; i++) {
+        double *own = dfi_own(s, i);
+        own[DFI_WHERE] = from;
+        own[DFI_LENGTH] = length;
+        own[DFI_ERR_BEFORE] = 1;
+    }
+}
+
 /* One row of a combination. */
 static void dfi_row_combine(df_stage *s, int row, df_real *out, int count, const double *c,
                             const df_real *const *a) {
-    size_t dim = (size_t)s->dim, at = (size_t)row * dim;
+    size_t dim = (size_t)s->dim, at = dfi_row_at(s, row);
     const df_real *part[DFI_TERMS];
     for (int j = 0; j < count; j++) part[j] = a[j] + at;
     s->ctx->k->combine(dim, count, c, part, out + at);
@@ -4428,7 +4421,7 @@ static void dfi_row_combine(df_stage *s, int row, df_real *out, int count, const
 static df_next dfi_adaptive_ask(df_stage *s) {
     int open = 0, lambda = s->row->stage == dfi_stage_dpm_adaptive;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, at = own[DFI_WHERE];
+        double *own = dfi_own(s, i), at = own[DFI_WHERE];
         open += own[DFI_ARRIVED] <= 0;
         s->each[i] = own[DFI_ARRIVED] > 0 ? *dfi_adaptive_end(s)
                      : lambda             ? df_process_at_lambda(s->process, at)
@@ -4436,9 +4429,8 @@ static df_next dfi_adaptive_ask(df_stage *s) {
     }
     s->number[0] = 0;
     if (open > 0 && ++s->number[1] > (int)DFI_MOST_TRIALS) {
-        dfi_stage_wrong(s,
-                        "the adaptive step does not reach the end in 100000 trials; ask "
-                        "for less accuracy (rtol, atol), or end at a larger t_min");
+        dfi_stage_wrong(s, "the adaptive step does not reach the end in 100000 trials; "
+                        "ask for less accuracy (rtol, atol), or end at a larger t_min");
         return DF_NEXT_FAIL;
     }
     if (open > 0) return df_stage_ask_each(s, s->n, s->x);
@@ -4466,7 +4458,7 @@ static void dfi_adaptive_error(df_stage *s, const df_real *a, const df_real *b,
             e /= hard ? fmax(atol, size) : atol + size;
             sum += e * e;
         }
-        s->own[(size_t)i * DF_OWN + DFI_ERR] = sqrt(sum / (double)dim);
+        dfi_own(s, i)[DFI_ERR] = sqrt(sum / (double)dim);
     }
 }
 
@@ -4495,30 +4487,31 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
    (unless NULL) what `crude` said there. */
 static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
                                df_real *before, double order, double end) {
-    size_t dim = (size_t)s->dim, bytes = dim * sizeof *s->x;
+    size_t bytes = (size_t)s->dim * sizeof *s->x;
+    int batch = (s->desc->compat & DF_COMPAT_ERROR_BATCH) != 0;
+    int largest = (s->desc->compat & DF_COMPAT_ERROR_MOST) != 0;
     double sum = 0, most = 0;
     for (int i = 0; i < s->n; i++) {
-        double err = s->own[(size_t)i * DF_OWN + DFI_ERR];
+        double err = dfi_own(s, i)[DFI_ERR];
         sum += err * err / s->n;
         most = fmax(most, err);
     }
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, err = own[DFI_ERR];
+        double *own = dfi_own(s, i), err = own[DFI_ERR];
         double go = dfi_adaptive_go(own, end);
+        size_t at = dfi_row_at(s, i);
         own[DFI_GOOD] = 0;
         if (own[DFI_ARRIVED] > 0) continue;
-        if (s->desc->compat & DF_COMPAT_ERROR_BATCH) err = sqrt(sum);
-        if (s->desc->compat & DF_COMPAT_ERROR_MOST) err = most;
-        if (s->desc->compat & DF_COMPAT_ERROR_MOST ||
-            (err > 1 && !(s->desc->compat & DF_COMPAT_ERROR_BATCH)))
-            own[DFI_LENGTH] = go;                 /* shorter than what was tried */
+        if (batch) err = sqrt(sum);
+        if (largest) err = most;
+        if (largest || (err > 1 && !batch)) own[DFI_LENGTH] = go;  /* what was tried */
         own[DFI_FROM] = own[DFI_WHERE];
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
         own[DFI_WHERE] += go;
         own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
-        memcpy(s->x + (size_t)i * dim, result + (size_t)i * dim, bytes);
-        if (before) memcpy(before + (size_t)i * dim, crude + (size_t)i * dim, bytes);
+        memcpy(s->x + at, result + at, bytes);
+        if (before) memcpy(before + at, crude + at, bytes);
     }
 }
 
@@ -4543,8 +4536,7 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
     a[0] = s->x;
     for (int j = 0; j < 7; j++) a[j + 1] = j < 6 ? s->buffer[j] : s->answer;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, go = dfi_adaptive_go(own, end),
-               c[DFI_TERMS];
+        double *own = dfi_own(s, i), go = dfi_adaptive_go(own, end), c[DFI_TERMS];
         df_point from = dfi_ode_point(s, own[DFI_WHERE]);
         df_point q = dfi_ode_point(s, own[DFI_WHERE] + go * dfi_dp_c[k < 7 ? k : 6]);
         double scale = dfi_ode_scale(s, &q);
@@ -4556,24 +4548,14 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
 }
 
 static df_next dfi_stage_rk45(df_stage *s) {
-    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from),
-           one = 1;
+    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from);
+    double to = dfi_ode_clock(s, &s->to), one = 1;
     int k = (int)s->number[0];
     const df_real *answer = s->answer;
-    if (s->number[2] > 0) {
-        dfi_ode_state(s, &s->to, dfi_ode_clock(s, &s->to) - from, 1, &one, &answer, s->x);
-        return DF_NEXT_STEP;
-    }
-    for (int i = 0; s->call == 1 && i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        own[DFI_WHERE] = from;
-        own[DFI_LENGTH] = .02 * (end - from);
-        own[DFI_ERR_BEFORE] = 1;
-    }
-    if (k < 6) {
-        s->answer = s->buffer[k];
-        s->buffer[k] = (df_real *)answer;
-    }
+    if (s->number[2] > 0)
+        return dfi_ode_state(s, &s->to, to - from, 1, &one, &answer, s->x);
+    if (s->call == 1) dfi_adaptive_begin(s, from, .02 * (end - from));
+    if (k < 6) dfi_keep(s, k);
     s->number[0] = ++k;
     dfi_dp_state(s, k, end);
     if (k < 7) return df_stage_ask_each(s, s->n, s->buffer[6]);
@@ -4587,33 +4569,38 @@ static df_next dfi_stage_rk45(df_stage *s) {
 
 /* The trial of sample i: node[0] its start, node[1], node[2] inside; where it aims. */
 static df_point dfi_dpm_trial(const df_stage *s, int i, double go, df_point *node) {
-    const double *own = s->own + (size_t)i * DF_OWN;
-    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE],
-           end = dfi_adaptive_end(s)->lambda;
+    const double *own = dfi_own(s, i);
+    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE], below;
     df_point to = df_process_at_lambda(s->process, l + go), aim = to;
     double r = s->desc->order > 2 ? 1 / 3.0 : 0.5;
     node[0] = df_process_at_lambda(s->process, l);
-    if (s->desc->eta > 0)
-        aim = df_process_at_lambda(s->process,
-                                   fmin(end, to.lambda + dfi_extra(s, &node[0], &to)));
+    if (s->desc->eta > 0) {
+        below = to.lambda + dfi_extra(s, &node[0], &to);
+        aim = df_process_at_lambda(s->process, fmin(dfi_adaptive_end(s)->lambda, below));
+    }
     node[1] = df_process_at_lambda(s->process, l + r * (aim.lambda - l));
     node[2] = df_process_at_lambda(s->process, l + 2 * r * (aim.lambda - l));
     return aim;
 }
 
+/* A step of one sample through k answers, which stand behind x in a. */
+static void dfi_row_step(df_stage *s, int i, df_real *out, int k, const dfi_step *step,
+                         const df_real *const *a) {
+    const double c[3] = { step->x, step->m[0], step->m[1] };
+    dfi_row_combine(s, i, out, k + 1, c, a);
+}
+
 /* With fresh noise from where a good trial aimed up to where it was to end. */
 static df_next dfi_dpm_noise(df_stage *s) {
-    const df_real *a[2];
+    const df_real *const a[2] = { s->x, s->buffer[5] };
     df_point node[3], aim, to;
     double c[2];
     int any = !(s->desc->compat & (DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST));
-    for (int i = 0; i < s->n; i++) any |= s->own[(size_t)i * DF_OWN + DFI_GOOD] > 0;
+    for (int i = 0; i < s->n; i++) any |= dfi_own(s, i)[DFI_GOOD] > 0;
     if (!any || s->desc->eta <= 0) return DF_NEXT_STEP;
     if (dfi_noise_apart(s, s->buffer[5]) != DF_OK) return DF_NEXT_FAIL;
-    a[0] = s->x;
-    a[1] = s->buffer[5];
     for (int i = 0; i < s->n; i++) {
-        const double *own = s->own + (size_t)i * DF_OWN;
+        const double *own = dfi_own(s, i);
         if (own[DFI_GOOD] <= 0) continue;
         aim = dfi_dpm_trial(s, i, own[DFI_WHERE] - own[DFI_FROM], node);
         to = df_process_at_lambda(s->process, own[DFI_WHERE]);
@@ -4624,57 +4611,45 @@ static df_next dfi_dpm_noise(df_stage *s) {
     return DF_NEXT_STEP;
 }
 
+/* All rows combine the same arrays: x, the first answer and the newest; for the cruder
+   result, which is of one order less, the second one. */
 static df_next dfi_stage_dpm_adaptive(df_stage *s) {
     int k = (int)s->number[0] + 1, order = s->desc->order, last = k == order;
-    double end = dfi_adaptive_end(s)->lambda, c[3];
-    const df_real *a[3], *newest = s->answer;
-    df_point node[3];
+    double end = dfi_adaptive_end(s)->lambda;
+    const df_real *first = k > 1 ? s->buffer[0] : s->answer;
+    const df_real *const trial[3] = { s->x, first, s->answer };
+    const df_real *const crude[3] = { s->x, first, s->buffer[1] };
     if (s->number[2] > 0) return dfi_stage_ddim(s);
-    for (int i = 0; s->call == 1 && i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        own[DFI_WHERE] = s->from.lambda;
-        own[DFI_LENGTH] = end < s->from.lambda ? -0.05 : 0.05;
-        own[DFI_ERR_BEFORE] = 1;
+    if (s->call == 1) {
+        dfi_adaptive_begin(s, s->from.lambda, end < s->from.lambda ? -0.05 : 0.05);
+        memcpy(s->buffer[4], s->x, dfi_stage_size(s) * sizeof *s->x);
     }
-    if (s->call == 1)
-        memcpy(s->buffer[4], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
-    for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + DFI_GOOD] = 0;
-    a[0] = s->x;
-    a[1] = k > 1 ? s->buffer[0] : newest;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        df_point aim = dfi_dpm_trial(s, i, dfi_adaptive_go(own, end), node);
-        df_point two[2], *to = last ? &aim : &node[k];
+        double *own = dfi_own(s, i);
+        df_point node[3], two[2], aim;
         dfi_step step;
+        own[DFI_GOOD] = 0;
+        s->each[i] = *dfi_adaptive_end(s);
         if (own[DFI_ARRIVED] > 0) {             /* it waits: no step, no error */
-            size_t at = (size_t)i * (size_t)s->dim, bytes = (size_t)s->dim * sizeof *s->x;
+            size_t at = dfi_row_at(s, i), bytes = (size_t)s->dim * sizeof *s->x;
             memcpy(s->buffer[2] + at, s->x + at, bytes);
             memcpy(s->buffer[3] + at, s->x + at, bytes);
-            s->each[i] = *dfi_adaptive_end(s);
             continue;
         }
+        aim = dfi_dpm_trial(s, i, dfi_adaptive_go(own, end), node);
+        s->each[i] = last ? aim : node[k];
         two[0] = node[0];
         two[1] = node[k - 1];
-        a[2] = newest;
-        step = dfi_exponential(s, node, to, k > 1 ? 2 : 1, two,
+        step = dfi_exponential(s, node, &s->each[i], k > 1 ? 2 : 1, two,
                                order == 2 ? DF_SLOPE_BH2 : DF_SLOPE_EXACT);
-        c[0] = step.x;
-        c[1] = step.m[0];
-        c[2] = step.m[1];
-        dfi_row_combine(s, i, s->buffer[2], k > 1 ? 3 : 2, c, a);
-        s->each[i] = *to;
+        dfi_row_step(s, i, s->buffer[2], k > 1 ? 2 : 1, &step, trial);
         if (!last) continue;
-        two[1] = node[1];                       /* the cruder result: one order less */
-        a[2] = s->buffer[1];
-        step = dfi_exponential(s, node, to, order - 1, two, DF_SLOPE_BH2);
-        c[1] = step.m[0];
-        c[2] = step.m[1];
-        dfi_row_combine(s, i, s->buffer[3], order, c, a);
+        step = dfi_exponential(s, node, &aim, order - 1, node, DF_SLOPE_BH2);
+        dfi_row_step(s, i, s->buffer[3], order - 1, &step, crude);
     }
     s->number[0] = k;
     if (!last) {
-        s->answer = s->buffer[k - 1];
-        s->buffer[k - 1] = (df_real *)newest;
+        dfi_keep(s, k - 1);
         return df_stage_ask_each(s, s->n, s->buffer[2]);
     }
     dfi_adaptive_error(s, s->buffer[3], s->buffer[2], s->buffer[4]);
@@ -4783,10 +4758,7 @@ static double dfi_langevin_length(const df_stage *s, int i, const df_real *score
 static void dfi_langevin_move(df_stage *s, df_real *out, const df_real *noise) {
     int batch = (s->desc->compat & DF_COMPAT_NORM_BATCH) != 0;     /* one length for all */
     double c[3] = { 1, 0, 0 };
-    const df_real *a[3];
-    a[0] = s->x;
-    a[1] = s->answer;
-    a[2] = noise;
+    const df_real *const a[3] = { s->x, s->answer, noise };
     for (int i = 0; i < s->n; i++) {
         if (i == 0 || !batch) c[1] = dfi_langevin_length(s, i, s->answer, noise);
         c[2] = sqrt(2 * c[1]);
@@ -4814,12 +4786,11 @@ static df_next dfi_stage_annealed(df_stage *s) {
     return s->step + 1 < s->steps ? DF_NEXT_STEP : df_stage_ask(s, &s->to, x);
 }
 
-/* log q(b | a) of the unadjusted step from a with score g, less what cancels. */
-static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const df_real *g,
+/* log q(b | a) of the unadjusted step from a with score g, less what cancels; one row. */
+static double dfi_mala_log_q(size_t dim, const df_real *a, const df_real *g,
                              const df_real *b, double h) {
     double sum = 0;
-    for (size_t j = (size_t)i * (size_t)s->dim; j < ((size_t)i + 1) * (size_t)s->dim;
-         j++) {
+    for (size_t j = 0; j < dim; j++) {
         double e = (double)b[j] - (double)a[j] - h * (double)g[j];
         sum += e * e;
     }
@@ -4828,35 +4799,30 @@ static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const d
 
 /* mala: the unadjusted step proposes y; taken with probability min(1, p(y) q(x|y)/(p(x)
    q(y|x))) it is exact for any h (Besag 1994; Roberts & Tweedie 1996). Its uniform number
-   is Phi of a normal one. Buffers: noise, y, score at x. */
+   is Phi of a normal one. Buffers: noise, y, score at x; own numbers: log p of x, of y. */
 static df_next dfi_stage_mala(df_stage *s) {
     size_t dim = (size_t)s->dim;
-    df_real *y = s->buffer[1], *score = s->buffer[2];
+    df_real *noise = s->buffer[0], *y = s->buffer[1];
     if (s->call == 1) {
-        if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-        dfi_langevin_move(s, y, s->buffer[0]);
-        s->buffer[2] = s->answer;
-        s->answer = score;
+        if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
+        dfi_langevin_move(s, y, noise);
+        dfi_keep(s, 2);
         return df_stage_ask_density(s, &s->from, s->x);
     }
-    if (s->call == 2) {
-        for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN] = (double)s->answer[i];
-        return df_stage_ask_density(s, &s->from, y);
+    if (s->call < 4) {
+        for (int i = 0; i < s->n; i++) dfi_own(s, i)[s->call - 2] = (double)s->answer[i];
+        return s->call == 2 ? df_stage_ask_density(s, &s->from, y)
+                            : df_stage_ask(s, &s->from, y);
     }
-    if (s->call == 3) {
-        for (int i = 0; i < s->n; i++)
-            s->own[(size_t)i * DF_OWN + 1] = (double)s->answer[i];
-        return df_stage_ask(s, &s->from, y);
-    }
-    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
     for (int i = 0; i < s->n; i++) {
-        const double *own = s->own + (size_t)i * DF_OWN;
-        double h = dfi_langevin_length(s, i, NULL, NULL), log_a = own[1] - own[0];
-        double u = 0.5 * erfc((double)s->buffer[0][(size_t)i * dim] / sqrt(2.0));
-        log_a += dfi_mala_log_q(s, i, y, s->answer, s->x, h);
-        log_a -= dfi_mala_log_q(s, i, s->x, score, y, h);
-        if (log(u) < log_a)
-            memcpy(s->x + (size_t)i * dim, y + (size_t)i * dim, dim * sizeof *y);
+        size_t at = dfi_row_at(s, i);
+        const df_real *score = s->buffer[2] + at;
+        double *own = dfi_own(s, i), h = dfi_langevin_length(s, i, NULL, NULL);
+        double u = 0.5 * erfc((double)noise[at] / sqrt(2.0)), log_a = own[1] - own[0];
+        log_a += dfi_mala_log_q(dim, y + at, s->answer + at, s->x + at, h);
+        log_a -= dfi_mala_log_q(dim, s->x + at, score, y + at, h);
+        if (log(u) < log_a) memcpy(s->x + at, y + at, dim * sizeof *y);
     }
     return DF_NEXT_STEP;
 }
@@ -4869,25 +4835,16 @@ static df_next dfi_stage_mala(df_stage *s) {
 static df_next dfi_stage_baoab(df_stage *s) {
     double h = s->desc->langevin_step > 0 ? s->desc->langevin_step
                                           : sqrt(2.0) * s->desc->snr * s->at.sigma;
-    double keep = exp(-s->desc->friction * h / s->at.sigma), c[3];
-    const df_real *a[3];
+    double keep = exp(-s->desc->friction * h / s->at.sigma), fresh = sqrt(1 - keep * keep);
+    const double c[3] = { 1, h / 2 * (1 + keep), h / 2 * fresh };
+    df_real *p = s->buffer[0], *noise = s->buffer[1];
+    const df_real *const a[3] = { s->x, p, noise };
     int first = s->step == 0;
-    if (first && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-    if (df_stage_noise(s, s->buffer[1]) != DF_OK) return DF_NEXT_FAIL;
-    a[0] = s->buffer[0];
-    a[1] = s->answer;
-    c[0] = 1;
-    c[1] = first ? h / 2 : h;
-    df_stage_combine(s, s->buffer[0], 2, c, a);                    /* B B */
-    a[0] = s->x;
-    a[1] = s->buffer[0];
-    a[2] = s->buffer[1];
-    c[1] = h / 2 * (1 + keep);
-    c[2] = h / 2 * sqrt(1 - keep * keep);
+    if (first && df_stage_noise(s, p) != DF_OK) return DF_NEXT_FAIL;
+    if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
+    dfi_two(s, p, 1, p, first ? h / 2 : h, s->answer);             /* B B */
     df_stage_combine(s, s->x, 3, c, a);                            /* A O A of x */
-    c[0] = keep;
-    c[1] = sqrt(1 - keep * keep);
-    df_stage_combine(s, s->buffer[0], 2, c, a + 1);                /* O of p */
+    dfi_two(s, p, keep, p, fresh, noise);                          /* O of p */
     return DF_NEXT_STEP;
 }
 
@@ -4908,14 +4865,9 @@ static df_point dfi_map_target(const df_stage *s) {
 }
 static df_next dfi_stage_map(df_stage *s) {
     df_point target = dfi_map_target(s);
-    double c = s->to.alpha / target.alpha;
-    dfi_step step = { 0, 0, { 1, 0, 0, 0, 0 } };
-    const df_real *answer = s->answer;
-    step.m[0] = c;
-    step.z =
-        sqrt(fmax(s->to.sigma * s->to.sigma - c * c * target.sigma * target.sigma, 0));
-    if (s->to.sigma <= s->grid[s->points].sigma) step.z = 0;
-    return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 1);
+    double c = s->to.alpha / target.alpha, before = c * c * target.sigma * target.sigma;
+    double z = sqrt(fmax(s->to.sigma * s->to.sigma - before, 0));
+    return dfi_stage_finish(s, 0, c, s->to.sigma <= s->grid[s->points].sigma ? 0 : z);
 }
 
 /* ---- paradigms (Shih et al. 2023): many steps asked at once ----
@@ -5108,180 +5060,141 @@ static df_next dfi_stage_v3(df_stage *s) {
 static df_next dfi_stage_restart(df_stage *s) { return dfi_stage_rk2(s); }
 static df_next dfi_stage_pc(df_stage *s) { return dfi_stage_reverse(s); }
 
-#define DFI_INF DBL_MAX
-#define DFI_PREDICT DF_ASK_PREDICT, 0          /* asks for predictions, step by step */
-#define DFI_WHOLE DF_ASK_PREDICT, 1
+#define DFI_RHO DF_CLOCK_RHO
+#define DFI_T DF_CLOCK_T
+#define DFI_STOPPED DF_CLOCK_STOPPED
+/* name, aliases, paper;
+   clock, order, order with its own start-up, questions a step; stochastic, from alpha = 0,
+   to sigma = 0, asks at the end, batch-coupled; most order; eta: its own, the most, what
+   it counts, ancestral?; then what it asks. The macros fill in the rest of a row: */
 #define DFI_NO_ETA 0, 0, DF_ETA_OWN, 0
+#define DFI_ETA(own) own, DBL_MAX, DF_ETA_FAMILY, 0
+#define DFI_LINEAR(own) own, DBL_MAX, DF_ETA_LINEAR, 0
+#define DFI_DDIM(own) own, 1, DF_ETA_DDIM, 0
 #define DFI_ANCESTRAL(own) own, 1, DF_ETA_DDIM, 1
-/* name, aliases, paper; clock, order, order with its own start-up, questions a step;
-   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; most order;
-   eta: its own, the most, what it counts, ancestral?; wanted row, question, whole?;
-   buffers, corrector, slope, ratio; stage */
+/* wanted row, question, whole?; buffers, corrector, slope, ratio; stage */
+#define DFI_ROW(wants, asks, whole, buffers, corrector, slope, ratio, stage)              \
+    DF_##wants, DF_ASK_##asks, whole, buffers, corrector, DF_SLOPE_##slope, ratio,        \
+        dfi_stage_##stage
+#define DFI_EACH(wants, buffers, stage, ratio)                                            \
+    DFI_ROW(wants, PREDICT, 0, buffers, -1, OWN, ratio, stage)
+#define DFI_WHOLE(wants, buffers, stage)                                                  \
+    DFI_ROW(wants, PREDICT, 1, buffers, -1, OWN, 0, stage)
+#define DFI_MULTI(wants, corrector, slope)                                                \
+    DFI_ROW(wants, PREDICT, 0, 6, corrector, slope, 0, multistep)
+#define DFI_BLOCK(wants) DFI_ROW(wants, PREDICT, 0, 5, -1, BH2, 0, block)
+#define DFI_MAP DFI_ROW(X0, MAP, 0, 1, -1, OWN, 0, map)
 static const df_sampler_row dfi_sampler_rows[] = {
     /* ancestral */
     {"ddpm", "ancestral", "Ho et al. 2020",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddpm},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(X0, 1, ddpm, 0)},
     {"ddim", "", "Song, Meng & Ermon 2021",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_DDIM, 0,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_DDIM(0), DFI_EACH(X0, 1, ddim, 0)},
     /* ODE, one step */
     {"euler", "k_euler euler_discrete dpm_solver_1 dpmpp_1", "Karras et al. 2022, alg. 1",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(X0, 1, ddim, 0)},
     {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 1)},
     {"midpoint", "", "Runge 1895",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, .5, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, .5)},
     {"ralston", "", "Ralston 1962",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 2 / 3.0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 2 / 3.)},
     {"rk4", "", "Kutta 1901",
-     DF_CLOCK_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+     DFI_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(STRAIGHT, 4, rk4, 0)},
     {"dpm_2", "k_dpm_2 kdpm2 dpm2", "Karras et al. 2022; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 0)},
     {"dpm_solver_2", "dpm_solver", "Lu et al. 2022a, alg. 1",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(EPS)},
     {"dpm_solver_3", "dpm_fast", "Lu et al. 2022a, alg. 2",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(EPS)},
     {"dpmpp_2s", "dpm_solver++_2s", "Lu et al. 2022b, alg. 1",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(X0)},
     {"dpmpp_3s", "dpm_solver++_3s", "Lu et al. 2022b",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(X0)},
     {"rk45", "dopri5 dormand_prince", "Dormand & Prince 1980; Song et al. 2021",
-     DF_CLOCK_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_WHOLE, 8, -1, DF_SLOPE_OWN, 0, dfi_stage_rk45},
+     DFI_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_WHOLE(STRAIGHT, 8, rk45)},
     {"dpm_adaptive", "k_dpm_adaptive", "Lu et al. 2022a, alg. 3; k-diffusion",
-     DF_CLOCK_RHO, 3, 3, 0, 0, 0, 1, 0, 0, 3, 0, 1, DF_ETA_DDIM, 1,
-     DF_EPS, DFI_WHOLE, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_dpm_adaptive},
+     DFI_RHO, 3, 3, 0, 0, 0, 1, 0, 0, 3, DFI_ANCESTRAL(0),
+     DFI_WHOLE(EPS, 6, dpm_adaptive)},
     {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
-     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_t},
+     DFI_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 0, euler_t, 0)},
     {"heun_t", "flow_heun", "Heun 1900",
-     DF_CLOCK_T, 2, 2, 2, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+     DFI_T, 2, 2, 2, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 2, rk2, 1)},
     {"rk4_t", "", "Kutta 1901",
-     DF_CLOCK_T, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+     DFI_T, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 4, rk4, 0)},
     /* ODE, with history */
     {"lms", "k_lms", "Katherine Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 4, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_lms},
+     DFI_RHO, 4, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA, DFI_EACH(EPS, 3, lms, 0)},
     {"plms", "", "Liu et al. 2022, as Stable Diffusion starts it",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_plms},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 4, plms, 0)},
     {"pndm", "", "Liu et al. 2022, alg. 2",
-     DF_CLOCK_T, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_pndm},
+     DFI_T, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 6, pndm, 0)},
     {"ipndm", "", "Zhang & Chen 2023",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_ipndm},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 3, ipndm, 0)},
     {"deis", "deis_multistep", "Zhang & Chen 2023, rho-AB in log rho",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(EPS, 0, EXACT)},
     {"deis_t", "tab_deis", "Zhang & Chen 2023, tAB",
-     DF_CLOCK_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_deis_t},
+     DFI_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA, DFI_EACH(EPS, 3, deis_t, 0)},
     {"dpmpp_2m", "dpm_solver++ dpmsolver++ dpm++2m k_dpmpp_2m", "Lu et al. 2022b, alg. 2",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 0, BH2)},
     {"dpmpp_3m", "", "Lu et al. 2022b, with the factor 2",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 0, EXACT)},
     {"unipc", "uni_pc uni_pc_bh2", "Zhao et al. 2023",
-     DF_CLOCK_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 1, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 1, BH2)},
     {"dpm_solver_v3", "", "Zheng et al. 2023",
-     DF_CLOCK_RHO, 3, 2, 1, 0, 1, 1, 0, 0, 3, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_OWN, 0, dfi_stage_v3},
+     DFI_RHO, 3, 2, 1, 0, 1, 1, 0, 0, 3, DFI_NO_ETA, DFI_EACH(X0, 5, v3, 0)},
     {"res_multistep", "res_2m", "Zhang et al. 2023, RES",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ANCESTRAL(0),
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ANCESTRAL(0), DFI_MULTI(X0, 0, EXACT)},
     {"gradient_estimation", "ge", "Permenter & Yuan 2024",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_gradient},
+     DFI_RHO, 1, 1, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 1, gradient, 0)},
     /* SDE */
     {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_maruyama},
+     DFI_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, euler_maruyama, 0)},
     {"reverse_diffusion", "rd", "Song et al. 2021, app. E",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_reverse},
+     DFI_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, reverse, 0)},
     {"predictor_corrector", "pc", "Song et al. 2021, alg. 1",
-     DF_CLOCK_T, 1, 1, 2, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_pc},
+     DFI_T, 1, 1, 2, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, pc, 0)},
     {"exponential", "sde sde_dpmpp_1", "Gonzalez et al. 2023; the family, exactly",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(X0, 1, ddim, 0)},
     {"euler_ancestral", "euler_a k_euler_ancestral k_euler_a", "Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(X0, 1, ddim, 0)},
     {"dpm_2_ancestral", "dpm_2_a dpm2_a kdpm2_ancestral", "Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(EPS, 2, rk2, 0)},
     {"dpmpp_2s_ancestral", "dpmpp_2s_a dpm++2s_a", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+     DFI_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(X0, 4, two, .5)},
     {"dpmpp_sde", "k_dpmpp_sde dpm_solver_sde", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+     DFI_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_DDIM(1), DFI_EACH(X0, 4, two, .5)},
     {"dpmpp_2m_sde", "k_dpmpp_2m_sde sde-dpmsolver++", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, DFI_LINEAR(1), DFI_MULTI(X0, 0, BH2)},
     {"dpmpp_3m_sde", "k_dpmpp_3m_sde", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 4, DFI_LINEAR(1), DFI_MULTI(X0, 0, EXACT)},
     {"sa_solver", "sa", "Xue et al. 2023",
-     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 2, DF_SLOPE_BH1, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, DFI_ETA(1), DFI_MULTI(X0, 2, BH1)},
     {"er_sde", "", "Cui et al. 2023",
-     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 3, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_er_sde},
+     DFI_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 3, DFI_NO_ETA, DFI_EACH(X0, 3, er_sde, 0)},
     {"restart", "", "Xu et al. 2023",
-     DF_CLOCK_RHO, 0, 0, 2, 1, 0, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_restart},
+     DFI_RHO, 0, 0, 2, 1, 0, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 2, restart, 1)},
     /* Langevin */
     {"langevin", "ula unadjusted_langevin", "Parisi 1981; Roberts & Tweedie 1996",
-     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ula},
+     DFI_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 1, ula, 0)},
     {"mala", "metropolis_adjusted_langevin", "Besag 1994; Roberts & Tweedie 1996",
-     DF_CLOCK_STOPPED, 0, 0, 4, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_mala},
+     DFI_STOPPED, 0, 0, 4, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 3, mala, 0)},
     {"baoab", "underdamped_langevin", "Leimkuhler & Matthews 2013",
-     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_baoab},
+     DFI_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 2, baoab, 0)},
     {"annealed_langevin", "ncsn", "Song & Ermon 2019, alg. 1",
-     DF_CLOCK_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_annealed},
+     DFI_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 1, annealed, 0)},
     /* few steps, of maps */
     {"consistency", "lcm cm scm consistency_multistep",
      "Song et al. 2023; Luo et al. 2023",
-     DF_CLOCK_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0, DFI_MAP},
     {"tcd", "", "Zheng et al. 2024",
-     DF_CLOCK_T, 0, 0, 1, 1, 1, 1, 0, 0, 0, .3, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_T, 0, 0, 1, 1, 1, 1, 0, 0, 0, .3, 1, DF_ETA_OWN, 0, DFI_MAP},
     {"flow_map", "ctm meanflow", "Kim et al. 2024; Geng et al. 2025",
-     DF_CLOCK_RHO, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_RHO, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_OWN, 0, DFI_MAP},
     /* parallel */
     {"paradigms", "parallel", "Shih et al. 2023",
-     DF_CLOCK_RHO, 1, 1, 0, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_WHOLE, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_paradigms},
+     DFI_RHO, 1, 1, 0, 0, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_WHOLE(STRAIGHT, 0, paradigms)},
 };
-#undef DFI_INF
-#undef DFI_PREDICT
-#undef DFI_WHOLE
-#undef DFI_NO_ETA
-#undef DFI_ANCESTRAL
 enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
 
 DF_API const df_sampler_row *df_sampler_rows(int *count) {
@@ -6113,11 +6026,11 @@ static df_result dfi_sample_check_settings(df_ctx *ctx, const df_sample_desc *d)
         double x = dfi_setting_value(d, set);
         int open = set->most <= DFI_OPEN;
         if (open ? dfi_is_nan(x) : dfi_nonfinite(x))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants a %snumber",
-                            set->name, x, open ? "" : "finite ");
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants a "
+                            "%snumber", set->name, x, open ? "" : "finite ");
         if (x < set->least || (!open && x > set->most))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants at %s %.9g",
-                            set->name, x, x < set->least ? "least" : "most",
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants at %s "
+                            "%.9g", set->name, x, x < set->least ? "least" : "most",
                             x < set->least ? set->least : set->most);
     }
     return DF_OK;
