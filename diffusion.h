@@ -3315,11 +3315,10 @@ static df_result dfi_grid_divide(dfi_grid *g) {
     if (twice && last.alpha > 0)
         last = df_process_at_rho(g->p, g->d->shift * last.sigma / last.alpha);
     if (M > 1 && (last.t >= first.t || (!any && (first.alpha <= 0 || last.sigma <= 0))))
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" cannot divide %s from t_max = %g, lambda = %g, "
-                        "to t_min = %g, %g: want 1 > t_max > t_min > 0, or \"uniform\"",
-                        g->name, df_process_name(g->p), first.t, first.lambda, last.t,
-                        last.lambda);
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" cannot divide %s from "
+                        "t_max = %g, lambda = %g, to t_min = %g, %g: want 1 > t_max > "
+                        "t_min > 0, or \"uniform\"", g->name, df_process_name(g->p),
+                        first.t, first.lambda, last.t, last.lambda);
     g->out[0] = first;
     for (int i = 1; i < M - 1; i++)
         g->out[i] = dfi_grid_place(g, &first, &last, i / (double)(M - 1));
@@ -3339,20 +3338,15 @@ static double dfi_grid_index(int list, int T, int N, int i, int offset) {
 
 /* N entries of a table, then the data point; or entry 0, unless it is there already. */
 static df_result dfi_grid_entries(dfi_grid *g) {
-    int T = g->p->table_size, N = g->d->steps, table = g->p->kind == DF_PROCESS_TABLE;
+    int T = g->p->table_size, N = g->d->steps;
     int list = g->rule->clock, offset = g->d->grid_offset;
     double most = dfi_grid_index(list, T, N, 0, offset);
     double least = dfi_grid_index(list, T, N, N - 1, offset);
-    if (!table)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" lists entries of a table, but the process is %s: "
-                        "use \"uniform\", or df_process_table",
-                        g->name, df_process_name(g->p));
     if (N > T || g->d->t_max < 1 || least < 0 || most >= T)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" lists N = %d entries %g .. %g, t_max = %g: want "
-                        "a table of T >= N, entries 0 .. T-1, t_max 1; %s has T = %d",
-                        g->name, N, most, least, g->d->t_max, df_process_name(g->p), T);
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" lists N = %d entries %g "
+                        ".. %g, t_max = %g: want a table of T >= N, entries 0 .. T-1, "
+                        "t_max 1, but %s has T = %d; \"uniform\" needs no table", g->name,
+                        N, most, least, g->d->t_max, df_process_name(g->p), T);
     for (g->count = 0; g->count < N; g->count++)
         g->out[g->count] =
             df_process_at(g->p, (dfi_grid_index(list, T, N, g->count, offset) + 1) / T);
@@ -3409,10 +3403,9 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
         const df_point *q = &g->out[i], *before = q - 1;
         int t_falls = q->t < before->t || (q->sigma <= 0 && q->t <= before->t);
         if (!t_falls || q->sigma * before->alpha >= before->sigma * q->alpha)
-            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                            "df_grid: must fall, but point %d has t = %.9g, lambda = %.9g "
-                            "after %.9g, %.9g: use fewer steps, or another grid", i, q->t,
-                            q->lambda, before->t, before->lambda);
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: must fall, but point %d has "
+                            "t = %.9g, lambda = %.9g after %.9g, %.9g: use fewer steps, or "
+                            "another grid", i, q->t, q->lambda, before->t, before->lambda);
     }
     return DF_OK;
 }
@@ -3427,17 +3420,12 @@ static df_result dfi_grid_restart(dfi_grid *g, int K, int capacity) {
     while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
     if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
     if (at == 0 || at == g->count || g->count + more > capacity ||
-        q[at].sigma >= g->d->restart_max * q[at].alpha)
-        return dfi_fail(
-            g->ctx, DF_ERR_ARGUMENT,
-            "df_grid: no point of %d lies below "
-            "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
-            "steps",
-            g->count, g->d->restart_max, g->d->restart_min);
-    if (q[0].sigma < g->d->restart_max * q[0].alpha)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: restart_max is %g, above where the grid begins, "
-                        "sigma/alpha = %g: lower it", g->d->restart_max,
+        q[at].sigma >= g->d->restart_max * q[at].alpha ||
+        q[0].sigma < g->d->restart_max * q[0].alpha)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: restart_max is %g, restart_min "
+                        "%g: want %d points from sigma/alpha = %g on to lie on both sides "
+                        "of either: take more steps, or lower restart_max",
+                        g->d->restart_max, g->d->restart_min, g->count,
                         q[0].sigma / q[0].alpha);
     memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
     low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
@@ -3492,10 +3480,9 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     else if (g.rule->clock > DF_POINTS_LAMBDA) result = dfi_grid_entries(&g);
     else result = dfi_grid_divide(&g);
     if (result == DF_OK && g.count < 2)         /* entry 0 is both first and last */
-        result = dfi_fail(ctx, DF_ERR_ARGUMENT,
-                          "df_grid: \"%s\" with N = %d gives one point, "
-                          "t = %g: take more steps, or end = DF_END_DATA",
-                          g.name, desc->steps, out[0].t);
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" with N = %d gives one "
+                          "point, t = %g: take more steps, or end = DF_END_DATA", g.name,
+                          desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
     if (result == DF_OK && (restarts = dfi_restarts(desc)) > 0)
@@ -5682,15 +5669,12 @@ static df_sampler *dfi_sampler_of(df_stage *stage) { return (df_sampler *)(void 
 
 /* Ends the run with a sentence that says where it stood; `why` may be the context's. */
 static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why) {
+    const df_stage *st = &s->stage;
     char copy[DFI_MESSAGE];
-    size_t length = strlen(why);
-    if (length >= sizeof copy) length = sizeof copy - 1;
-    memcpy(copy, why, length);
-    copy[length] = 0;
+    snprintf(copy, sizeof copy, "%s", why);
     s->phase = DFI_PHASE_DONE;
-    s->result =
-        dfi_fail(s->stage.ctx, code, "df_sample: %s, step %d of %d (t = %g): %s",
-                 s->row.name, s->stage.step + 1, s->stage.steps, s->stage.at.t, copy);
+    s->result = dfi_fail(st->ctx, code, "df_sample: %s, step %d of %d (t = %g): %s",
+                         s->row.name, st->step + 1, st->steps, st->at.t, copy);
     return s->result;
 }
 
@@ -5700,13 +5684,20 @@ static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df
     df_stage *st = &s->stage;
     int step = st->step < st->steps ? st->step + 1 : st->steps;
     s->phase = DFI_PHASE_DONE;
-    s->result = dfi_fail(
-        st->ctx, DF_ERR_NONFINITE,
-        "df_sample: %s %s at step %d of %d (t = %g), sample %llu, element %llu", what,
-        dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
-        (unsigned long long)(s->desc.first_sample + at / width % (size_t)st->n),
-        (unsigned long long)(at % width));
+    s->result = dfi_fail(st->ctx, DF_ERR_NONFINITE, "df_sample: %s %s at step %d of %d (t "
+                         "= %g), sample %llu, element %llu", what,
+                         dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
+                         (unsigned long long)(s->desc.first_sample +
+                                              at / width % (size_t)st->n),
+                         (unsigned long long)(at % width));
     return s->result;
+}
+
+/* Is x without them? */
+static df_result dfi_sampler_finite(df_sampler *s, const char *what) {
+    size_t bad = dfi_nonfinite_at(s->stage.ctx, s->size, s->stage.x);
+    if (bad == s->size) return DF_OK;
+    return dfi_sampler_nonfinite(s, what, s->stage.x, bad, (size_t)s->stage.dim);
 }
 
 /* The model's, or was it asked about such an x? */
@@ -5736,21 +5727,20 @@ static void dfi_sampler_settle(df_sampler *s, const dfi_sweep *then) {
         dfi_sampler_answered(s, s->pending.check, bad, (size_t)s->stage.dim);
 }
 
+/* A question about x, whose rows stand at s->each; at NULL or x NULL is a mistake. */
 static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *at,
                              const df_real *x) {
     df_sampler *sampler = dfi_sampler_of(s);
+    const char *wrong = NULL;
     if (sampler->result != DF_OK) return DF_NEXT_FAIL;
-    if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0) {
-        dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL, or too many rows"
-                        DFI_STAGE_HINT);
-        return DF_NEXT_FAIL;
-    }
-    if (x == s->answer) {
-        dfi_stage_wrong(s, "df_stage_ask: x is `answer`, which the model writes to");
-        return DF_NEXT_FAIL;
-    }
-    if (sampler->model.predict && !(sampler->model.answers & (unsigned)ask)) {
-        dfi_stage_wrong(s, "df_stage_ask: the model does not answer that; see `answers`");
+    if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0)
+        wrong = "df_stage_ask: the point or x is NULL, or too many rows" DFI_STAGE_HINT;
+    else if (x == s->answer)
+        wrong = "df_stage_ask: x is `answer`, which the model writes to";
+    else if (sampler->model.predict && !(sampler->model.answers & (unsigned)ask))
+        wrong = "df_stage_ask: the model does not answer that; see `answers`";
+    if (wrong) {
+        dfi_stage_wrong(s, wrong);
         return DF_NEXT_FAIL;
     }
     s->at = *at;
@@ -5760,22 +5750,25 @@ static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *
     sampler->phase = DFI_PHASE_READY;
     return DF_NEXT_ASK;
 }
-DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+/* All samples at one point. */
+static df_next dfi_stage_ask_at(df_stage *s, df_ask ask, const df_point *at,
+                                const df_real *x) {
     for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
-    return dfi_stage_ask(s, DF_ASK_PREDICT, s->n, at, x);
+    return dfi_stage_ask(s, ask, s->n, at, x);
+}
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+    return dfi_stage_ask_at(s, DF_ASK_PREDICT, at, x);
 }
 DF_API df_next df_stage_ask_each(df_stage *s, int rows, const df_real *x) {
     return dfi_stage_ask(s, DF_ASK_PREDICT, rows, &s->each[0], x);
 }
 DF_API df_next df_stage_ask_map(df_stage *s, const df_point *at, const df_point *to,
                                 const df_real *x) {
-    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
     if (to) dfi_sampler_of(s)->aim = *to;
-    return dfi_stage_ask(s, DF_ASK_MAP, s->n, to ? at : NULL, x);
+    return dfi_stage_ask_at(s, DF_ASK_MAP, to ? at : NULL, x);
 }
 DF_API df_next df_stage_ask_density(df_stage *s, const df_point *at, const df_real *x) {
-    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
-    return dfi_stage_ask(s, DF_ASK_LOG_DENSITY, s->n, at, x);
+    return dfi_stage_ask_at(s, DF_ASK_LOG_DENSITY, at, x);
 }
 
 static df_learned dfi_stage_learned(const df_stage *s) {
@@ -5785,18 +5778,17 @@ static df_learned dfi_stage_learned(const df_stage *s) {
 
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
                              const df_real *const *a) {
+    df_sampler *sampler = dfi_sampler_of(s);
     int missing = out == NULL || c == NULL || a == NULL;
+    dfi_sweep w;
     for (int j = 0; j < count && j < DFI_TERMS && !missing; j++) missing = a[j] == NULL;
-    if (missing)
-        dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
+    if (missing) dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
     else if (count < 1 || count > DFI_TERMS)
         dfi_stage_wrong(s, "df_stage_combine: count must be 1 .. 8");
-    else if (dfi_sampler_of(s)->result == DF_OK) {
-        dfi_sweep w;
-        dfi_sweep_set(&w, dfi_sampler_of(s)->size, out, count, c, a);
-        if (dfi_sampler_of(s)->waits) dfi_sampler_settle(dfi_sampler_of(s), &w);
-        else dfi_sweep_run(s->ctx, &w);
-    }
+    if (sampler->result != DF_OK) return;
+    dfi_sweep_set(&w, sampler->size, out, count, c, a);
+    if (sampler->waits) dfi_sampler_settle(sampler, &w);
+    else dfi_sweep_run(s->ctx, &w);
 }
 
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
@@ -5812,62 +5804,46 @@ DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
    4096 numbers or more: less is not worth waking a worker. */
 enum { DFI_NOISE_TASK = 4096 };
 typedef struct dfi_noise_job {
-    uint64_t seed, first_sample;
-    uint32_t draw;
-    size_t dim, n, rows; /* rows: of one task */
+    const df_noise_query *q;
+    size_t rows;                 /* of one task */
     df_real *out;
 } dfi_noise_job;
 static void dfi_noise_task(void *arg, int task) {
-    dfi_noise_job *j = (dfi_noise_job *)arg;
-    size_t row = (size_t)task * j->rows, end = row + j->rows;
-    if (end > j->n) end = j->n;
+    const dfi_noise_job *j = (const dfi_noise_job *)arg;
+    size_t row = (size_t)task * j->rows, end = row + j->rows, dim = (size_t)j->q->dim;
+    if (end > (size_t)j->q->n) end = (size_t)j->q->n;
     for (; row < end; row++)
-        df_random_normal(j->seed, j->first_sample + row, j->draw, j->dim,
-                         j->out + row * j->dim);
+        df_random_normal(j->q->seed, j->q->first_sample + row, j->q->draw, dim,
+                         j->out + row * dim);
 }
 
 /* The next draw of every sample, keyed by the sample, not by its place in the batch. */
 static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_point to,
                                    df_real *out) {
-    const df_sample_desc *d = &s->desc;
+    const df_noise *noise = &s->desc.noise;
     df_stage *st = &s->stage;
-    uint32_t draw = s->draw++;
-    dfi_noise_job job;
-    if (d->noise.fill) {
-        df_noise_query q;
-        memset(&q, 0, sizeof q);
-        q.seed = d->seed;
-        q.first_sample = d->first_sample;
-        q.draw = draw;
-        q.step = step;
-        q.n = st->n;
-        q.dim = st->dim;
-        q.from = from;
-        q.to = to;
-        df_result before = st->ctx->code;
-        st->ctx->code = DF_OK;
-        s->result = d->noise.fill(d->noise.user, &q, out);
-        dfi_returned(st->ctx, before, s->result, "df_sample: noise.fill", st->step + 1,
-                     st->steps);
-        if (s->result != DF_OK && d->noise.fill == dfi_replay_fill) {
-            const df_replay *r = (const df_replay *)d->noise.user;
-            dfi_fail(st->ctx, s->result,
-                     "df_noise_replay: draw %d of %d x %d numbers is wanted, but there "
-                     "are %d of %llu each", r->used + 1, st->n, st->dim, r->count,
-                     (unsigned long long)r->size);
-        }
-        if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
-        return s->result;
+    df_ctx *ctx = st->ctx;
+    df_noise_query q = { s->desc.seed, s->desc.first_sample, s->draw++, step, st->n,
+                         st->dim, from, to };
+    dfi_noise_job job = { &q, ((size_t)DFI_NOISE_TASK + (size_t)st->dim - 1) /
+                                  (size_t)st->dim, out };
+    df_result before = ctx->code;
+    if (!noise->fill) {
+        dfi_parallel(ctx, (int)(((size_t)st->n + job.rows - 1) / job.rows), dfi_noise_task,
+                     &job);
+        return DF_OK;
     }
-    job.seed = d->seed;
-    job.first_sample = d->first_sample;
-    job.draw = draw;
-    job.dim = (size_t)st->dim;
-    job.n = (size_t)st->n;
-    job.rows = (DFI_NOISE_TASK + job.dim - 1) / job.dim;
-    job.out = out;
-    dfi_parallel(st->ctx, (int)((job.n + job.rows - 1) / job.rows), dfi_noise_task, &job);
-    return DF_OK;
+    ctx->code = DF_OK;
+    s->result = noise->fill(noise->user, &q, out);
+    dfi_returned(ctx, before, s->result, "df_sample: noise.fill", st->step + 1, st->steps);
+    if (s->result != DF_OK && noise->fill == dfi_replay_fill) {
+        const df_replay *r = (const df_replay *)noise->user;
+        dfi_fail(ctx, s->result, "df_noise_replay: draw %d of %d x %d numbers is wanted, "
+                 "but there are %d of %llu each", r->used + 1, st->n, st->dim, r->count,
+                 (unsigned long long)r->size);
+    }
+    if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
+    return s->result;
 }
 
 DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
@@ -6434,25 +6410,17 @@ static void dfi_rescale(const df_model *m, size_t size, df_real *x, int to_data)
 static df_result dfi_sampler_start(df_sampler *s) {
     df_stage *st = &s->stage;
     df_point at = s->grid[0];
-    double c[2];
-    const df_real *a[2];
-    size_t bad;
+    const df_real *noise = s->desc.start == DF_START_DATA ? st->answer : st->x;
     if (s->desc.start == DF_START_DATA || s->desc.inverse)
         dfi_rescale(&s->model, s->size, st->x, 0);
-    if (s->desc.start != DF_START_GIVEN) {
-        int fresh = s->desc.start == DF_START_NOISE;
-        c[0] = at.sigma;
-        c[1] = at.alpha;
-        a[0] = fresh ? st->x : st->answer;
-        a[1] = st->x;
-        if (dfi_sampler_noise(s, -1, at, at, fresh ? st->x : st->answer) != DF_OK)
-            return s->result;
-        dfi_combine(st->ctx, s->size, st->x, fresh ? 1 : 2, c, a);
-    }
-    bad = dfi_nonfinite_at(st->ctx, s->size, st->x);
-    return bad < s->size ? dfi_sampler_nonfinite(s, "the start x holds", st->x, bad,
-                                                 (size_t)st->dim)
-                         : DF_OK;
+    if (s->desc.start != DF_START_GIVEN &&
+        dfi_sampler_noise(s, -1, at, at, (df_real *)noise) != DF_OK)
+        return s->result;
+    if (s->desc.start == DF_START_NOISE)
+        df_stage_combine(st, st->x, 1, &at.sigma, &noise);
+    if (s->desc.start == DF_START_DATA)
+        dfi_two(st, st->x, at.sigma, noise, at.alpha, st->x);
+    return dfi_sampler_finite(s, "the start x holds");
 }
 
 /* x at `from` goes up to `to`, where sigma/alpha is larger, by the exact forward kernel:
@@ -6462,15 +6430,10 @@ static df_result dfi_sampler_start(df_sampler *s) {
 static df_result dfi_sampler_renoise(df_sampler *s, df_point from, df_point to,
                                      const df_point *stretch, df_real *noise) {
     df_stage *st = &s->stage;
-    double c[2];
-    const df_real *a[2];
-    c[0] = to.alpha / from.alpha;
-    c[1] = sqrt(fmax(to.sigma * to.sigma - c[0] * c[0] * from.sigma * from.sigma, 0));
-    c[1] *= s->desc.noise_scale;
-    a[0] = st->x;
-    a[1] = noise;
+    double c = to.alpha / from.alpha;
+    double z = sqrt(fmax(to.sigma * to.sigma - c * c * from.sigma * from.sigma, 0));
     if (dfi_sampler_noise(s, st->step, *stretch, to, noise) != DF_OK) return s->result;
-    dfi_combine(st->ctx, s->size, st->x, 2, c, a);
+    dfi_two(st, st->x, c, st->x, z * s->desc.noise_scale, noise);
     return DF_OK;
 }
 
@@ -6502,13 +6465,8 @@ static df_result dfi_sampler_churn(df_sampler *s) {
 /* The first question of a step is always about x at `from`. */
 static df_result dfi_sampler_open(df_sampler *s) {
     df_stage *st = &s->stage;
-    df_point target;
-    if (s->row.asks == DF_ASK_MAP) {
-        target = dfi_map_target(st);
-        df_stage_ask_map(st, &st->from, &target, st->x);
-    } else {
-        df_stage_ask(st, &st->from, st->x);
-    }
+    if (s->row.asks == DF_ASK_MAP) s->aim = dfi_map_target(st);
+    dfi_stage_ask_at(st, s->row.asks, &st->from, st->x);
     return s->result;
 }
 
@@ -6520,8 +6478,7 @@ static df_point dfi_sampler_aim(const df_sampler *s) {
     int T = st->process->table_size;
     double extra, index = T * st->from.t - 1 - T / st->points;
     if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0)
-        to =
-            index >= 0 ? df_process_at(st->process, (index + 1) / T) : s->grid[st->points];
+        to = index >= 0 ? df_process_at(st->process, (index + 1) / T) : st->grid[st->points];
     if (!s->row.ancestral || s->row.whole) return to;
     extra = dfi_extra(st, &st->from, &to);
     return extra > 0 ? df_process_at_lambda(st->process, to.lambda + extra) : to;
@@ -6807,7 +6764,6 @@ static df_result dfi_sampler_tell(df_sampler *s) {
 static df_result dfi_sampler_stepped(df_sampler *s) {
     df_stage *st = &s->stage;
     const df_point *next = &s->grid[s->row.whole ? st->points : st->step + 1];
-    size_t bad;
     if (s->row.ancestral && !s->row.whole && st->to.lambda > next->lambda &&
         dfi_sampler_renoise(s, st->to, *next, &st->from, st->answer) != DF_OK)
         return s->result;
@@ -6815,27 +6771,21 @@ static df_result dfi_sampler_stepped(df_sampler *s) {
     for (int i = DF_PAST - 1; i > 0; i--) st->past[i] = st->past[i - 1];
     st->past[0] = st->from;
     if (st->known < DF_PAST) st->known++;
-    if (st->step + 1 == st->steps &&
-        (bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x became", st->x, bad, (size_t)st->dim);
+    if (st->step + 1 == st->steps && dfi_sampler_finite(s, "x became") != DF_OK)
+        return s->result;
     st->step++;
     if (dfi_sampler_tell(s) != DF_OK) return s->result;
     if (st->step < st->steps) return dfi_sampler_begin(s);
     s->phase = DFI_PHASE_DONE;
     if (!s->desc.inverse) dfi_rescale(&s->model, s->size, st->x, 1);
-    if ((bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad,
-                                     (size_t)st->dim);
-    return DF_OK;
+    return dfi_sampler_finite(s, "x in the data's units became");
 }
 
 /* Has a callback of this very sampler called `who`? It would recurse without end. */
 static int dfi_sampler_busy(df_sampler *s, const char *who) {
     if (s->busy)
-        dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
-                 "%s: called from within a callback of the same sampler; return from it "
-                 "first",
-                 who);
+        dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "%s: called from within a callback of the "
+                 "same sampler; return from it first", who);
     return s->busy;
 }
 
@@ -6909,9 +6859,8 @@ DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
     if (s == NULL || dfi_sampler_busy(s, "df_sampler_answer")) return DF_ERR_ARGUMENT;
     if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
     if (s->phase != DFI_PHASE_ASKED)
-        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
-                        "df_sampler_answer: no question is open; call df_sampler_next "
-                        "first");
+        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "df_sampler_answer: no question is "
+                        "open; call df_sampler_next first");
     if (out == NULL)
         return dfi_sampler_fail(s, DF_ERR_ARGUMENT, "df_sampler_answer: out is NULL");
     s->busy = 1;
@@ -6945,17 +6894,16 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
     if (s == NULL) return ctx ? ctx->code : DF_ERR_ARGUMENT;
     if (s->model.predict == NULL) {
         df_sampler_free(s);
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model has no predict function; give it "
-                        "one, or answer the questions of df_sampler_next");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model has no predict "
+                        "function; give it one, or answer the questions of "
+                        "df_sampler_next");
     }
     while (df_sampler_next(s, &q)) {
         before = ctx->code;
         ctx->code = DF_OK;
         out = s->raw ? s->raw : s->stage.answer;
         r = dfi_ask(ctx, &s->model, &q, out);
-        r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1,
-                         s->stage.steps);
+        r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1, s->stage.steps);
         if (r != DF_OK) s->result = r;
         if (r != DF_OK || df_sampler_answer(s, out) != DF_OK) break;
     }
@@ -7004,11 +6952,9 @@ static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model 
     if (ctx && m && m->cookie == DFI_COOKIE && m->predict && m->dim > 0 && n > 0 && d &&
         d->cookie == DFI_COOKIE && steps > 0 && steps <= DFI_MOST_STEPS)
         return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "%s: n = %d, %d steps: wants a context, a model of "
-                    "df_model_defaults with predict and dim, n > 0, and a descriptor of "
-                    "df_sample_defaults",
-                    who, n, steps);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d, %d steps: wants a context, a model "
+                    "of df_model_defaults with predict and dim, n > 0, and a descriptor "
+                    "of df_sample_defaults", who, n, steps);
 }
 
 /* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
