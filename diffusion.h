@@ -3171,20 +3171,17 @@ DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
    given with its derivative, because a velocity is per unit of somebody's time:
        dx/dt = (dx/d native) (d native/dt). */
 
-static df_time dfi_time_make(df_time_kind kind, double a, double b) {
+static df_time dfi_time(df_time_kind kind, double a, double b) {
     df_time time = { kind, a, b };
     return time;
 }
-
+DF_API df_time df_time_own(void) { return dfi_time(DF_TIME_AFFINE, 1, 0); }
+DF_API df_time df_time_index(int T) { return dfi_time(DF_TIME_AFFINE, T, -1); }
 DF_API df_time df_time_affine(double a, double b) {
-    return dfi_time_make(DF_TIME_AFFINE, a, b);
+    return dfi_time(DF_TIME_AFFINE, a, b);
 }
-DF_API df_time df_time_own(void) { return df_time_affine(1, 0); }
-DF_API df_time df_time_index(int T) { return df_time_affine(T, -1); }
-DF_API df_time df_time_sigma(void) { return dfi_time_make(DF_TIME_SIGMA, 1, 0); }
-DF_API df_time df_time_log_sigma(double a) {
-    return dfi_time_make(DF_TIME_LOG_SIGMA, a, 0);
-}
+DF_API df_time df_time_sigma(void) { return dfi_time(DF_TIME_SIGMA, 1, 0); }
+DF_API df_time df_time_log_sigma(double a) { return dfi_time(DF_TIME_LOG_SIGMA, a, 0); }
 
 /* d(sigma/alpha)/dt = W/alpha^2,  d log(sigma/alpha)/dt = -lambda'. */
 DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *time,
@@ -3239,24 +3236,21 @@ typedef struct dfi_grid {
 /* A rule takes equal steps of a power of a clock, or lists entries of a table. */
 enum { DFI_RULE_LINSPACE = DF_POINTS_LAMBDA + 1, DFI_RULE_LEADING, DFI_RULE_TRAILING };
 enum { DFI_GRID_RULES = 8 };
-typedef struct dfi_grid_rule {
+static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "quadratic",
+    "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
+static const struct dfi_grid_rule {
     const char *aliases;
     int clock;                 /* a df_points, or one of the lists */
     double power;              /* clock^{1/power} is divided */
     int tunable;               /* grid_rho takes the place of power */
-} dfi_grid_rule;
-
-static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "quadratic",
-    "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
-static const dfi_grid_rule dfi_grid_rules[DFI_GRID_RULES] = {
+} dfi_grid_rules[DFI_GRID_RULES] = {
     { "linear time_uniform", DF_POINTS_T, 1, 0 },
     { "quad time_quadratic", DF_POINTS_T, 2, 0 },      /* Song, Meng & Ermon 2021 */
     { "exponential logsnr", DF_POINTS_LAMBDA, 1, 0 },
     { "edm", DF_POINTS_RHO, 7, 1 },                    /* Karras et al. 2022, eq. 5 */
     { "", DF_POINTS_LAMBDA, 1, 1 },                    /* k-diffusion */
     { "", DFI_RULE_LINSPACE, 0, 0 }, { "", DFI_RULE_LEADING, 0, 0 },
-    { "", DFI_RULE_TRAILING, 0, 0 }
-};
+    { "", DFI_RULE_TRAILING, 0, 0 } };
 
 DF_API const char *const *df_grid_names(int *count) {
     if (count) *count = DFI_GRID_RULES;
@@ -3403,41 +3397,14 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
         const df_point *q = &g->out[i], *before = q - 1;
         int t_falls = q->t < before->t || (q->sigma <= 0 && q->t <= before->t);
         if (!t_falls || q->sigma * before->alpha >= before->sigma * q->alpha)
-            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: must fall, but point %d has "
-                            "t = %.9g, lambda = %.9g after %.9g, %.9g: use fewer steps, or "
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: must fall, but point %d "
+                            "has t = %.9g, lambda = %.9g after %.9g, %.9g: fewer steps or "
                             "another grid", i, q->t, q->lambda, before->t, before->lambda);
     }
     return DF_OK;
 }
 
-/* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
-   up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
-static int dfi_restarts(const df_sample_desc *d);
-static df_result dfi_grid_restart(dfi_grid *g, int K, int capacity) {
-    int M = g->d->restart_steps, at = 0, more = K * (M + 1);
-    double top = pow(g->d->restart_max, 1 / 7.0), low;
-    df_point *q = g->out;
-    while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
-    if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
-    if (at == 0 || at == g->count || g->count + more > capacity ||
-        q[at].sigma >= g->d->restart_max * q[at].alpha ||
-        q[0].sigma < g->d->restart_max * q[0].alpha)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: restart_max is %g, restart_min "
-                        "%g: want %d points from sigma/alpha = %g on to lie on both sides "
-                        "of either: take more steps, or lower restart_max",
-                        g->d->restart_max, g->d->restart_min, g->count,
-                        q[0].sigma / q[0].alpha);
-    memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
-    low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
-    for (int k = 0; k < more; k++)
-        q[at + 1 + k] = k % (M + 1) == M ? q[at] : df_process_at_rho(
-            g->p, pow(top + (low - top) * (k % (M + 1)) / M, 7));
-    g->count += more;
-    return DF_OK;
-}
-
 /* N as a descriptor says it. */
-enum { DFI_MOST_STEPS = 1000000 };
 static int dfi_steps_asked(const df_sample_desc *d) {
     return d->points ? d->points_count - (d->points_count > 0) : d->steps;
 }
@@ -3457,16 +3424,15 @@ static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capaci
                     (int)d->points_in, d->t_max, d->t_min, d->shift, d->grid_rho);
 }
 
+static df_result dfi_grid_restart(dfi_grid *g, int capacity);  /* of restarting methods */
 DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
                          df_point *out, int capacity, int *count) {
     dfi_grid g = { ctx, p, desc, out, 0, "NULL", NULL };
     df_result result = df_process_check(ctx, p);
-    int restarts;
-    if (result != DF_OK) return result;
-    if (!out || !count || !desc || desc->cookie != DFI_COOKIE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
-                        "descriptor made by df_sample_defaults");
-    result = dfi_grid_check(ctx, desc, capacity);
+    if (result == DF_OK && (!out || !count || !desc || desc->cookie != DFI_COOKIE))
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
+                          "descriptor made by df_sample_defaults");
+    if (result == DF_OK) result = dfi_grid_check(ctx, desc, capacity);
     if (result != DF_OK) return result;
     if (desc->grid) g.name = desc->grid;
     for (int i = 0; i < DFI_GRID_RULES; i++)
@@ -3485,8 +3451,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
                           desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
-    if (result == DF_OK && (restarts = dfi_restarts(desc)) > 0)
-        result = dfi_grid_restart(&g, restarts, capacity);
+    if (result == DF_OK) result = dfi_grid_restart(&g, capacity);
     for (int i = 0, j = g.count - 1; desc->inverse && i < j; i++, j--) {
         df_point swap = out[i];
         out[i] = out[j];
@@ -3495,6 +3460,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     if (result == DF_OK) *count = g.count;
     return result;
 }
+
 /* -------------------------------------------------------------------------------------
    // >>prediction: one plane, every prediction from every other
 
@@ -3878,10 +3844,8 @@ static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
     int count = k + 1;
     c[0] = step->x;
     a[0] = base;
-    for (int j = 0; j < k; j++) {
-        c[j + 1] = step->m[j];
-        a[j + 1] = answer[j];
-    }
+    memcpy(c + 1, step->m, (size_t)k * sizeof *c);
+    memcpy(a + 1, answer, (size_t)k * sizeof *a);
     if (step->z > 0) {
         if (draw && df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
         c[count] = step->z;
@@ -4865,44 +4829,41 @@ static df_next dfi_stage_map(df_stage *s) {
    own. The result is ddim's to the tolerance. wide[0] [W + 1, n, dim] holds y of the
    points b .. b + W, wide[1] the x that are asked. */
 static df_real *dfi_window(df_stage *s, int w, int i) {
-    return s->wide[0] + ((size_t)w * (size_t)s->n + (size_t)i) * (size_t)s->dim;
+    return s->wide[0] + dfi_row_at(s, w * s->n + i);
+}
+/* out = scale y for one sample, scale taking y to x at q. */
+static void dfi_window_x(df_stage *s, const df_point *q, int w, int i, df_real *out) {
+    const df_real *y = dfi_window(s, w, i);
+    double scale = dfi_ode_scale(s, q);
+    s->ctx->k->combine((size_t)s->dim, 1, &scale, &y, out);
 }
 static df_next dfi_paradigms_ask(df_stage *s) {
-    size_t dim = (size_t)s->dim;
     int open = 0;
     for (int r = 0; r < s->rows; r++) {
-        int base = (int)s->own[(size_t)(r % s->n) * DF_OWN], at = base + r / s->n;
-        const df_real *y = dfi_window(s, r / s->n, r % s->n);
-        double scale;
+        int base = (int)*dfi_own(s, r % s->n), at = base + r / s->n;
         open |= base < s->points;
         s->each[r] = s->grid[at < s->points ? at : s->points - 1];
-        scale = dfi_ode_scale(s, &s->each[r]);
-        s->ctx->k->combine(dim, 1, &scale, &y, s->wide[1] + (size_t)r * dim);
+        dfi_window_x(s, &s->each[r], r / s->n, r % s->n, s->wide[1] + dfi_row_at(s, r));
     }
     if (open) return df_stage_ask_each(s, s->rows, s->wide[1]);
-    for (int i = 0; i < s->n; i++) {
-        const df_real *y = dfi_window(s, 0, i);
-        double scale = dfi_ode_scale(s, &s->to);
-        s->ctx->k->combine(dim, 1, &scale, &y, s->x + (size_t)i * dim);
-    }
+    for (int i = 0; i < s->n; i++) dfi_window_x(s, &s->to, 0, i, s->x + dfi_row_at(s, i));
     return DF_NEXT_STEP;
 }
 
 /* Sample i: the sum from its slopes; returns how many points are done. */
 static int dfi_paradigms_sum(df_stage *s, int i, int base, int W) {
-    size_t dim = (size_t)s->dim, size = dim * (size_t)s->n;
-    double tolerance = .1 * s->desc->atol, one[2] = { 1, 0 };
-    const df_real *a[2];
+    size_t dim = (size_t)s->dim;
+    double tolerance = .1 * s->desc->atol;
     int done = 0;
     for (int w = 0; w < W && base + w < s->points; w++) {
         const df_point *q = &s->grid[base + w];
-        df_real *now = dfi_window(s, w + 1, i), *old = s->wide[1] + (size_t)i * dim;
+        df_real *now = dfi_window(s, w + 1, i), *old = s->wide[1] + dfi_row_at(s, i);
+        const df_real *slope = s->answer + dfi_row_at(s, w * s->n + i);
+        const df_real *const a[2] = { dfi_window(s, w, i), slope };
+        const double c[2] = { 1, dfi_straight_time(q + 1) - dfi_straight_time(q) };
         double error = 0;
         memcpy(old, now, dim * sizeof *now);
-        a[0] = dfi_window(s, w, i);
-        a[1] = s->answer + (size_t)w * size + (size_t)i * dim;
-        one[1] = dfi_straight_time(q + 1) - dfi_straight_time(q);
-        s->ctx->k->combine(dim, 2, one, a, now);
+        s->ctx->k->combine(dim, 2, c, a, now);
         for (size_t j = 0; j < dim; j++) error += pow((double)now[j] - (double)old[j], 2);
         if (w == done && (w == 0 || sqrt(error / (double)dim) <= tolerance)) done++;
     }
@@ -4913,19 +4874,17 @@ static df_next dfi_stage_paradigms(df_stage *s) {
     int W = s->rows / s->n;
     for (int r = 0; s->call == 1 && r < s->rows + s->n; r++) {
         int i = r % s->n, at = r / s->n < s->points ? r / s->n : s->points;
-        const df_real *a[2];
-        double c[2];
-        a[0] = s->x + (size_t)i * dim;          /* the first guess: one straight line */
-        a[1] = s->answer + (size_t)i * dim;
-        c[0] = 1 / dfi_ode_scale(s, &s->from);
-        c[1] = dfi_straight_time(&s->grid[at]) - dfi_straight_time(&s->from);
+        size_t row = dfi_row_at(s, i);          /* the first guess: one straight line */
+        const df_real *const a[2] = { s->x + row, s->answer + row };
+        double ahead = dfi_straight_time(&s->grid[at]) - dfi_straight_time(&s->from);
+        const double c[2] = { 1 / dfi_ode_scale(s, &s->from), ahead };
         s->ctx->k->combine(dim, 2, c, a, dfi_window(s, r / s->n, i));
     }
     for (int i = 0; s->call > 1 && i < s->n; i++) {
-        int base = (int)s->own[(size_t)i * DF_OWN], done;
+        int base = (int)*dfi_own(s, i), done;
         if (base >= s->points) continue;
         done = dfi_paradigms_sum(s, i, base, W);
-        s->own[(size_t)i * DF_OWN] = base + done;
+        *dfi_own(s, i) = base + done;
         for (int w = 0; w <= W; w++) /* the rest begins as the last value known */
             memmove(dfi_window(s, w, i), dfi_window(s, w + done < W ? w + done : W, i),
                     dim * sizeof *s->x);
@@ -5002,15 +4961,15 @@ static df_next dfi_stage_v3(df_stage *s) {
     const df_v3_statistics *e = s->desc->statistics;
     double ls = s->from.lambda, h = s->to.lambda - ls, v[3] = { 0, 0, 0 };
     int k = dfi_order_now(s, s->desc->order, s->known + 1, s->steps - s->step), hint;
+    size_t size = dfi_stage_size(s);
     df_real *x0 = s->answer, *oldest = s->buffer[3];
     if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 0;
     for (int m = 1; m < k; m++) {
         if (s->past[m - 1].alpha <= 0) k = m;
         else v[m] = (s->past[m - 1].lambda - ls) / h;
     }
-    if (s->from.alpha > 0)                      /* y, remembered with its x_0 */
-        for (size_t i = 0; i < (size_t)s->n * (size_t)s->dim; i++)
-            s->buffer[4][i] = (df_real)((double)s->x[i] / s->from.alpha);
+    for (size_t i = 0; s->from.alpha > 0 && i < size; i++)  /* y, kept with its x_0 */
+        s->buffer[4][i] = (df_real)((double)s->x[i] / s->from.alpha);
     if (k == 0) dfi_stage_ddim(s);
     for (int j = 0; k > 0 && j < s->dim; j++) {
         dfi_v3_path path = dfi_v3_walk(e, j, ls, s->to.lambda), back[3];
@@ -5022,8 +4981,7 @@ static df_next dfi_stage_v3(df_stage *s) {
         }
         back[0].S = back[0].B = 0;
         dfi_weights(k, v, path.moment, w);
-        for (size_t at = (size_t)j; at < (size_t)s->n * (size_t)s->dim;
-             at += (size_t)s->dim) {
+        for (size_t at = (size_t)j; at < size; at += (size_t)s->dim) {
             double now = (double)s->x[at] / s->from.alpha, sum = path.drift;
             for (int m = 0; m < k; m++) {
                 double y = m > 0 ? (double)s->buffer[1 + m][at] : now;
@@ -5219,21 +5177,126 @@ DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         int d = dfi_edit_distance(name, rows[i].name), at = 3;
         if (dfi_named(name, rows[i].name, rows[i].aliases)) return &rows[i];
-        while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
-            at--; /* into its place */
-        for (int j = 2; j > at; j--) {
-            best[j] = best[j - 1];
-            distance[j] = distance[j - 1];
+        for (; at > 0 && (best[at - 1] < 0 || d < distance[at - 1]); at--) {
+            if (at == 3) continue;              /* the third falls out */
+            best[at] = best[at - 1];
+            distance[at] = distance[at - 1];
         }
-        if (at < 3) {
-            best[at] = i;
-            distance[at] = d;
-        }
+        if (at == 3) continue;
+        best[at] = i;
+        distance[at] = d;
     }
     dfi_fail(ctx, DF_ERR_ARGUMENT,
              "df_sampler_find: no sampler \"%.64s\"; the nearest names are %s, %s, %s",
              name, rows[best[0]].name, rows[best[1]].name, rows[best[2]].name);
     return NULL;
+}
+
+/* ---- one pass over arrays ---- */
+
+/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf; and in
+   the same pass `then`, over arrays that are still in the nearest cache: a step costs
+   reading its arrays from memory, not arithmetic. Blocks of a few thousand elements; parts
+   of a large array go to the workers. Elements do not see each other, so cuts do not show
+   in the result. */
+#define DFI_SWEEP_BLOCK ((size_t)2048)
+#define DFI_SWEEP_PART  ((size_t)131072)
+#define DFI_SWEEP_PARTS 64
+typedef struct dfi_sweep {
+    const dfi_kernels *k;
+    size_t size, part;
+    int count;
+    double c[DFI_TERMS];
+    const df_real *in[DFI_TERMS];
+    df_real *out;
+    double clip;                 /* 0: off */
+    int brief;                   /* the kernel `convert` will do */
+    const df_real *check;        /* [size], or NULL */
+    const struct dfi_sweep *then;        /* of the same size, or NULL */
+    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
+} dfi_sweep;
+
+/* NaN passes both comparisons and stays; it was reported before. */
+static void dfi_clip(size_t n, df_real limit, df_real *x) {
+    for (size_t i = 0; i < n; i++) {
+        df_real v = x[i] > limit ? limit : x[i];
+        x[i] = v < -limit ? -limit : v;
+    }
+}
+
+/* One block; returns the first bad element of `check` in it, or n. A conversion looks for
+   it on its way; what it was remains where it is kept. */
+static size_t dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
+                              size_t n) {
+    const df_real *in[DFI_TERMS], *check = w->check ? w->check + at : NULL;
+    int along = w->brief && w->check == w->in[0] && w->check != w->out;
+    size_t bad = check && !along ? k->nonfinite(n, check) : n;
+    if (w->count == 0 || bad < n) return bad;
+    for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
+    if (!w->brief) k->combine(n, w->count, w->c, in, w->out + at);
+    else if (!k->convert(n, w->count, w->c, in, w->out + at) && along)
+        return k->nonfinite(n, check);
+    if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
+    return n;
+}
+
+static void dfi_sweep_part(void *arg, int index) {
+    dfi_sweep *w = (dfi_sweep *)arg;
+    size_t begin = (size_t)index * w->part;
+    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
+    w->bad[index] = w->size;
+    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
+        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
+        size_t bad = dfi_sweep_block(w, w->k, at, n);
+        if (bad < n) {
+            w->bad[index] = at + bad; /* `check` is as it was, for the error to name */
+            return;
+        }
+        if (w->then) dfi_sweep_block(w->then, w->k, at, n);
+    }
+}
+
+/* Runs the pass; returns the first bad element of `check`, or size. */
+static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
+    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
+    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
+    if (parts < 1 || ctx->threads < 2) parts = 1;
+    w->k = ctx->k;
+    w->part = (w->size + parts - 1) / parts;
+    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
+    parts = (w->size + w->part - 1) / w->part;
+    if (parts < 2) dfi_sweep_part(w, 0);
+    else dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
+    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
+    return bad;
+}
+
+static void dfi_sweep_set(dfi_sweep *w, size_t size, df_real *out, int count,
+                          const double *c, const df_real *const *a) {
+    memset(w, 0, offsetof(dfi_sweep, bad));
+    w->size = size;
+    w->count = count < DFI_TERMS ? count : DFI_TERMS;
+    for (int j = 0; j < w->count; j++) {
+        w->c[j] = c[j];
+        w->in[j] = a[j];
+    }
+    w->out = out;
+}
+
+/* First NaN or Inf of x [size], or size. */
+static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, NULL, 0, NULL, NULL);
+    w.check = x;
+    return dfi_sweep_run(ctx, &w);
+}
+
+/* out = sum_j c[j] a[j] over whole arrays. */
+static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
+                        const df_real *const *a) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, out, count, c, a);
+    dfi_sweep_run(ctx, &w);
 }
 
 /* ---- asking a model at given times ----
@@ -5258,6 +5321,7 @@ static df_result dfi_predict(df_ctx *ctx, const df_model *model, const df_query 
 static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const char *what,
                               int step, int steps) {
     char where[48] = "";
+    int said;
     if (r == DF_OK) {
         if (ctx->code == DF_OK) ctx->code = before;
         return r;
@@ -5265,9 +5329,9 @@ static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const 
     if (ctx->code == DF_OK && ctx->stuck == r) dfi_stuck(ctx);
     if (ctx->code == r) return r;
     if (steps > 0) snprintf(where, sizeof where, " at step %d of %d", step, steps);
-    return dfi_fail(ctx, r, "%s returned %d%s%s%s", what, r, where,
-                    ctx->code != DF_OK ? ": " : "",
-                    ctx->code != DF_OK ? ctx->message : "");
+    said = ctx->code != DF_OK;
+    return dfi_fail(ctx, r, "%s returned %d%s%s%s", what, r, where, said ? ": " : "",
+                    said ? ctx->message : "");
 }
 
 /* Numbers in one row of an answer. */
@@ -5368,17 +5432,16 @@ static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_model_ask: ctx, model, t, x and out must be given");
     if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || q->n < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_model_ask: n = %d, the model's dim = %d, predict %s: want a "
-                        "model of df_model_defaults, both numbers above 0, and predict",
-                        q->n, m->dim, m->predict ? "given" : "NULL");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: n = %d, the model's dim = "
+                        "%d, predict %s: want a model of df_model_defaults, both above 0, "
+                        "and predict", q->n, m->dim, m->predict ? "given" : "NULL");
     if (dfi_nonfinite(m->input_sigma_data))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
                         dfi_nonfinite_name(m->input_sigma_data));
     if (!name || q->ask == DF_ASK_MAP || !(m->answers & (unsigned)q->ask))
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_model_ask: this model does not answer %s (ask = %d, its "
-                        "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_model_ask: this model does not "
+                        "answer %s (ask = %d, its `answers` = %u)", name ? name : "that",
+                        (int)q->ask, m->answers);
     if (!q->v && (q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s wants v", name);
     return df_process_check(ctx, &m->process);
@@ -5391,8 +5454,34 @@ static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const d
         size_t first = (size_t)row * (size_t)dim;
         const df_real *from = in + first;
         rows = dfi_same_times(c, row, n);
-        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from, out + first);
+        dfi_combine(ctx, (size_t)rows * (size_t)dim, out + first, 1, c + row, &from);
     }
+}
+
+/* Of rows at each[0 .. n-1] (step 1), or all at each[0] (step 0): t, alpha, sigma and
+   input scale into c [4, n], the model's own time into t_model [n]. *same: one point for
+   all. Without a context a time that is infinite is told as 0. */
+static df_result dfi_row_times(df_ctx *ctx, const df_model *m, size_t n,
+                               const df_point *each, int step, double *c,
+                               df_real *t_model, int *same) {
+    double native = 0, scale = 1;
+    *same = 1;
+    for (size_t i = 0; i < n; i++) {
+        const df_point *q = each + (step ? i : 0);
+        if (i == 0 || (step && memcmp(q, q - 1, sizeof *q) != 0)) {
+            df_result r = df_time_at(ctx, &m->process, &m->time, q, &native, NULL);
+            if (r != DF_OK && ctx) return r;
+            if (r != DF_OK) native = 0;
+            scale = dfi_model_scale(m, q);
+            *same &= i == 0;
+        }
+        c[i] = q->t;
+        c[n + i] = q->alpha;
+        c[2 * n + i] = q->sigma;
+        c[3 * n + i] = scale;
+        t_model[i] = (df_real)native;
+    }
+    return DF_OK;
 }
 
 /* In scratch memory: alpha, sigma, native time of each row for q, the input scale in
@@ -5400,25 +5489,16 @@ static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const d
 static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, df_query *q,
                                double **scale) {
     size_t n = (size_t)q->n;
-    double *c = (double *)dfi_scratch(ctx, dfi_mul(3 * sizeof(double), n));
-    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof(df_real), n));
-    if (!c || !t_model) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < n; i++) {
-        df_point at = df_process_at(&m->process, q->t[i]);
-        double native;
-        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
-        if (result != DF_OK) return result;
-        c[i] = at.alpha;
-        c[n + i] = at.sigma;
-        c[2 * n + i] = dfi_model_scale(m, &at);
-        t_model[i] = (df_real)native;
-    }
-    q->alpha = c;
-    q->sigma = c + n;
+    df_point *each = (df_point *)dfi_scratch(ctx, dfi_mul(sizeof *each, n));
+    double *c = (double *)dfi_scratch(ctx, dfi_mul(4 * sizeof *c, n));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof *t_model, n));
+    if (!each || !c || !t_model) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) each[i] = df_process_at(&m->process, q->t[i]);
+    q->alpha = c + n;
+    q->sigma = c + 2 * n;
     q->t_model = t_model;
-    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
-    *scale = c + 2 * n;
-    return DF_OK;
+    *scale = c + 3 * n;
+    return dfi_row_times(ctx, m, n, each, 1, c, t_model, &q->same_time);
 }
 
 /* A scaled copy of `in` [n, dim], or NULL. */
@@ -5447,150 +5527,43 @@ static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_re
     result = dfi_ask(ctx, m, q, out);
     result = dfi_returned(ctx, before, result, "df_model_ask: predict", 0, 0);
     if (result != DF_OK) return result;
-    if (scaled && q->ask == DF_ASK_VJP)
-        dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
+    if (scaled && q->ask == DF_ASK_VJP) dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
     bad = ctx->k->nonfinite(total, out);
     if (bad == total) return DF_OK;
-    return dfi_fail(ctx, DF_ERR_NONFINITE,
-                    "df_model_ask: the model answered %s in row %llu, element %llu, at t "
-                    "= %g", dfi_nonfinite_name((double)out[bad]),
+    return dfi_fail(ctx, DF_ERR_NONFINITE, "df_model_ask: the model answered %s in row "
+                    "%llu, element %llu, at t = %g", dfi_nonfinite_name((double)out[bad]),
                     (unsigned long long)(bad / width), (unsigned long long)(bad % width),
                     q->t[bad / width]);
 }
 
-/* Row r is sample r, and no step of a sampler: first_sample is 0, step is -1. All memory
-   of the question is scratch, released here. */
-DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
-                              const double *t, int n, const df_real *x, const df_real *v,
-                              const int *labels, df_real *out) {
-    df_result result;
+/* Row r is sample r, and no step of a sampler. All memory of the question is scratch,
+   released here. */
+static df_result dfi_ask_checked(df_ctx *ctx, const df_model *m, df_query *q,
+                                 df_real *out) {
+    df_result result = dfi_ask_check(ctx, m, q, out);
     df_scope mark;
-    df_query q;
-    memset(&q, 0, sizeof q);
-    q.ask = ask;
-    q.n = q.samples = n;
-    q.x = x;
-    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
-    q.t = t;
-    q.step = -1;
-    q.labels = labels;
-    result = dfi_ask_check(ctx, model, &q, out);
     if (result != DF_OK) return result;
-    q.dim = model->dim;
     mark = dfi_scratch_mark(ctx);
-    result = dfi_ask_rows(ctx, model, &q, out);
+    q->samples = q->n;
+    q->dim = m->dim;
+    q->step = -1;
+    result = dfi_ask_rows(ctx, m, q, out);
     dfi_scratch_release(ctx, mark);
     return result;
 }
 
-/* ---- one pass over arrays ---- */
-
-/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf; and in
-   the same pass `then`, over arrays that are still in the nearest cache: a step costs
-   reading its arrays from memory, not arithmetic. Blocks of a few thousand elements; parts
-   of a large array go to the workers. Elements do not see each other, so cuts do not show
-   in the result. */
-#define DFI_SWEEP_BLOCK ((size_t)2048)
-#define DFI_SWEEP_PART  ((size_t)131072)
-#define DFI_SWEEP_PARTS 64
-typedef struct dfi_sweep {
-    const dfi_kernels *k;
-    size_t size, part;
-    int count;
-    double c[DFI_TERMS];
-    const df_real *in[DFI_TERMS];
-    df_real *out;
-    double clip;                 /* 0: off */
-    int brief;                   /* the kernel `convert` will do */
-    const df_real *check;        /* [size], or NULL */
-    const struct dfi_sweep *then;        /* of the same size, or NULL */
-    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
-} dfi_sweep;
-
-/* NaN passes both comparisons and stays; it was reported before. */
-static void dfi_clip(size_t n, df_real limit, df_real *x) {
-    for (size_t i = 0; i < n; i++) {
-        df_real v = x[i] > limit ? limit : x[i];
-        x[i] = v < -limit ? -limit : v;
-    }
-}
-
-/* One block; returns the first bad element of `check` in it, or n. A conversion looks for
-   it on its way; what it was remains where it is kept. */
-static size_t dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
-                              size_t n) {
-    const df_real *in[DFI_TERMS], *check = w->check ? w->check + at : NULL;
-    int along = w->brief && w->check == w->in[0] && w->check != w->out;
-    size_t bad = check && !along ? k->nonfinite(n, check) : n;
-    if (w->count == 0 || bad < n) return bad;
-    for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
-    if (!w->brief)
-        k->combine(n, w->count, w->c, in, w->out + at);
-    else if (!k->convert(n, w->count, w->c, in, w->out + at) && along)
-        return k->nonfinite(n, check);
-    if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
-    return n;
-}
-
-static void dfi_sweep_part(void *arg, int index) {
-    dfi_sweep *w = (dfi_sweep *)arg;
-    size_t begin = (size_t)index * w->part;
-    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
-    w->bad[index] = w->size;
-    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
-        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
-        size_t bad = dfi_sweep_block(w, w->k, at, n);
-        if (bad < n) {
-            w->bad[index] = at + bad; /* `check` is as it was, for the error to name */
-            return;
-        }
-        if (w->then) dfi_sweep_block(w->then, w->k, at, n);
-    }
-}
-
-/* Runs the pass; returns the first bad element of `check`, or size. */
-static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
-    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
-    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
-    if (parts < 1 || ctx->threads < 2) parts = 1;
-    w->k = ctx->k;
-    w->part = (w->size + parts - 1) / parts;
-    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
-    parts = (w->size + w->part - 1) / w->part;
-    if (parts < 2)
-        dfi_sweep_part(w, 0);
-    else
-        dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
-    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
-    return bad;
-}
-
-static void dfi_sweep_set(dfi_sweep *w, size_t size, df_real *out, int count,
-                          const double *c, const df_real *const *a) {
-    memset(w, 0, offsetof(dfi_sweep, bad));
-    w->size = size;
-    w->count = count < DFI_TERMS ? count : DFI_TERMS;
-    for (int j = 0; j < w->count; j++) {
-        w->c[j] = c[j];
-        w->in[j] = a[j];
-    }
-    w->out = out;
-}
-
-/* First NaN or Inf of x [size], or size. */
-static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
-    dfi_sweep w;
-    dfi_sweep_set(&w, size, NULL, 0, NULL, NULL);
-    w.check = x;
-    return dfi_sweep_run(ctx, &w);
-}
-
-/* out = sum_j c[j] a[j] over whole arrays. */
-static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
-                        const df_real *const *a) {
-    dfi_sweep w;
-    dfi_sweep_set(&w, size, out, count, c, a);
-    dfi_sweep_run(ctx, &w);
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t, int n, const df_real *x, const df_real *v,
+                              const int *labels, df_real *out) {
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = ask;
+    q.n = n;
+    q.x = x;
+    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
+    q.t = t;
+    q.labels = labels;
+    return dfi_ask_checked(ctx, model, &q, out);
 }
 
 /* ---- the machine: a sampler's state ---- */
@@ -5608,8 +5581,8 @@ struct df_sampler {
     size_t bytes;              /* of the one allocation that holds all of this */
     size_t size;               /* n dim */
     df_point *grid;            /* [points + 1] */
-    double *t;                 /* [6, rows] of the question: t, alpha, sigma; the same of
-                                  where a map goes */
+    double *t;                 /* [8, rows] of the question: t, alpha, sigma, input scale;
+                                  the same of where a map goes */
     df_real *t_model;          /* [2, rows] */
     df_real *input; /* [rows, dim] x times c_in; NULL: the model takes x itself */
     df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
@@ -5705,8 +5678,7 @@ static df_result dfi_sampler_answered(df_sampler *s, const df_real *out, size_t 
                                       size_t width) {
     size_t dim = (size_t)s->stage.dim, size = (size_t)s->rows * dim;
     size_t bad = dfi_nonfinite_at(s->stage.ctx, size, s->stage.asked);
-    if (bad < size)
-        return dfi_sampler_nonfinite(s, "x became", s->stage.asked, bad, dim);
+    if (bad < size) return dfi_sampler_nonfinite(s, "x became", s->stage.asked, bad, dim);
     return dfi_sampler_nonfinite(s, "the model answered", out, at, width);
 }
 
@@ -6144,6 +6116,32 @@ static int dfi_restarts(const df_sample_desc *d) {
     return d->restarts == 0 && row && row->stage == dfi_stage_restart ? 2 : d->restarts;
 }
 
+/* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
+   up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
+static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
+    int M = g->d->restart_steps, at = 0, K = dfi_restarts(g->d), more = K * (M + 1);
+    double top = pow(g->d->restart_max, 1 / 7.0), low;
+    df_point *q = g->out;
+    if (K <= 0) return DF_OK;
+    while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
+    if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
+    if (at == 0 || at == g->count || g->count + more > capacity ||
+        q[at].sigma >= g->d->restart_max * q[at].alpha ||
+        q[0].sigma < g->d->restart_max * q[0].alpha)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: restart_max is %g, restart_min "
+                        "%g: want some of the %d points, the first at sigma/alpha = %g, "
+                        "on both sides of each: take more steps, or lower restart_max",
+                        g->d->restart_max, g->d->restart_min, g->count,
+                        q[0].sigma / q[0].alpha);
+    memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
+    low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
+    for (int k = 0; k < more; k++)
+        q[at + 1 + k] = k % (M + 1) == M ? q[at] : df_process_at_rho(
+            g->p, pow(top + (low - top) * (k % (M + 1)) / M, 7));
+    g->count += more;
+    return DF_OK;
+}
+
 /* What the user left open becomes the row's own. */
 static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
     int rk45 = row->stage == dfi_stage_rk45;
@@ -6236,7 +6234,7 @@ static size_t dfi_sampler_layout(df_sampler *s, char *base) {
     dfi_cut_take(&cut, sizeof *s);
     s->grid = (df_point *)dfi_cut_take(
         &cut, dfi_mul((size_t)s->stage.points + 1, sizeof(df_point)));
-    s->t = (double *)dfi_cut_take(&cut, dfi_mul(rows, 6 * sizeof(double)));
+    s->t = (double *)dfi_cut_take(&cut, dfi_mul(rows, 8 * sizeof(double)));
     s->t_model = (df_real *)dfi_cut_take(&cut, dfi_mul(rows, 2 * sizeof(df_real)));
     s->stage.each = (df_point *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(df_point)));
     s->stage.own = (double *)dfi_cut_take(&cut, dfi_mul(n, DF_OWN * sizeof(double)));
@@ -6260,6 +6258,8 @@ DF_API void df_sampler_free(df_sampler *s) {
     if (s) dfi_delete(s->stage.ctx, s, s->bytes);
 }
 
+enum { DFI_MOST_STEPS = 1000000 };
+
 /* Adaptive methods take as many steps as they need down to t_min, and one into the data
    (Song et al. 2021): of the grid they want its ends alone. Returns its points. */
 static int dfi_adaptive_grid(const df_process *p, const df_sample_desc *d, df_point *grid,
@@ -6279,6 +6279,9 @@ static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *mo
     df_stage *st = &s->stage;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
     int steps = dfi_steps_asked(d), more, window;
+    if (d->cookie != DFI_COOKIE)
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the descriptor was not made by "
+                     "df_sample_defaults");
     if (r == DF_OK && row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
         r = DF_ERR_ARGUMENT;
     if (r != DF_OK) return r;
@@ -6371,13 +6374,7 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
                                      const df_sample_desc *desc, df_real *x, int n) {
     df_sampler plan, *s;
     df_sample_desc d = desc ? *desc : df_sample_defaults();
-    if (ctx == NULL) return NULL;
-    if (d.cookie != DFI_COOKIE) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 "df_sample: the descriptor was not made by df_sample_defaults");
-        return NULL;
-    }
-    if (dfi_sampler_fill(&plan, ctx, model, &d, x, n) != DF_OK) return NULL;
+    if (ctx == NULL || dfi_sampler_fill(&plan, ctx, model, &d, x, n) != DF_OK) return NULL;
     plan.bytes = dfi_sampler_layout(&plan, NULL);
     s = (df_sampler *)dfi_new(ctx, plan.bytes);
     if (s == NULL) return NULL;
@@ -6416,8 +6413,7 @@ static df_result dfi_sampler_start(df_sampler *s) {
     if (s->desc.start != DF_START_GIVEN &&
         dfi_sampler_noise(s, -1, at, at, (df_real *)noise) != DF_OK)
         return s->result;
-    if (s->desc.start == DF_START_NOISE)
-        df_stage_combine(st, st->x, 1, &at.sigma, &noise);
+    if (s->desc.start == DF_START_NOISE) df_stage_combine(st, st->x, 1, &at.sigma, &noise);
     if (s->desc.start == DF_START_DATA)
         dfi_two(st, st->x, at.sigma, noise, at.alpha, st->x);
     return dfi_sampler_finite(s, "the start x holds");
@@ -6477,8 +6473,9 @@ static df_point dfi_sampler_aim(const df_sampler *s) {
     df_point to = s->grid[s->row.whole ? st->points : st->step + 1];
     int T = st->process->table_size;
     double extra, index = T * st->from.t - 1 - T / st->points;
-    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0)
-        to = index >= 0 ? df_process_at(st->process, (index + 1) / T) : st->grid[st->points];
+    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0) to = st->grid[st->points];
+    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0 && index >= 0)
+        to = df_process_at(st->process, (index + 1) / T);
     if (!s->row.ancestral || s->row.whole) return to;
     extra = dfi_extra(st, &st->from, &to);
     return extra > 0 ? df_process_at_lambda(st->process, to.lambda + extra) : to;
@@ -6509,74 +6506,40 @@ static df_result dfi_sampler_begin(df_sampler *s) {
     return dfi_sampler_open(s);
 }
 
-/* Native times of the question's rows, and where a map goes. Rows at one point share what
-   is computed. */
-static df_result dfi_sampler_times(df_sampler *s) {
-    df_stage *st = &s->stage;
-    const df_model *m = &s->model;
-    double native = 0, *t = s->t;
-    size_t rows = (size_t)st->rows;
-    int same = 1;
-    for (int r = 0; r < s->rows; r++) {
-        const df_point *q = &st->each[r];
-        if (r == 0 || memcmp(q, q - 1, sizeof *q) != 0) {
-            df_result e = df_time_at(st->ctx, &m->process, &m->time, q, &native, NULL);
-            if (e != DF_OK) return dfi_sampler_fail(s, e, st->ctx->message);
-            same &= r == 0;
-        }
-        t[r] = q->t;
-        t[rows + (size_t)r] = q->alpha;
-        t[2 * rows + (size_t)r] = q->sigma;
-        s->t_model[r] = (df_real)native;
-    }
-    s->query.same_time = same;
-    if (s->ask != DF_ASK_MAP) return DF_OK;
-    if (df_time_at(NULL, &m->process, &m->time, &s->aim, &native, NULL) != DF_OK)
-        native = 0;
-    for (int r = 0; r < s->rows; r++) {
-        t[3 * rows + (size_t)r] = s->aim.t;
-        t[4 * rows + (size_t)r] = s->aim.alpha;
-        t[5 * rows + (size_t)r] = s->aim.sigma;
-        s->t_model[rows + (size_t)r] = (df_real)native;
-    }
-    return DF_OK;
-}
-
 /* The question about stage.asked, its rows at stage.each, in the model's own time and
    input scale. Row r is sample r mod n. */
 static df_result dfi_sampler_question(df_sampler *s) {
     df_stage *st = &s->stage;
     df_query *q = &s->query;
-    size_t rows = (size_t)st->rows, dim = (size_t)st->dim;
+    size_t rows = (size_t)s->rows;
+    double *t = s->t, *to = t + 4 * rows;
+    df_result r;
     int same;
     memset(q, 0, sizeof *q);
-    if (dfi_sampler_times(s) != DF_OK) return s->result;
-    same = q->same_time;
-    for (int r = 0; s->input && r < s->rows; r += same ? s->rows : 1) {
-        double scale = dfi_model_scale(&s->model, &st->each[r]);
-        const df_real *x = st->asked + (size_t)r * dim;
-        dfi_combine(st->ctx, same ? (size_t)s->rows * dim : dim,
-                    s->input + (size_t)r * dim, 1, &scale, &x);
-    }
+    r = dfi_row_times(st->ctx, &s->model, rows, st->each, 1, t, s->t_model, &q->same_time);
+    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
+    if (s->input)
+        dfi_scale_rows(st->ctx, s->rows, st->dim, t + 3 * rows, st->asked, s->input);
     q->ask = s->ask;
     q->n = s->rows;
     q->samples = st->n;
     q->dim = st->dim;
     q->x = s->input ? s->input : st->asked;
-    q->t = s->t;
-    q->alpha = s->t + rows;
-    q->sigma = s->t + 2 * rows;
+    q->t = t;
+    q->alpha = t + rows;
+    q->sigma = t + 2 * rows;
     q->t_model = s->t_model;
     if (s->ask == DF_ASK_MAP) {
-        q->t_to = s->t + 3 * rows;
-        q->alpha_to = s->t + 4 * rows;
-        q->sigma_to = s->t + 5 * rows;
+        dfi_row_times(NULL, &s->model, rows, &s->aim, 0, to, s->t_model + rows, &same);
+        q->t_to = to;
+        q->alpha_to = to + rows;
+        q->sigma_to = to + 2 * rows;
         q->t_model_to = s->t_model + rows;
     }
     q->first_sample = s->desc.first_sample;
     q->step = st->step;
-    for (int r = 0; s->labels && r < s->rows; r++)
-        s->labels[r] = s->desc.labels[r % st->n];
+    for (int i = 0; s->labels && i < s->rows; i++)
+        s->labels[i] = s->desc.labels[i % st->n];
     q->labels = s->labels ? s->labels : s->desc.labels;
     q->condition = s->desc.condition;
     q->condition_stride = s->desc.condition_stride;
@@ -6603,30 +6566,24 @@ static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
     return DF_OK;
 }
 
-/* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does
+/* One pass of a conversion cx x + cp in over rows from `row` on, into out, left pending if
+   it waits; the first NaN or Inf of `check` among them. Where x does
    not enter it is not read, and where nothing changes nothing is written. x_0 from eps
    near pure noise has an error of sigma/alpha roundings, but alpha_t x_0 is what enters x:
    they matter in steps that make alpha much larger. */
-static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, double cx,
-                                double cp, const df_real *in, const df_real *check,
-                                double clip, df_real *out) {
-    size_t at = (size_t)row * (size_t)s->stage.dim;
-    int count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
-    const df_real *a[2];
-    double c[2];
-    c[0] = cp, c[1] = cx;
-    a[0] = in + at, a[1] = s->stage.asked + at;
-    dfi_sweep_set(w, (size_t)rows * (size_t)s->stage.dim, out + at, count, c, a);
-    w->check = check ? check + at : NULL;
-    w->clip = clip;
-    w->brief = s->stage.to.alpha < 2 * s->stage.from.alpha;
-}
 static size_t dfi_sampler_map(df_sampler *s, int row, int rows, double cx, double cp,
                               const df_real *in, const df_real *check, double clip,
                               df_real *out) {
-    dfi_sweep w;
-    dfi_sampler_map_set(s, &w, row, rows, cx, cp, in, check, clip, out);
-    return dfi_sweep_run(s->stage.ctx, &w);
+    size_t at = dfi_row_at(&s->stage, row), size = dfi_row_at(&s->stage, rows);
+    int count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
+    const df_real *const a[2] = { in + at, s->stage.asked + at };
+    const double c[2] = { cp, cx };
+    dfi_sweep *w = &s->pending;
+    dfi_sweep_set(w, size, out + at, count, c, a);
+    w->check = check ? check + at : NULL;
+    w->clip = clip;
+    w->brief = s->stage.to.alpha < 2 * s->stage.from.alpha;
+    return s->waits ? size : dfi_sweep_run(s->stage.ctx, w);
 }
 
 /* May the conversion wait for the stage's first combination? Where the stage touches
@@ -6643,8 +6600,7 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
     df_stage *st = &s->stage;
     const df_point *at = &st->each[row];
     int cuts = s->desc.clip > 0 || s->desc.threshold > 0;
-    size_t bad, first = (size_t)row * (size_t)st->dim,
-                size = (size_t)rows * (size_t)st->dim;
+    size_t bad, first = dfi_row_at(st, row), size = dfi_row_at(st, rows);
     df_prediction to = cuts ? DF_X0 : wants;
     double cx, cp, px, pp;
     df_result r = dfi_model_map(st->ctx, &s->model, to, at, &cx, &cp);
@@ -6653,16 +6609,11 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
         dfi_model_map(NULL, &s->model, DF_X0, at, &px, &pp) == DF_OK)
         dfi_sampler_map(s, row, rows, px, pp, out, NULL, 0, s->preview);
     if (st->unclipped) dfi_sampler_map(s, row, rows, cx, cp, out, NULL, 0, st->unclipped);
-    if (!cuts && dfi_sampler_waits(s, rows)) {
-        dfi_sampler_map_set(s, &s->pending, 0, rows, cx, cp, out, out, 0, st->answer);
-        s->waits = 1;
-        return DF_OK;
-    }
+    s->waits = !cuts && dfi_sampler_waits(s, rows);
     bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
-    if (bad < size)
-        return dfi_sampler_answered(s, out, first + bad, (size_t)st->dim);
+    if (bad < size) return dfi_sampler_answered(s, out, first + bad, (size_t)st->dim);
     for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
-        if (dfi_sampler_threshold(s, st->answer + (size_t)i * (size_t)st->dim) != DF_OK)
+        if (dfi_sampler_threshold(s, st->answer + dfi_row_at(st, i)) != DF_OK)
             return s->result;
     if (s->preview && to == DF_X0 && row + rows <= st->n)
         memcpy(s->preview + first, st->answer + first, size * sizeof(df_real));
@@ -6701,8 +6652,7 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     }
     if (s->raw) {
         bad = dfi_nonfinite_at(st->ctx, 2 * size, out);
-        if (bad < 2 * size)
-            return dfi_sampler_answered(s, out, bad, 2 * (size_t)st->dim);
+        if (bad < 2 * size) return dfi_sampler_answered(s, out, bad, 2 * (size_t)st->dim);
         out = dfi_sampler_split(s, out);
     }
     if (s->late && st->call == 0 && s->correction == 0) {
@@ -6729,17 +6679,9 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
    on_step. A callback's own code ends the run and comes back as it is. */
 static df_result dfi_sampler_tell(df_sampler *s) {
     df_stage *st = &s->stage;
-    df_step_info info;
+    df_step_info info = { st->step, st->steps, st->at, st->n, st->dim, st->x,
+                          st->step > 0 ? s->preview : NULL, s->evaluations };
     df_result before = st->ctx->code;
-    memset(&info, 0, sizeof info);
-    info.step = st->step;
-    info.steps = st->steps;
-    info.at = st->at;
-    info.n = st->n;
-    info.dim = st->dim;
-    info.x = st->x;
-    info.x0 = st->step > 0 ? s->preview : NULL;
-    info.evaluations = s->evaluations;
     st->ctx->code = DF_OK;
     if (s->desc.edit) {
         s->result = s->desc.edit(s->desc.user, &info, st->x);
@@ -6914,33 +6856,35 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* ---- what some methods want to be measured first ---- */
 
-/* The grid of a descriptor in scratch memory, and a model's answers there as another row
-   of the plane: out [n, dim] = `to` at grid point q for x [n, dim]. */
+/* A model's answers as another row of the plane: out [n, dim] = `to` at grid point q for x
+   [n, dim]; of JVP the derivative of that along v. */
 static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
                                  df_ask ask, df_prediction to, const df_point *q, int n,
                                  const df_real *x, const df_real *v, df_real *out) {
-    df_query query;
-    size_t size = dfi_mul((size_t)n, (size_t)m->dim);
-    size_t width = ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1;
+    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)n, dim);
+    size_t width = dfi_answer_width(m, ask);
     df_scope mark = dfi_scratch_mark(ctx);
     double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
-    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(width * sizeof *raw, size));
-    const df_real *a[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, width),
+                                                       sizeof *raw));
+    const df_real *const a[2] = { ask == DF_ASK_JVP ? v : x, raw };
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
+    df_query query;
     memset(&query, 0, sizeof query);
-    query.ask = ask, query.n = query.samples = n, query.dim = m->dim;
-    query.x = x, query.v = v, query.t = t, query.step = -1;
-    query.first_sample = d->first_sample, query.labels = d->labels;
-    query.condition = d->condition, query.condition_stride = d->condition_stride;
+    query.ask = ask;
+    query.n = n;
+    query.x = x;
+    query.v = v;
+    query.t = t;
+    query.first_sample = d->first_sample;
+    query.labels = d->labels;
+    query.condition = d->condition;
+    query.condition_stride = d->condition_stride;
     for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = dfi_ask_check(ctx, m, &query, raw);
-    if (r == DF_OK) r = dfi_ask_rows(ctx, m, &query, raw);
+    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &query, raw);
     if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
-    for (size_t i = 0; r == DF_OK && width == 2 && i < (size_t)n; i++)
-        memmove(raw + i * (size_t)m->dim, raw + 2 * i * (size_t)m->dim,
-                (size_t)m->dim * sizeof *raw);
-    a[0] = ask == DF_ASK_JVP ? v : x;           /* d/dx of cx x + cp answer, times v */
-    a[1] = raw;
+    for (size_t i = 0; r == DF_OK && width > dim && i < (size_t)n; i++)
+        memmove(raw + i * dim, raw + i * width, dim * sizeof *raw);
     if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
     dfi_scratch_release(ctx, mark);
     return r;
@@ -6966,37 +6910,33 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
     df_point *grid;
-    df_real *y;
+    df_real *y, *noise;
     size_t dim, size;
+    if (r == DF_OK && (!x || !out))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     if (r != DF_OK) return r;
-    if (!x || !out)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     dim = (size_t)model->dim;
     size = dfi_mul((size_t)n, dim);
     mark = dfi_scratch_mark(ctx);
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, dim), sizeof *y));
-    r = grid && y ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
-                  : DF_ERR_MEMORY;
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    noise = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    r = grid && y && noise ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
+                           : DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
-        double c[2];
-        const df_real *a[2];
-        c[0] = grid[k].sigma, c[1] = grid[k].alpha;
+        const double c[2] = { grid[k].sigma, grid[k].alpha };
+        const df_real *const a[2] = { noise, y };
         memcpy(y, x, size * sizeof *y);
         dfi_rescale(model, size, y, 0);
-        for (int i = 0; i < n; i++) {
-            df_real *row = y + (size_t)i * dim, *noise = y + size;
-            df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1,
-                             dim, noise);
-            a[0] = noise, a[1] = row;
-            ctx->k->combine(dim, 2, c, a, row);
-        }
-        out[k] = 1;
-        if (grid[k].alpha > 0)                  /* at pure noise eps is x: |eps|^2 = dim */
-            r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y,
-                                NULL, y);
-        if (r == DF_OK && grid[k].alpha > 0)
-            out[k] = ctx->k->dot(size, y, y) / (double)size;
+        for (size_t i = 0; i < (size_t)n; i++)
+            df_random_normal(desc->seed, desc->first_sample + i, (uint32_t)k + 1, dim,
+                             noise + i * dim);
+        ctx->k->combine(size, 2, c, a, y);
+        out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
+        if (grid[k].alpha <= 0) continue;
+        r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
+                            y);
+        if (r == DF_OK) out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
     return r;
@@ -7096,9 +7036,8 @@ static void dfi_v3_regress(df_v3_statistics *e, int k, const df_point *grid, int
 DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
                                         const df_sample_desc *desc, int n) {
     df_result r = dfi_measure_check(ctx, "df_v3_estimate", model, desc, n);
-    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0;
-    int count = 0, first, last;
-    size_t size = r != DF_OK ? 0 : dfi_mul((size_t)n, (size_t)model->dim), all;
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0, first, last;
+    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)model->dim) : 0, all;
     df_v3_statistics *e = NULL;
     df_sample_desc d;
     df_model plain;
@@ -7127,10 +7066,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     first = r == DF_OK && grid[0].alpha <= 0, last = count - 1;
     if (r == DF_OK && grid[last].sigma <= 0) last--;
     if (r == DF_OK && last - first < 2)
-        r = dfi_fail(ctx, DF_ERR_ARGUMENT,
-                     "df_v3_estimate: %d points inside the path, wants "
-                     "3 or more; raise steps",
-                     last - first + 1);
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_v3_estimate: %d points inside the path, "
+                     "wants 3 or more; raise steps", last - first + 1);
     if (r == DF_OK && (e = dfi_v3_new(ctx, last - first + 1, model->dim)) == NULL)
         r = DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k < e->count; k++) {
@@ -7140,9 +7077,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
                             x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
-            r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare,
-                              spare + size, spare + 2 * size,
-                              e->l + (size_t)k * (size_t)model->dim);
+            r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare, spare + size,
+                              spare + 2 * size, e->l + (size_t)k * (size_t)model->dim);
     }
     for (int k = 0; r == DF_OK && k < e->count; k++)
         dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
