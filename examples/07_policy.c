@@ -142,7 +142,7 @@ int main(int argc, char **argv) {
     card.prediction = DF_X0, card.time = df_time_affine(100, 0), c.threads = o.threads;
     df_ctx *ctx = df_ctx_create(&c);
     df_net *net = df_unet1d_create(ctx, &d);
-    int wrong = net == NULL || df_net_set_card(ctx, net, &card) != DF_OK ||
+    int wrong = !net || !df_sampler_find(ctx, o.method) || df_net_set_card(ctx, net, &card) ||
                 train(ctx, &o, net) != DF_OK || judge(ctx, &o, net);
     if (ctx != NULL && df_ctx_error(ctx) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
     df_net_free(net), df_ctx_free(ctx);
