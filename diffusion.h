@@ -164,8 +164,8 @@
      df_model             a value         self, mean, scale and a table until its last use
      df_net               you             the allocator's user pointer; it may outlive its
                                           context and be shared, const
-     df_trainer           you             net, data, labels, condition, context, until it is
-                                          freed
+     df_trainer           you             net, data, labels, condition, context, until it
+                                          is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
      df_mixture           you             its context; df_mixture_view: the mixture
