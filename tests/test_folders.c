@@ -372,6 +372,41 @@ TEST(repeated_embeddings) {
     df_net_free(net);
 }
 
+// Every allocation fails in turn: an error that says memory, and nothing left behind.
+TEST(failing_memory) {
+    static const char *const kinds[3] = {"unet", "dit", "diffusers"};
+    df_buffer text[3] = {{NULL, 0, 0}, {NULL, 0, 0}, {NULL, 0, 0}}, weights[3] = {{NULL, 0, 0}, {NULL, 0, 0}, {NULL, 0, 0}};
+    df_scope mark = df_scope_begin(ctx);
+    for (int i = 0; i < 3; i++) {
+        df_net *net = make(i + (i > 0));
+        expect(dfi_net_config(ctx, net, &text[i]) == DF_OK);
+        expect(dfi_net_export(ctx, net, i == 2 ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN, df_sink_buffer(&weights[i])) ==
+               DF_OK);
+        df_net_free(net);
+    }
+    df_scope_end(ctx, mark, NULL);
+    for (int i = 0; i < 3; i++) {
+        int done = 0;
+        for (long fail = 2; !done && fail < 2000; fail += fail < 40 ? 1 : 7) {
+            counter count = {0, 0, fail};
+            df_real y[1024];
+            df_ctx *c = new_ctx(1, &count);
+            df_source s = df_source_memory("{\"trained_betas\":[0.1,0.2,0.3]}", 31);
+            df_net *net = df_net_load_config(c, df_source_memory(text[i].data, text[i].size),
+                                             df_source_memory(weights[i].data, weights[i].size), &s);
+            int fine = net != NULL && answer(c, net, 2, 1, y) == DF_OK && df_net_save_folder(c, net, "build/test_memory") == DF_OK;
+            done = count.calls < fail;
+            check(fine == done, "%s: allocation %ld of %ld: %s", kinds[i], fail, count.calls, df_ctx_message(c));
+            check(fine || df_ctx_error(c) == DF_ERR_MEMORY, "%s: allocation %ld: %s", kinds[i], fail, df_ctx_message(c));
+            df_net_free(net);
+            df_ctx_free(c);
+            check(count.live == 0, "%s: allocation %ld: %ld bytes are left", kinds[i], fail, count.live);
+        }
+        check(done, "%s: never enough memory", kinds[i]);
+        df_buffer_free(ctx, &text[i]), df_buffer_free(ctx, &weights[i]);
+    }
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     ctx = df_ctx_create(NULL);
@@ -386,6 +421,7 @@ int main(int argc, char **argv) {
     RUN(schedulers);
     RUN(hostile_weights);
     RUN(repeated_embeddings);
+    RUN(failing_memory);
     df_ctx_free(ctx);
     return test_end();
 }
