@@ -49,8 +49,8 @@ static int sample(df_ctx *ctx, const options *o, const image_options *i, const d
                " draws of the data: %.4f)\n", o->n, o->method, o->sample_steps, held, distance,
                floor);
         sheets[0] = d->x, sheets[1] = x;
-        result = images_sheets(o->picture, shape, image_columns(d->classes), IMAGE_ROWS, 2,
-                               titles, sheets, shown) != 0;
+        result = images_sheets(o->picture, shape, 48, image_columns(d->classes), IMAGE_ROWS,
+                               2, titles, sheets, shown) != 0;
         if (o->csv && result == 0) result = options_csv(o->csv, x, o->n, d->dim);
     }
     free(x);

@@ -24,7 +24,7 @@
 typedef struct settings {
     const char *grid, *img2img, *inpaint, *mask, *shape, *export_to;
     double guidance, strength, clip;
-    int label;
+    int label, describe;
 } settings;
 
 static int failed(df_ctx *ctx) {
@@ -60,7 +60,7 @@ static int sample(df_ctx *ctx, const options *o, const settings *e, const df_net
     df_model model = df_net_model(net), guided = model;
     df_guidance guidance = { &model, NULL, e->guidance, 0 };
     df_sample_desc s = df_sample_defaults();
-    int classes = df_net_classes(net), n[2] = { o->n, 1 }, across = shape[2] < 48 ? 51 : shape[2];
+    int classes = df_net_classes(net), n[2] = { o->n, p->known != NULL }, across = shape[2] < 96 ? 96 : shape[2];
     int columns = o->n < 1000 / across ? o->n : 1000 / across > 0 ? 1000 / across : 1;
     for (int i = 0; i < o->n; i++) {
         labels[i] = e->label >= 0 ? e->label : classes > 0 ? i % classes : -1;
@@ -77,7 +77,12 @@ static int sample(df_ctx *ctx, const options *o, const settings *e, const df_net
     p->model = &model, p->bar = progress_begin("sampling");
     if (df_sample(ctx, &guided, &s, x, o->n) != DF_OK) return failed(ctx);
     if (measure(o, model.dim, p, e->inpaint != NULL, x) != 0) return 1;
-    return images_sheets(o->picture, shape, columns, o->n, p->known ? 2 : 1, titles, sheets, n);
+    return images_sheets(o->picture, shape, 96, columns, o->n, 1 + n[1], titles, sheets, n);
+}
+
+static int print(void *user, const char *line) {
+    (void)user;
+    return puts(line) < 0;
 }
 
 // Reads the checkpoint, and says what its card says.
@@ -93,7 +98,7 @@ static df_net *load(df_ctx *ctx, const options *o) {
 }
 
 int main(int argc, char **argv) {
-    settings e = { "uniform", NULL, NULL, NULL, NULL, NULL, 1, 0.6, 0, -1 };
+    settings e = { "uniform", NULL, NULL, NULL, NULL, NULL, 1, 0.6, 0, -1, 0 };
     const option_own own[] = {
         OPTION_TEXT("--grid", "NAME", "how steps are spaced: karras, trailing, ...", &e.grid),
         OPTION_WHOLE("--class", "N", "one class; -1: all in turn", &e.label, -1, 1e6),
@@ -104,28 +109,29 @@ int main(int argc, char **argv) {
         OPTION_TEXT("--inpaint", "PICTURE", "keep it where the mask is black ...", &e.inpaint),
         OPTION_TEXT("--mask", "PICTURE", "... and make it anew where it is white", &e.mask),
         OPTION_TEXT("--shape", "C,H,W", "of the images, if not square", &e.shape),
+        OPTION_FLAG("--describe", "layers, shapes, parameters, cost", &e.describe),
         OPTION_TEXT("--export", "FOLDER", "write the net for diffusers or DiT", &e.export_to),
     };
     options o = options_defaults(argv[0], "checkpoint", "", 1, 50, 16);
     options images = options_defaults(argv[0], "images", "", 1, 1, 1);       // of 02_images
     o.without = "--steps --load --save --csv", o.learns = "folder or file of the checkpoint";
-    o.data = images.default_save;
-    o.own = own, o.owns = (int)(sizeof own / sizeof *own);
+    o.data = images.default_save, o.own = own, o.owns = (int)(sizeof own / sizeof *own);
     if (options_read(&o, argc, argv) != 0) return o.help ? 0 : 2;
+    if ((e.inpaint != NULL) != (e.mask != NULL) || (e.inpaint && e.img2img))
+        return data_fail("--inpaint", "goes with --mask, and not with --img2img"), 2;
     inpainting p = { NULL, NULL, NULL, NULL, o.seed + 1, progress_begin("") };
+    const char *file = e.inpaint ? e.inpaint : e.img2img;
+    int shape[3], result = 1;
     df_ctx_desc c = df_ctx_defaults();
     c.threads = o.threads;
     df_ctx *ctx = df_ctx_create(&c);
-    const char *file = e.inpaint ? e.inpaint : e.img2img;
-    int shape[3], result = 1;
-    if ((e.inpaint != NULL) != (e.mask != NULL) || (e.inpaint && e.img2img)) {
-        fprintf(stderr, "--inpaint goes with --mask, and not with --img2img\n");
-        return 2;
-    }
     df_net *net = df_sampler_find(ctx, o.method) ? load(ctx, &o) : NULL;
     if (net == NULL) {
         failed(ctx);
-    } else if (images_shape_of(net, e.shape, shape) == 0 && (file == NULL || inpaint_read(&p, file, e.mask, shape) == 0)) {
+    } else if (e.describe && df_net_describe(ctx, net, NULL, print, NULL) != DF_OK) {
+        failed(ctx);
+    } else if (images_shape_of(net, e.shape, shape) == 0 &&
+               inpaint_read(&p, file, e.mask, shape) == 0) {
         df_real *x = (df_real *)malloc((size_t)o.n * (size_t)df_net_dim(net) * sizeof *x);
         int *labels = (int *)malloc((size_t)o.n * sizeof *labels);
         if (x == NULL || labels == NULL) data_fail(o.data, "no memory for so many samples");
@@ -134,8 +140,8 @@ int main(int argc, char **argv) {
         free(labels);
     }
     if (result == 0 && e.export_to) {
-        result = df_net_save_folder(ctx, net, e.export_to) != DF_OK ? failed(ctx) : 0;
-        if (result == 0) printf("wrote %s\n", e.export_to);
+        if (df_net_save_folder(ctx, net, e.export_to) != DF_OK) result = failed(ctx);
+        else printf("wrote %s\n", e.export_to);
     }
     free(p.known);
     df_net_free(net);

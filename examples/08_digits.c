@@ -49,8 +49,8 @@ static double measure(df_ctx *ctx, const options *o, const image_options *i, con
         for (int k = 0; k < d->classes; k++)
             printf(" %d: %.0f %%", k, 100.0 * right[k] * d->classes / n);
         printf("\n");
-        if (images_sheets(o->picture, shape, image_columns(d->classes), IMAGE_ROWS, 2, titles,
-                          sheets, shown) != 0) all = -1;
+        if (images_sheets(o->picture, shape, 48, image_columns(d->classes), IMAGE_ROWS, 2,
+                          titles, sheets, shown) != 0) all = -1;
     }
     free(x);
     free(labels);

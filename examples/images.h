@@ -386,12 +386,12 @@ static inline int images_shape_of(const df_net *net, const char *given, int shap
 }
 
 // Sheets of images below each other, each with its title, at most n[k] images x[k] and `rows`
-// rows; small images are shown larger. 0, or -1 and a sentence.
-static inline int images_sheets(const char *path, const int shape[3], int columns, int rows,
-                                int sheets, const char *const *titles,
+// rows; small images are shown larger, up to `side` wide. 0, or -1 and a sentence.
+static inline int images_sheets(const char *path, const int shape[3], int side, int columns,
+                                int rows, int sheets, const char *const *titles,
                                 const df_real *const *x, const int *n) {
     draw_canvas c;
-    int h = shape[1], w = shape[2], scale = w < 48 ? 48 / w : 1, top = 0, bad;
+    int h = shape[1], w = shape[2], scale = w < side ? side / w : 1, top = 0, bad;
     int high = 0, wide = columns * (w * scale + 3) + 33, down = h * scale + 3, shown[8];
     for (int k = 0; k < sheets && k < 8; k++) {
         shown[k] = n[k] < columns * rows ? n[k] : columns * rows;

@@ -29,10 +29,11 @@ static inline int inpaint_edit(void *user, const df_step_info *info, df_real *x)
     return 0;
 }
 
-// The known picture and, unless NULL, the mask, from files. 0, or -1 and a sentence.
+// The known picture and the mask, from files; NULL: there is none. 0, or -1 and a sentence.
 static inline int inpaint_read(inpainting *p, const char *file, const char *mask,
                                const int shape[3]) {
     int dim = shape[0] * shape[1] * shape[2];
+    if (file == NULL) return 0;
     p->known = (df_real *)malloc(3 * (size_t)dim * sizeof *p->known);
     if (p->known == NULL) return data_fail(file, "no memory for it");
     p->free_part = p->known + dim, p->noise = p->free_part + dim;
@@ -42,5 +43,4 @@ static inline int inpaint_read(inpainting *p, const char *file, const char *mask
         p->free_part[k] = (p->free_part[k] + 1) / 2;
     return 0;
 }
-
 #endif

@@ -196,7 +196,7 @@ static inline df_result image_grid(df_ctx *ctx, const df_net *net, const options
     const df_real *sheet[1] = { x };
     const int shape[3] = { d->c, d->h, d->w };
     if (result == DF_OK)
-        images_sheets(path, shape, image_columns(classes), IMAGE_ROWS, 1, titles, sheet, &n);
+        images_sheets(path, shape, 48, image_columns(classes), IMAGE_ROWS, 1, titles, sheet, &n);
     free(x);
     return result;
 }
