@@ -60,8 +60,8 @@ static int sample(df_ctx *ctx, const options *o, const settings *e, const df_net
     df_model model = df_net_model(net), guided = model;
     df_guidance guidance = { &model, NULL, e->guidance, 0 };
     df_sample_desc s = df_sample_defaults();
-    int classes = df_net_classes(net), n[2] = { o->n, p->known != NULL }, across = shape[2] < 96 ? 96 : shape[2];
-    int columns = o->n < 1000 / across ? o->n : 1000 / across > 0 ? 1000 / across : 1;
+    int classes = df_net_classes(net), n[2] = { o->n, p->known != NULL };
+    int most = shape[2] < 96 ? 10 : 2, columns = o->n < most ? o->n : most;
     for (int i = 0; i < o->n; i++) {
         labels[i] = e->label >= 0 ? e->label : classes > 0 ? i % classes : -1;
         if (e->img2img)

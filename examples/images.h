@@ -312,7 +312,8 @@ static inline int images_folder(data_set *d, const char *folder, const int shape
     }
     if (bad == 0 && d->n < 20) {
         char why[120];
-        snprintf(why, sizeof why, "holds %d pictures (.png, .jpg): at least 20 are needed", d->n);
+        snprintf(why, sizeof why, "holds %d pictures (.png, .jpg): at least 20 are needed",
+                 d->n);
         bad = data_fail(folder, why);
     }
     return bad;

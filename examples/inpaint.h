@@ -17,7 +17,8 @@ static inline int inpaint_edit(void *user, const df_step_info *info, df_real *x)
     const inpainting *p = (const inpainting *)user;
     const df_model *m = p->model;
     for (int i = 0; i < info->n; i++, x += info->dim) {
-        df_random_normal(p->seed, (uint64_t)i, (uint32_t)info->step, (size_t)info->dim, p->noise);
+        df_random_normal(p->seed, (uint64_t)i, (uint32_t)info->step, (size_t)info->dim,
+                         p->noise);
         for (int k = 0; k < info->dim; k++) {
             int s = m->scaling_size == 1 ? 0 : k;
             double known = (double)p->known[k], part = (double)p->free_part[k];

@@ -95,7 +95,8 @@ static inline int options_usage(const options *o, FILE *to) {
         char text[32];
         if (w->real) snprintf(text, sizeof text, "%g", *w->real);
         options_line(o, to, w->word, w->value ? w->value : "", w->what,
-                     w->real ? text : w->text ? *w->text : NULL, w->number ? *w->number : -1);
+                     w->real ? text : w->text ? *w->text : NULL,
+                     w->number ? *w->number : -1);
     }
     return -1;
 }

@@ -59,7 +59,8 @@ static inline void progress(progress_bar *p, long done, long total, const char *
     const int width = 30;
     double part = total > 0 ? fmax(0, fmin(1, (double)done / (double)total)) : 1;
     double now = progress_seconds(), spent = now - p->start;
-    double left = done > p->from ? spent * (double)(total - done) / (double)(done - p->from) : 0;
+    double left = done > p->from ? spent / (double)(done - p->from) * (double)(total - done)
+                                 : 0;
     int terminal = 0, last = done >= total;
 #if PROGRESS_POSIX
     terminal = isatty(2);

@@ -9,7 +9,7 @@ enum { READ_AT_ONCE = 64 };
 // Two convolutions, each followed by ReLU and a halving, and a layer on top: logits [B,
 // classes]. Height and width must be multiples of 4.
 static inline df_tensor *reader_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                 const int *labels) {
+                                        const int *labels) {
     df_ctx *ctx = run->ctx;
     int flat[2] = { -1, df_net_get(run->net, 3) };
     (void)t, (void)labels;
@@ -35,8 +35,8 @@ static inline df_net *reader_create(df_ctx *ctx, const data_set *d, uint64_t see
 
 // How many of x [n, c, h, w] are read as `labels`: the most likely class is that. right
 // [classes], or NULL, counts them by class. < 0: failed.
-static inline int reader_right(df_ctx *ctx, const df_net *net, const data_set *d, const df_real *x,
-                        const int *labels, int n, int *right) {
+static inline int reader_right(df_ctx *ctx, const df_net *net, const data_set *d,
+                               const df_real *x, const int *labels, int n, int *right) {
     df_run run = df_run_defaults(ctx, net);
     int sum = 0;
     for (int from = 0; from < n; from += READ_AT_ONCE) {
@@ -59,8 +59,9 @@ static inline int reader_right(df_ctx *ctx, const df_net *net, const data_set *d
 
 // Step number `step` (from 1) of AdamW on the mean cross-entropy of rows drawn from the first
 // n. m, v, g [size]: moments and gradients.
-static inline df_result reader_step(df_ctx *ctx, df_net *net, const data_set *d, int n, int step,
-                             const df_adamw *adamw, df_real *m, df_real *v, df_real *g) {
+static inline df_result reader_step(df_ctx *ctx, df_net *net, const data_set *d, int n,
+                                    int step, const df_adamw *adamw, df_real *m, df_real *v,
+                                    df_real *g) {
     int shape[4] = { READ_AT_ONCE, d->c, d->h, d->w }, labels[READ_AT_ONCE];
     size_t size = df_net_size(net);
     double u[READ_AT_ONCE];
@@ -86,7 +87,8 @@ static inline df_result reader_step(df_ctx *ctx, df_net *net, const data_set *d,
 }
 
 // A reader of the first n images; NULL on failure, the context says why.
-static inline df_net *reader_train(df_ctx *ctx, const data_set *d, int n, int steps, uint64_t seed) {
+static inline df_net *reader_train(df_ctx *ctx, const data_set *d, int n, int steps,
+                                   uint64_t seed) {
     df_adamw adamw = { 2e-3, 0.9, 0.999, 1e-8, 0.01 };
     df_net *net = reader_create(ctx, d, seed);
     size_t size = net ? df_net_size(net) : 0;

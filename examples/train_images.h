@@ -196,7 +196,8 @@ static inline df_result image_grid(df_ctx *ctx, const df_net *net, const options
     const df_real *sheet[1] = { x };
     const int shape[3] = { d->c, d->h, d->w };
     if (result == DF_OK)
-        images_sheets(path, shape, 48, image_columns(classes), IMAGE_ROWS, 1, titles, sheet, &n);
+        images_sheets(path, shape, 48, image_columns(classes), IMAGE_ROWS, 1, titles, sheet,
+                      &n);
     free(x);
     return result;
 }
@@ -226,7 +227,8 @@ static inline int image_run(df_ctx *ctx, df_trainer *trainer, const df_net *net,
     progress_bar bar = progress_begin("training");
     df_trainer_info(trainer, &t);
     bar.from = (long)t.step, bar.per_step = i->batch, bar.unit = "images";
-    if (i->resume && result == DF_OK) printf("%s: goes on from step %ld\n", i->checkpoint, bar.from);
+    if (i->resume && result == DF_OK)
+        printf("%s: goes on from step %ld\n", i->checkpoint, bar.from);
     if (log && !i->resume) fprintf(log, "step,loss,validation,gradient_norm,learning_rate,"
                                    "images_per_second\n");
     while (result == DF_OK && t.step < t.steps) {
@@ -248,8 +250,8 @@ static inline int image_run(df_ctx *ctx, df_trainer *trainer, const df_net *net,
     if (result != DF_CANCELLED) return result != DF_OK;
     df_ctx_clear(ctx);
     if (df_trainer_save(trainer, df_sink_path(i->checkpoint)) != DF_OK) return 1;
-    fprintf(stderr, "\nstopped after step %ld of %ld; to go on: the same command with --resume\n",
-            (long)t.step, (long)t.steps);
+    fprintf(stderr, "\nstopped after step %ld of %ld; to go on: the same command with "
+            "--resume\n", (long)t.step, (long)t.steps);
     return 130;
 }
 
