@@ -7,11 +7,11 @@
 
 // The command line beyond options.h.
 typedef struct image_options {
-    const char *net, *labels, *shape, *log, *checkpoint;
+    const char *net, *labels, *shape, *predict, *log, *checkpoint;
     int width, levels, batch, rows, flip, resume, checkpoint_every, grid_every;
     double rate, ema, dropout, guidance;
     char default_checkpoint[512];
-    option_own own[18];
+    option_own own[19];
 } image_options;
 
 static inline void image_options_defaults(image_options *i, options *o) {
@@ -24,6 +24,8 @@ static inline void image_options_defaults(image_options *i, options *o) {
         OPTION_WHOLE("--width", "N", "its channels: unet N, 2N, 2N; dit 4N; mlp 16N", &i->width,
                      8, 1024),
         OPTION_WHOLE("--levels", "N", "sizes of a unet, each half the last", &i->levels, 1, 8),
+        OPTION_TEXT("--predict", "NAME", "x_0, velocity, eps, v; or as suits the net",
+                    &i->predict),
         OPTION_WHOLE("--batch", "N", "images of one step", &i->batch, 1, 65536),
         OPTION_WHOLE("--rows", "N", "images at once, a batch is the sum of such parts; 0: all",
                      &i->rows, 0, 65536),
@@ -48,12 +50,22 @@ static inline void image_options_defaults(image_options *i, options *o) {
     o->own = i->own, o->owns = (int)(sizeof own / sizeof *own);
 }
 
+static inline df_prediction image_prediction(const char *name) {
+    int k = 0;
+    while (k < DF_PREDICTION_COUNT && strcmp(name, df_prediction_name((df_prediction)k))) k++;
+    return (df_prediction)k;
+}
+
 // Names that depend on others; what is wrong is said before the work, not after it.
 static inline int image_options_check(image_options *i, const options *o) {
     options_beside(o->save, ".resume", i->default_checkpoint, sizeof i->default_checkpoint);
     if (i->checkpoint == NULL) i->checkpoint = i->default_checkpoint;
     if (strcmp(i->net, "unet") && strcmp(i->net, "dit") && strcmp(i->net, "mlp")) {
         fprintf(stderr, "--net %s: unet, dit or mlp is needed\n", i->net);
+        return -1;
+    }
+    if (i->predict && image_prediction(i->predict) == DF_PREDICTION_COUNT) {
+        fprintf(stderr, "--predict %s: x_0, velocity, eps or v is needed\n", i->predict);
         return -1;
     }
     if (o->load != NULL) return 0;
@@ -135,12 +147,11 @@ static inline df_train_desc image_training(const options *o, const image_options
     t.flip = i->flip ? 0.5 : 0;
     t.label_dropout = d->classes > 0 ? i->dropout : 0;
     t.report = 20;
-    if (strcmp(i->net, "mlp") == 0) {            // pixels: the picture is easier than the noise
-        t.card.prediction = DF_X0;
-        t.weighting = DF_WEIGHT_MIN_SNR;
-    } else {
-        t.card.time = df_time_affine(1000, 0);
-    }
+    // To an MLP pixels are a point in no order, and the picture is easier than the noise.
+    int mlp = strcmp(i->net, "mlp") == 0;
+    t.card.prediction = i->predict ? image_prediction(i->predict) : mlp ? DF_X0 : DF_VELOCITY;
+    if (t.card.prediction == DF_X0) t.weighting = DF_WEIGHT_MIN_SNR;
+    if (!mlp) t.card.time = df_time_affine(1000, 0);
     return t;
 }
 
