@@ -41,7 +41,7 @@ scripts  := $(call pick,$(wildcard tests/test_*.sh) tests/matrix.sh)
 run       = B=$(B) sh tests/run.sh $(JOBS) "$(ARGS)"
 
 .PHONY: all library tests examples demo test test-golden test-long bench check asan ubsan \
-        tsan memcheck sanitized install uninstall clean help FORCE
+        tsan memcheck sanitized fuzz install uninstall clean help FORCE
 .DELETE_ON_ERROR:
 
 all: library tests examples     ## the library, its tests and the examples
@@ -89,6 +89,15 @@ memcheck:                       ## under valgrind
 	$(again) RUNNER="valgrind -q --leak-check=full --error-exitcode=9" \
 	  programs="$(filter $(memcheck_tests:%=build/memcheck/test_%_f),\
 	              $(patsubst %,build/memcheck/%_f,$(call pick,$(tests))))"
+# Each target runs RUNS inputs, beginning with files that are whole: `make fuzz RUNS=100000`.
+RUNS ?= 10000000
+fuzzers := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+fuzz: $(fuzzers:%=$(B)/%)       ## hostile bytes, by libFuzzer (clang), with sanitizers
+	@for f in $(fuzzers); do sh tests/fuzz/run.sh $(B)/$$f $(RUNS) || exit 1; done
+$(B)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h diffusion.h
+	@mkdir -p $(B)
+	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -I. $< -o $@ -lm -lpthread
+
 sanitized: $(programs)
 	@RUNNER="$(RUNNER)" $(run) $(programs)
 

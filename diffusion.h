@@ -49,9 +49,9 @@
      >>samplers        ancestral, ODE and SDE samplers; registry; asking; the machine
      >>guidance        classifier-free guidance
      >>tensors         values; each operation forward, backward, tangent
-     >>networks        layers; the residual MLP; checkpoints of nets
+     >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
      >>training        objective, AdamW, moving average, trainer
-     >>files           sources, sinks, JSON, safetensors
+     >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
      >>kernels         the engine room: plain loops, then the tuned ones
 
@@ -72,7 +72,9 @@
      sample                       df_net_model, df_sample
      sample your own network      fill a df_model (predict, self, dim, process, prediction,
                                   time), df_sample; or the ask/answer loop, below
+     train on pictures            df_unet_create or df_dit_create instead
      keep and load                df_net_save, df_net_load; to resume, df_trainer_...
+     run a checkpoint of others   df_net_load_folder: UNet2DModel, DiT; df_net_save_folder
      see the noise schedule       df_process_at, df_process_rates, df_grid
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
@@ -81,6 +83,9 @@
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
      encode data as noise         df_sample_desc.inverse (DDIM inversion, any ODE method)
      write a network              df_net_create, df_layer_..., df_run_...
+     logits of tokens             df_transformer_create, df_run_tokens
+     draw a robot's trajectories  df_unet1d_create, df_sample_desc.condition
+     layers, flops, memory        df_net_describe
      differentiate                df_record_begin, df_backward; df_set_tangent
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
@@ -159,7 +164,8 @@
      df_model             a value         self, mean, scale and a table until its last use
      df_net               you             the allocator's user pointer; it may outlive its
                                           context and be shared, const
-     df_trainer           you             net, data, labels, context, until it is freed
+     df_trainer           you             net, data, labels, condition, context, until it
+                                          is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
      df_mixture           you             its context; df_mixture_view: the mixture
@@ -649,6 +655,9 @@ typedef struct df_torch_random {
 } df_torch_random;
 DF_API void df_torch_seed(df_torch_random *random, uint64_t seed);
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out);
+/* The 32 bits under all of torch's numbers: rand is their lowest 24 over 2^24, randint(n)
+   their rest modulo n, randperm swaps i and i + bits mod (n - i). */
+DF_API uint32_t df_torch_bits(df_torch_random *random);
 DF_API df_noise df_noise_torch(df_torch_random *random);
 
 typedef struct df_step_info {
@@ -1018,6 +1027,8 @@ typedef struct df_guidance {
     const df_model *model;   /* must outlive the guidance, and that the guided model */
     const df_model *uncond;  /* NULL: `model` with null_label */
     double scale;
+    int guided;              /* leading elements of each answer that are guided, the others
+                                are cond's; 0: all. DiT guides 3 channels, even of 4 */
 } df_guidance;
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
@@ -1318,6 +1329,9 @@ DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
 DF_API void df_net_freeze(df_net *net, int index);
 /* A net of your own that reads run->condition: how many numbers a sample has there. */
 DF_API void df_net_set_condition(df_net *net, int size);
+/* A net of your own whose samples are tokens: its forward pass turns them, whole numbers
+   [B, shape...], into logits [B, shape..., vocab]. */
+DF_API void df_net_set_vocab(df_net *net, int vocab);
 /* A slot for one integer of the network's own, such as a width or a parameter's index. */
 DF_API void df_net_set(df_net *net, int slot, int value);      /* slot in [0, 64) */
 DF_API int df_net_get(const df_net *net, int slot);
@@ -1344,6 +1358,10 @@ DF_API df_tensor *df_run_embedding(const df_run *run, int index, const int *ids,
 /* The whole network. */
 DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                              const int *labels);
+/* A net of tokens: tokens [n, shape...], t [n] or NULL (zeros) -> logits [n, shape...,
+   vocab]. The same as df_run_net of them as numbers; df_net_model does not answer. */
+DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_tensor *t,
+                                const int *labels);
 
 /* Residual MLP on points: h = SiLU(Linear([x, emb(t) + label])), depth times h +=
    SiLU(Linear(h)), Linear. emb: sinusoidal [cos,
@@ -1365,10 +1383,10 @@ DF_API df_mlp_desc df_mlp_defaults(void);
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
 
 /* UNet of denoising diffusion (Ho et al. 2020; Dhariwal & Nichol 2021), equal to
-   diffusers' UNet2DModel: fields are its configuration's keys. x [B, in_channels, height, width]:
-   conv_in; down the levels, each some residual blocks and a halving; a middle; up again,
-   each block seeing what the way down left at its size. height and width must halve
-   levels-1 times. */
+   diffusers' UNet2DModel, whose configuration's keys are the fields. x [B, in_channels,
+   height, width]: conv_in; down the levels, each some residual blocks and a halving; a
+   middle; up again, each block seeing what the way down left at its size. height and width
+   must halve levels-1 times. */
 #define DF_UNET_LEVELS 8
 typedef enum df_unet_block {
     DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
@@ -1449,10 +1467,53 @@ typedef struct df_dit_desc {
 DF_API df_dit_desc df_dit_defaults(void);
 DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 
+/* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
+   names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
+   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class); blocks.i.norm1, attn_qkv,
+   attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
+   adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
+   if there is either (adaLN-Zero), else plain pre-norm blocks. */
+typedef struct df_transformer_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int vocab;               /* tokens 0 .. vocab-1, a mask counts [257] */
+    int length;              /* tokens of a sample [128] */
+    int width, depth, heads; /* width/heads is even [256, 4, 4] */
+    int mlp_width;           /* of the blocks' inner layers; 0: 4 width [0] */
+    int cond_width;          /* of the features of time and class [128] */
+    int time;                /* 1: t is seen, as the native time that it is; 0: not [1] */
+    int rms;                 /* RMS norm in place of layer norm [0] */
+    int classes;             /* labels 0 .. classes-1; 0: none [0] */
+    int null_class;          /* the class table's last row is for label -1 [1] */
+} df_transformer_desc;
+DF_API df_transformer_desc df_transformer_defaults(void);
+DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc);
+
+/* UNet along a trajectory of actions, equal to diffusion policies' ConditionalUnet1D (Chi
+   et al. 2023) with its weight names. x [B, length, channels]; the condition (what the
+   robot sees, its goal) and t enter each block, which they shift and scale (FiLM). length
+   must halve levels-1 times. */
+typedef struct df_unet1d_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int channels;            /* input_dim: numbers of one action [2] */
+    int length;              /* actions of a sample [16] */
+    int condition;           /* global_cond_dim; 0: none [0] */
+    int embed;               /* diffusion_step_embed_dim, even [256] */
+    int levels;              /* 1 .. 8 [3] */
+    int width[DF_UNET_LEVELS];          /* down_dims [256, 512, 1024] */
+    int kernel;              /* kernel_size, odd [5] */
+    int groups;              /* n_groups; the last block has 8 whatever this is [8] */
+    int predict_scale;       /* cond_predict_scale: the condition scales, too [1] */
+} df_unet1d_desc;
+DF_API df_unet1d_desc df_unet1d_defaults(void);
+DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc);
+
 DF_API const char *df_net_kind(const df_net *net);
 DF_API int df_net_dim(const df_net *net);
 DF_API int df_net_classes(const df_net *net);
 DF_API int df_net_condition(const df_net *net);                /* numbers a sample, or 0 */
+DF_API int df_net_vocab(const df_net *net);                    /* 0: no net of tokens */
 DF_API size_t df_net_size(const df_net *net);                  /* elements in all */
 DF_API size_t df_net_trained(const df_net *net);               /* ... not frozen */
 DF_API int df_net_count(const df_net *net);                    /* named parameters */
@@ -1460,6 +1521,20 @@ DF_API const df_param *df_net_param(const df_net *net, int index);
 DF_API int df_net_find(const df_net *net, const char *name);   /* index or -1 */
 DF_API df_real *df_net_weights(df_net *net);
 DF_API df_real *df_net_average(df_net *net);                   /* NULL if there is none */
+
+/* What a net costs: from one sample, run and recorded. */
+typedef struct df_net_cost {
+    size_t parameters, trained;
+    double flops;            /* of a forward pass: 2 for each product summed in linear
+                                layers, convolutions, matrix products; backward: twice */
+    size_t activations;      /* bytes of results that recording keeps for backward, which
+                                wants as many again for their gradients */
+} df_net_cost;
+/* Fills cost, and calls line (either may be NULL) with a table: of each layer the name,
+   kind, shape of result, parameters, Mflop, kB kept (what follows without parameters
+   counts with it). Another value of line than 0 ends it and comes back. */
+DF_API df_result df_net_describe(df_ctx *ctx, const df_net *net, df_net_cost *cost,
+                                 int (*line)(void *user, const char *text), void *user);
 
 /* What the net was trained to say. df_trainer_create writes it; set it for weights from
    elsewhere. */
@@ -1487,6 +1562,21 @@ DF_API df_model df_net_model(const df_net *net);
 DF_API df_result df_net_save(df_ctx *ctx, const df_net *net, df_sink sink);
 DF_API df_net *df_net_load(df_ctx *ctx, df_source source);
 DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
+
+/* Folders of others: config.json and the weights of a diffusers UNet2DModel or
+   DiTTransformer2DModel (diffusion_pytorch_model.safetensors), or the arguments and
+   weights of facebookresearch/DiT (model.safetensors). The scheduler_config.json beside
+   them, or in ../scheduler, becomes the card; without one it says eps, linear betas .0001
+   to .02, T = 1000. An unknown key or value is an error that names both. Errors: IO,
+   FORMAT (file and key), MEMORY. */
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder);
+/* The same from anywhere; scheduler may be NULL. */
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler);
+/* Writes what their own libraries write, the averaged weights if there are any. A net of
+   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table also
+   becomes scheduler_config.json. Makes the folder where the system lets it. */
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder);
 
 /* ---- training ----------------------------------------------------------------------- */
 
@@ -1516,6 +1606,11 @@ typedef struct df_train_info {
     double gradient_norm;    /* before clipping */
     double learning_rate;
     double seconds_left;     /* estimate; < 0 without a clock */
+    double rows_per_second;  /* of this machine, since df_trainer_run was called; 0 without
+                                a clock */
+    size_t memory;           /* bytes that training holds at its peak, the net's included:
+                                weights, average, moments, gradients, rows, activations;
+                                known before the first step */
 } df_train_info;
 
 typedef struct df_train_desc {
@@ -1530,6 +1625,10 @@ typedef struct df_train_desc {
     df_scaling scaling;      /* data to mean 0, deviation 1: not, by one number, each
                                 dimension [GLOBAL] */
     int batch;               /* [256] */
+    int rows;                /* of a batch, at once: the gradients of its parts are added;
+                                0: so many that a part's activations and their gradients
+                                stay below 256 MiB. Results depend on it in their last
+                                bits [0] */
     int64_t steps;           /* [5000] */
     double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
@@ -1540,25 +1639,44 @@ typedef struct df_train_desc {
     int ema_warmup;          /* decay 0 at first, then min(ema, (1+n)/(10+n)) [1] */
     double validation;       /* fraction held out [.05] */
     int64_t validate_every;  /* steps; 0: never [500] */
-    double label_dropout;    /* probability of label -1 (classifier-free guidance) [0] */
+    double label_dropout;    /* probability of label -1 and a condition of zeros, for
+                                classifier-free guidance [0] */
+    const df_real *condition;      /* [n, df_net_condition(net)], borrowed; NULL: zeros
+                                [NULL] */
+    double flip;             /* probability that a row of 3 axes is mirrored in its last
+                                (images left to right); not where held out [0] */
+    int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
+                                every parts-th row of a batch of parts x batch [0, 1] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
     int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
                                                                   back unchanged */
+    /* Called when a batch's gradients are complete, before clipping and the optimiser,
+       with grads [df_net_size] to read and write (0 where frozen): here several machines
+       average theirs. Not 0 ends the run, comes back unchanged; weights as before the
+       step. */
+    int (*on_gradients)(void *user, df_net *net, df_real *grads, size_t size);
     void *user;
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
 
 typedef struct df_trainer df_trainer;
 /* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
-   and scaling into the net. Errors: ARGUMENT, MEMORY, NONFINITE (which row of data). */
+   and scaling into the net. A net that makes twice the channels (card.learned) learns the
+   first half. One row and two are tried, so a net that fails does so here. Errors:
+   ARGUMENT, MEMORY, NONFINITE (which row of data), the net's own. */
 DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *data, int n,
                                      const int *labels, const df_train_desc *desc);
 DF_API void df_trainer_free(df_trainer *trainer);
 /* `steps` more steps, at most to the descriptor's end; 0: to the end. loss = E w |net -
    target|^2/dim, x_t = alpha x_0 + sigma eps. Errors: NONFINITE (loss or gradient at which
    step; weights as before it; run again the step is the same: lower the rate), MEMORY,
-   CANCELLED, on_step's own. After any of them it may be saved. */
+   CANCELLED, a callback's own. After any of them, and inside on_step, it may be saved.
+
+   Several machines: each makes a trainer of the same net, data and descriptor but for
+   `part`, and on_gradients puts the mean over all machines into grads. Weights then go, to
+   rounding, as on one machine with parts x batch, and a checkpoint of one serves all (only
+   masks of dropout differ). Losses reported are each machine's own. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -1569,8 +1687,14 @@ DF_API df_result df_trainer_validate(df_trainer *trainer, double *loss);
 DF_API df_result df_trainer_save(df_trainer *trainer, df_sink sink);
 DF_API df_result df_trainer_load(df_trainer *trainer, df_source source);
 
-/* The optimiser by itself, for loops of your own: flat arrays as a net's weights
-   [size]. */
+/* The optimiser by itself, for loops of your own: flat arrays as a net's weights [size].
+   Where parameters are frozen, AdamW and the average walk from span to span of the others
+     for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n)
+         df_adamw_step(ctx, &adamw, step, n, w + at, m + at, v + at, g + at, factor);
+   and the norm goes over all of g: nobody adds to a frozen gradient, so it is 0. */
+/* The first span of trained weights at or after *at: moves *at to it and returns its
+   length, 0 if there is none. */
+DF_API size_t df_net_span(const df_net *net, size_t *at);
 typedef struct df_adamw { double learning_rate, beta1, beta2, eps,
     weight_decay; } df_adamw;
 /* Step number `step` (from 1); gradients are multiplied by grad_scale first. */
@@ -1674,6 +1798,18 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
 #else
 #define DFI_PRINTF(at, from)
 #define DFI_INLINE static inline
+#endif
+
+/* What runs once, to read or write a file, is not worth a compiler's time. */
+#if defined(__clang__)
+#define DFI_ONCE_BEGIN _Pragma("clang optimize off")
+#define DFI_ONCE_END   _Pragma("clang optimize on")
+#elif defined(__GNUC__) && defined(__OPTIMIZE__)
+#define DFI_ONCE_BEGIN _Pragma("GCC push_options") _Pragma("GCC optimize(\"O0\")")
+#define DFI_ONCE_END   _Pragma("GCC pop_options")
+#else
+#define DFI_ONCE_BEGIN
+#define DFI_ONCE_END
 #endif
 
 #ifdef DIFFUSION_ASSERT
@@ -2398,7 +2534,7 @@ DF_API void df_torch_seed(df_torch_random *random, uint64_t seed) {
     random->kept = 0;
 }
 
-static uint32_t dfi_torch_word(df_torch_random *random) {
+DF_API uint32_t df_torch_bits(df_torch_random *random) {
     uint32_t *s = random->state, y;
     if (random->at >= 624 || random->at < 0) {
         for (int i = 0; i < 624; i++) {
@@ -2423,7 +2559,7 @@ static double dfi_torch_one(df_torch_random *random) {
         return random->kept;
     }
     for (int i = 0; i < 2; i++) {
-        uint64_t high = dfi_torch_word(random), low = dfi_torch_word(random);
+        uint64_t high = df_torch_bits(random), low = df_torch_bits(random);
         u[i] =
             (double)((high << 32 | low) & UINT64_C(0x1fffffffffffff)) / 9007199254740992.0;
     }
@@ -2438,12 +2574,12 @@ static double dfi_torch_one(df_torch_random *random) {
 DF_API void df_torch_randn(df_torch_random *random, size_t n, df_real *out) {
     for (size_t i = 0; n < 16 && i < n; i++) out[i] = (df_real)dfi_torch_one(random);
     for (size_t i = 0; n >= 16 && i < n; i++)
-        out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+        out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
     for (size_t at = 0; n >= 16 && at < n; at += 16) {
         if (n - at < 16) {
             at = n - 16;
             for (size_t i = at; i < n; i++)
-                out[i] = (df_real)(dfi_torch_word(random) & 0xffffffu) / (df_real)16777216;
+                out[i] = (df_real)(df_torch_bits(random) & 0xffffffu) / (df_real)16777216;
         }
         for (size_t j = at; j < at + 8; j++) {
             double r = sqrt(-2 * log(1 - (double)out[j]));
@@ -3287,20 +3423,17 @@ DF_API df_result df_process_rates(df_ctx *ctx, const df_process *p, double t,
    given with its derivative, because a velocity is per unit of somebody's time:
        dx/dt = (dx/d native) (d native/dt). */
 
-static df_time dfi_time_make(df_time_kind kind, double a, double b) {
+static df_time dfi_time(df_time_kind kind, double a, double b) {
     df_time time = { kind, a, b };
     return time;
 }
-
+DF_API df_time df_time_own(void) { return dfi_time(DF_TIME_AFFINE, 1, 0); }
+DF_API df_time df_time_index(int T) { return dfi_time(DF_TIME_AFFINE, T, -1); }
 DF_API df_time df_time_affine(double a, double b) {
-    return dfi_time_make(DF_TIME_AFFINE, a, b);
+    return dfi_time(DF_TIME_AFFINE, a, b);
 }
-DF_API df_time df_time_own(void) { return df_time_affine(1, 0); }
-DF_API df_time df_time_index(int T) { return df_time_affine(T, -1); }
-DF_API df_time df_time_sigma(void) { return dfi_time_make(DF_TIME_SIGMA, 1, 0); }
-DF_API df_time df_time_log_sigma(double a) {
-    return dfi_time_make(DF_TIME_LOG_SIGMA, a, 0);
-}
+DF_API df_time df_time_sigma(void) { return dfi_time(DF_TIME_SIGMA, 1, 0); }
+DF_API df_time df_time_log_sigma(double a) { return dfi_time(DF_TIME_LOG_SIGMA, a, 0); }
 
 /* d(sigma/alpha)/dt = W/alpha^2,  d log(sigma/alpha)/dt = -lambda'. */
 DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *time,
@@ -3355,24 +3488,21 @@ typedef struct dfi_grid {
 /* A rule takes equal steps of a power of a clock, or lists entries of a table. */
 enum { DFI_RULE_LINSPACE = DF_POINTS_LAMBDA + 1, DFI_RULE_LEADING, DFI_RULE_TRAILING };
 enum { DFI_GRID_RULES = 8 };
-typedef struct dfi_grid_rule {
+static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "quadratic",
+    "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
+static const struct dfi_grid_rule {
     const char *aliases;
     int clock;                 /* a df_points, or one of the lists */
     double power;              /* clock^{1/power} is divided */
     int tunable;               /* grid_rho takes the place of power */
-} dfi_grid_rule;
-
-static const char *const dfi_grid_rule_names[DFI_GRID_RULES] = { "uniform", "quadratic",
-    "lambda", "karras", "polyexponential", "linspace", "leading", "trailing" };
-static const dfi_grid_rule dfi_grid_rules[DFI_GRID_RULES] = {
+} dfi_grid_rules[DFI_GRID_RULES] = {
     { "linear time_uniform", DF_POINTS_T, 1, 0 },
     { "quad time_quadratic", DF_POINTS_T, 2, 0 },      /* Song, Meng & Ermon 2021 */
     { "exponential logsnr", DF_POINTS_LAMBDA, 1, 0 },
     { "edm", DF_POINTS_RHO, 7, 1 },                    /* Karras et al. 2022, eq. 5 */
     { "", DF_POINTS_LAMBDA, 1, 1 },                    /* k-diffusion */
     { "", DFI_RULE_LINSPACE, 0, 0 }, { "", DFI_RULE_LEADING, 0, 0 },
-    { "", DFI_RULE_TRAILING, 0, 0 }
-};
+    { "", DFI_RULE_TRAILING, 0, 0 } };
 
 DF_API const char *const *df_grid_names(int *count) {
     if (count) *count = DFI_GRID_RULES;
@@ -3431,11 +3561,10 @@ static df_result dfi_grid_divide(dfi_grid *g) {
     if (twice && last.alpha > 0)
         last = df_process_at_rho(g->p, g->d->shift * last.sigma / last.alpha);
     if (M > 1 && (last.t >= first.t || (!any && (first.alpha <= 0 || last.sigma <= 0))))
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" cannot divide %s from t_max = %g, lambda = %g, "
-                        "to t_min = %g, %g: want 1 > t_max > t_min > 0, or \"uniform\"",
-                        g->name, df_process_name(g->p), first.t, first.lambda, last.t,
-                        last.lambda);
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" cannot divide %s from "
+                        "t_max = %g, lambda = %g, to t_min = %g, %g: want 1 > t_max > "
+                        "t_min > 0, or \"uniform\"", g->name, df_process_name(g->p),
+                        first.t, first.lambda, last.t, last.lambda);
     g->out[0] = first;
     for (int i = 1; i < M - 1; i++)
         g->out[i] = dfi_grid_place(g, &first, &last, i / (double)(M - 1));
@@ -3455,20 +3584,15 @@ static double dfi_grid_index(int list, int T, int N, int i, int offset) {
 
 /* N entries of a table, then the data point; or entry 0, unless it is there already. */
 static df_result dfi_grid_entries(dfi_grid *g) {
-    int T = g->p->table_size, N = g->d->steps, table = g->p->kind == DF_PROCESS_TABLE;
+    int T = g->p->table_size, N = g->d->steps;
     int list = g->rule->clock, offset = g->d->grid_offset;
     double most = dfi_grid_index(list, T, N, 0, offset);
     double least = dfi_grid_index(list, T, N, N - 1, offset);
-    if (!table)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" lists entries of a table, but the process is %s: "
-                        "use \"uniform\", or df_process_table",
-                        g->name, df_process_name(g->p));
     if (N > T || g->d->t_max < 1 || least < 0 || most >= T)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: \"%s\" lists N = %d entries %g .. %g, t_max = %g: want "
-                        "a table of T >= N, entries 0 .. T-1, t_max 1; %s has T = %d",
-                        g->name, N, most, least, g->d->t_max, df_process_name(g->p), T);
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" lists N = %d entries %g "
+                        ".. %g, t_max = %g: want a table of T >= N, entries 0 .. T-1, "
+                        "t_max 1, but %s has T = %d; \"uniform\" needs no table", g->name,
+                        N, most, least, g->d->t_max, df_process_name(g->p), T);
     for (g->count = 0; g->count < N; g->count++)
         g->out[g->count] =
             df_process_at(g->p, (dfi_grid_index(list, T, N, g->count, offset) + 1) / T);
@@ -3525,48 +3649,21 @@ static df_result dfi_grid_falls(const dfi_grid *g) {
         const df_point *q = &g->out[i], *before = q - 1;
         int t_falls = q->t < before->t || (q->sigma <= 0 && q->t <= before->t);
         if (!t_falls || q->sigma * before->alpha >= before->sigma * q->alpha)
-            return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                            "df_grid: must fall, but point %d has t = %.9g, lambda = %.9g "
-                            "after %.9g, %.9g: use fewer steps, or another grid", i, q->t,
-                            q->lambda, before->t, before->lambda);
+            return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: must fall, but point %d "
+                            "has t = %.9g, lambda = %.9g after %.9g, %.9g: fewer steps or "
+                            "another grid", i, q->t, q->lambda, before->t, before->lambda);
     }
     return DF_OK;
 }
 
-/* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
-   up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
-static int dfi_restarts(const df_sample_desc *d);
-static df_result dfi_grid_restart(dfi_grid *g, int K, int capacity) {
-    int M = g->d->restart_steps, at = 0, more = K * (M + 1);
-    double top = pow(g->d->restart_max, 1 / 7.0), low;
-    df_point *q = g->out;
-    while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
-    if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
-    if (at == 0 || at == g->count || g->count + more > capacity ||
-        q[at].sigma >= g->d->restart_max * q[at].alpha)
-        return dfi_fail(
-            g->ctx, DF_ERR_ARGUMENT,
-            "df_grid: no point of %d lies below "
-            "restart_max, sigma/alpha = %g, close to restart_min, %g; take more "
-            "steps",
-            g->count, g->d->restart_max, g->d->restart_min);
-    if (q[0].sigma < g->d->restart_max * q[0].alpha)
-        return dfi_fail(g->ctx, DF_ERR_ARGUMENT,
-                        "df_grid: restart_max is %g, above where the grid begins, "
-                        "sigma/alpha = %g: lower it", g->d->restart_max,
-                        q[0].sigma / q[0].alpha);
-    memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
-    low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
-    for (int k = 0; k < more; k++)
-        q[at + 1 + k] = k % (M + 1) == M ? q[at] : df_process_at_rho(
-            g->p, pow(top + (low - top) * (k % (M + 1)) / M, 7));
-    g->count += more;
-    return DF_OK;
+/* N as a descriptor says it. */
+static int dfi_steps_asked(const df_sample_desc *d) {
+    return d->points ? d->points_count - (d->points_count > 0) : d->steps;
 }
 
 /* What a descriptor says about the grid, looked at before anything is computed. */
 static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capacity) {
-    int N = d->points ? d->points_count - (d->points_count > 0) : d->steps;
+    int N = dfi_steps_asked(d);
     int fine_t = d->points || (dfi_positive(d->t_max) && d->t_max <= 1);
     int fine_in = (unsigned)d->points_in <= (unsigned)DF_POINTS_LAMBDA;
     if (N >= 1 && N < capacity && fine_in && fine_t && d->t_min < 1 && d->grid_rho >= 0 &&
@@ -3579,16 +3676,15 @@ static df_result dfi_grid_check(df_ctx *ctx, const df_sample_desc *d, int capaci
                     (int)d->points_in, d->t_max, d->t_min, d->shift, d->grid_rho);
 }
 
+static df_result dfi_grid_restart(dfi_grid *g, int capacity);  /* of restarting methods */
 DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc *desc,
                          df_point *out, int capacity, int *count) {
     dfi_grid g = { ctx, p, desc, out, 0, "NULL", NULL };
     df_result result = df_process_check(ctx, p);
-    int restarts;
-    if (result != DF_OK) return result;
-    if (!out || !count || !desc || desc->cookie != DFI_COOKIE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
-                        "descriptor made by df_sample_defaults");
-    result = dfi_grid_check(ctx, desc, capacity);
+    if (result == DF_OK && (!out || !count || !desc || desc->cookie != DFI_COOKIE))
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: want out and count, and a "
+                          "descriptor made by df_sample_defaults");
+    if (result == DF_OK) result = dfi_grid_check(ctx, desc, capacity);
     if (result != DF_OK) return result;
     if (desc->grid) g.name = desc->grid;
     for (int i = 0; i < DFI_GRID_RULES; i++)
@@ -3602,14 +3698,12 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     else if (g.rule->clock > DF_POINTS_LAMBDA) result = dfi_grid_entries(&g);
     else result = dfi_grid_divide(&g);
     if (result == DF_OK && g.count < 2)         /* entry 0 is both first and last */
-        result = dfi_fail(ctx, DF_ERR_ARGUMENT,
-                          "df_grid: \"%s\" with N = %d gives one point, "
-                          "t = %g: take more steps, or end = DF_END_DATA",
-                          g.name, desc->steps, out[0].t);
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_grid: \"%s\" with N = %d gives one "
+                          "point, t = %g: take more steps, or end = DF_END_DATA", g.name,
+                          desc->steps, out[0].t);
     if (result == DF_OK) result = dfi_grid_shift(&g);
     if (result == DF_OK) result = dfi_grid_falls(&g);
-    if (result == DF_OK && (restarts = dfi_restarts(desc)) > 0)
-        result = dfi_grid_restart(&g, restarts, capacity);
+    if (result == DF_OK) result = dfi_grid_restart(&g, capacity);
     for (int i = 0, j = g.count - 1; desc->inverse && i < j; i++, j--) {
         df_point swap = out[i];
         out[i] = out[j];
@@ -3618,6 +3712,7 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     if (result == DF_OK) *count = g.count;
     return result;
 }
+
 /* -------------------------------------------------------------------------------------
    // >>prediction: one plane, every prediction from every other
 
@@ -3848,6 +3943,27 @@ static double dfi_straight_time(const df_point *q) {
     return q->sigma / (q->alpha + q->sigma);
 }
 
+static size_t dfi_stage_size(const df_stage *s) { return (size_t)s->n * (size_t)s->dim; }
+
+/* Where sample i stands in an array [n, dim]; its own numbers. */
+static size_t dfi_row_at(const df_stage *s, int i) { return (size_t)i * (size_t)s->dim; }
+static double *dfi_own(const df_stage *s, int i) { return s->own + (size_t)i * DF_OWN; }
+
+/* The answer goes to buffer[i], in exchange for what is there. */
+static void dfi_keep(df_stage *s, int i) {
+    df_real *old = s->buffer[i];
+    s->buffer[i] = s->answer;
+    s->answer = old;
+}
+
+/* out = a x + b y */
+static void dfi_two(df_stage *s, df_real *out, double a, const df_real *x, double b,
+                    const df_real *y) {
+    const double c[2] = { a, b };
+    const df_real *const in[2] = { x, y };
+    df_stage_combine(s, out, 2, c, in);
+}
+
 /* A draw of no stretch of the path: Langevin steps, trials of each sample's own length. */
 static df_result dfi_noise_apart(df_stage *s, df_real *out) {
     df_point to = s->to;
@@ -3980,10 +4096,8 @@ static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
     int count = k + 1;
     c[0] = step->x;
     a[0] = base;
-    for (int j = 0; j < k; j++) {
-        c[j + 1] = step->m[j];
-        a[j + 1] = answer[j];
-    }
+    memcpy(c + 1, step->m, (size_t)k * sizeof *c);
+    memcpy(a + 1, answer, (size_t)k * sizeof *a);
     if (step->z > 0) {
         if (draw && df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
         c[count] = step->z;
@@ -4000,17 +4114,12 @@ static df_next dfi_stage_take(df_stage *s, const dfi_step *step, df_real *out,
 static df_result dfi_noise_carry(df_stage *s, double z, double before, df_real *carried,
                                  df_real *fresh) {
     dfi_step one = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
-    double c[2], root = hypot(one.x * before, one.z);
-    const df_real *a[2];
-    df_result r;
-    if (z <= 0) return DF_OK;
-    if (before <= 0 || s->desc->compat & DF_COMPAT_STAGE_NOISE)
-        return df_stage_noise(s, carried);
-    if ((r = df_stage_noise(s, fresh)) != DF_OK) return r;
-    c[0] = one.x * before / root, c[1] = one.z / root;
-    a[0] = carried, a[1] = fresh;
-    df_stage_combine(s, carried, 2, c, a);
-    return DF_OK;
+    double root = hypot(one.x * before, one.z);
+    int anew = before <= 0 || s->desc->compat & DF_COMPAT_STAGE_NOISE;
+    df_result r = z > 0 ? df_stage_noise(s, anew ? carried : fresh) : DF_OK;
+    if (r == DF_OK && z > 0 && !anew)
+        dfi_two(s, carried, one.x * before / root, carried, one.z / root, fresh);
+    return r;
 }
 
 /* x = a x + b answer, and with noise c z: what one-answer samplers end with. The noise is
@@ -4090,15 +4199,13 @@ static df_next dfi_stage_ddpm(df_stage *s) {
    the line through y = x/alpha with slope eps meets x_0 at rho = 0. */
 static df_next dfi_stage_ddim(df_stage *s) {
     dfi_step step = dfi_exponential(s, &s->from, &s->to, 1, NULL, DF_SLOPE_EXACT);
-    const df_real *answer[2];
-    answer[0] = s->answer;
-    answer[1] = s->unclipped;
+    const df_real *const answer[2] = { s->answer, s->unclipped };
+    int k = s->unclipped ? 2 : 1;
     if (s->unclipped) { /* eps = (x - alpha_s x_0)/sigma_s as it was */
         step.m[1] = step.m[0] - s->to.alpha;
         step.m[0] = s->to.alpha;
     }
-    return dfi_stage_take(s, &step, s->x, s->x, s->unclipped ? 2 : 1, answer, s->buffer[0],
-                          1);
+    return dfi_stage_take(s, &step, s->x, s->x, k, answer, s->buffer[0], 1);
 }
 
 /* ---- with history: dpmpp_2m, dpmpp_3m, their SDE forms, deis, unipc, sa_solver ----
@@ -4150,21 +4257,19 @@ static df_next dfi_correct(df_stage *s) {
 /* The second-order first step of dpmpp_3m: asks at the middle, then the line through both
    answers (DPM-Solver++(2S)). The first of them is remembered. */
 static df_next dfi_start_third(df_stage *s) {
-    const df_real *answer[2];
-    df_point node[2], *middle = &node[1];
+    df_point middle = df_process_at_lambda(s->process,
+                                           0.5 * (s->from.lambda + s->to.lambda));
+    const df_point node[2] = { s->from, middle };
+    const df_real *first = s->call == 1 ? s->answer : s->buffer[0];
+    const df_real *const answer[2] = { first, s->answer };
     df_real *spare = s->buffer[2];
     dfi_step step;
-    node[0] = s->from;
-    *middle = df_process_at_lambda(s->process, 0.5 * (s->from.lambda + s->to.lambda));
     if (s->call == 1) {
-        answer[0] = s->answer;
-        step = dfi_exponential(s, &s->from, middle, 1, node, DF_SLOPE_EXACT);
+        step = dfi_exponential(s, &s->from, &middle, 1, node, DF_SLOPE_EXACT);
         dfi_stage_take(s, &step, spare, s->x, 1, answer, NULL, 0);
         dfi_remember(s, 2);
-        return df_stage_ask(s, middle, spare);
+        return df_stage_ask(s, &middle, spare);
     }
-    answer[0] = s->buffer[0];
-    answer[1] = s->answer;
     step = dfi_exponential(s, &s->from, &s->to, 2, node, DF_SLOPE_EXACT);
     return dfi_stage_take(s, &step, s->x, s->x, 2, answer, NULL, 0);
 }
@@ -4244,8 +4349,7 @@ static df_next dfi_stage_block(df_stage *s) {
     const df_real *answer[3];
     df_point node[3], start = place > 0 ? s->past[place - 1] : s->from;
     dfi_step step;
-    if (place == 0)
-        memcpy(s->buffer[0], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
+    if (place == 0) memcpy(s->buffer[0], s->x, dfi_stage_size(s) * sizeof *s->x);
     for (int j = 0; j <= place; j++) {          /* the block's answers, the oldest first */
         node[j] = j < place ? s->past[place - 1 - j] : s->from;
         answer[j] = j < place ? s->buffer[1 + j] : s->answer;
@@ -4263,11 +4367,7 @@ static df_next dfi_stage_block(df_stage *s) {
         return DF_NEXT_FAIL;
     s->number[0] = step.z;
     dfi_stage_take(s, &step, s->x, s->buffer[0], k, answer, s->buffer[3], 0);
-    if (place < 2) {                            /* keep this answer for the block's rest */
-        df_real *old = s->buffer[1 + place];
-        s->buffer[1 + place] = s->answer;
-        s->answer = old;
-    }
+    if (place < 2) dfi_keep(s, 1 + place);      /* for the block's rest */
     return DF_NEXT_STEP;
 }
 
@@ -4276,36 +4376,31 @@ static df_next dfi_stage_block(df_stage *s) {
    (Lu et al. 2022; k-diffusion). dpmpp_sde draws noise on the way to both. Buffers: the
    noise, the first answer, the state inside, fresh noise. */
 static df_next dfi_stage_two(df_stage *s) {
-    double r = s->desc->ratio;
-    df_point node[2];
-    const df_real *answer[2];
+    double r = s->desc->ratio, h = s->to.lambda - s->from.lambda;
+    const df_real *first = s->call == 1 ? s->answer : s->buffer[1];
+    const df_real *const answer[2] = { first, s->answer };
+    df_point from = s->from, to = s->to, inner;
+    df_next next;
     dfi_step step;
-    if (s->to.sigma <= 0 || s->from.alpha <= 0) return dfi_stage_ddim(s);
-    node[0] = s->from;
-    node[1] = df_process_at_lambda(s->process,
-                                   s->from.lambda + r * (s->to.lambda - s->from.lambda));
-    answer[0] = s->call == 1 ? s->answer : s->buffer[1];
-    answer[1] = s->answer;
+    if (to.sigma <= 0 || from.alpha <= 0) return dfi_stage_ddim(s);
+    inner = df_process_at_lambda(s->process, from.lambda + r * h);
     if (s->call == 1) {
-        df_point to = s->to;
-        df_next next;
-        step = dfi_exponential(s, &s->from, &node[1], 1, node, DF_SLOPE_EXACT);
-        s->to = node[1];                        /* the stretch of this draw */
+        step = dfi_exponential(s, &from, &inner, 1, NULL, DF_SLOPE_EXACT);
+        s->to = inner;                          /* the stretch of this draw */
         next = dfi_stage_take(s, &step, s->buffer[2], s->x, 1, answer, s->buffer[0], 1);
         s->to = to;
         if (next != DF_NEXT_STEP) return next;
         s->number[0] = step.z;
-        s->answer = s->buffer[1];
-        s->buffer[1] = (df_real *)answer[0];
-        return df_stage_ask(s, &node[1], s->buffer[2]);
+        dfi_keep(s, 1);
+        return df_stage_ask(s, &inner, s->buffer[2]);
     }
-    step = dfi_exponential(s, &s->from, &s->to, 1, node, DF_SLOPE_EXACT);
+    step = dfi_exponential(s, &from, &to, 1, NULL, DF_SLOPE_EXACT);
     step.m[1] = step.m[0] / (2 * r);
     step.m[0] -= step.m[1];
-    if (!(s->desc->compat & DF_COMPAT_STAGE_NOISE)) s->from = node[1];
+    if (!(s->desc->compat & DF_COMPAT_STAGE_NOISE)) s->from = inner;
     if (dfi_noise_carry(s, step.z, s->number[0], s->buffer[0], s->buffer[3]) != DF_OK)
         return DF_NEXT_FAIL;
-    s->from = node[0];
+    s->from = from;
     return dfi_stage_take(s, &step, s->x, s->x, 2, answer, s->buffer[0], 0);
 }
 
@@ -4330,8 +4425,8 @@ static df_point dfi_ode_point(const df_stage *s, double clock) {
 }
 
 /* out at point q = scale_q (x/scale_from + dc sum_j b[j] slope[j]). */
-static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
-                          const double *b, const df_real *const *slope, df_real *out) {
+static df_next dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
+                             const double *b, const df_real *const *slope, df_real *out) {
     double c[DFI_TERMS], scale = dfi_ode_scale(s, q);
     const df_real *a[DFI_TERMS];
     c[0] = scale / dfi_ode_scale(s, &s->from);
@@ -4341,6 +4436,7 @@ static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
         a[j + 1] = slope[j];
     }
     df_stage_combine(s, out, count + 1, c, a);
+    return DF_NEXT_STEP;
 }
 
 /* Two stages: asks at the fraction a of the step, then weights 1 - 1/(2a), 1/(2a) (heun
@@ -4349,14 +4445,9 @@ static void dfi_ode_state(df_stage *s, const df_point *q, double dc, int count,
 static df_next dfi_stage_rk2(df_stage *s) {
     double from = dfi_ode_clock(s, &s->from), to = dfi_ode_clock(s, &s->to);
     double a = s->desc->ratio, dc = to - from, b[2] = { 1, 0 };
-    const df_real *slope[2];
+    const df_real *const slope[2] = { s->call == 1 ? s->answer : s->buffer[0], s->answer };
     df_point inner = s->to;
-    slope[0] = s->call == 1 ? s->answer : s->buffer[0];
-    slope[1] = s->answer;
-    if (s->to.sigma <= 0) {
-        dfi_ode_state(s, &s->to, dc, 1, b, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (s->to.sigma <= 0) return dfi_ode_state(s, &s->to, dc, 1, b, slope, s->x);
     if (a <= 0) inner = dfi_ode_point(s, sqrt(from * to));
     else if (a < 1) inner = dfi_ode_point(s, from + a * dc);
     if (s->call == 1) {
@@ -4367,8 +4458,7 @@ static df_next dfi_stage_rk2(df_stage *s) {
     }
     b[1] = a > 0 ? 1 / (2 * a) : 1;
     b[0] = 1 - b[1];
-    dfi_ode_state(s, &s->to, dc, 2, b, slope, s->x);
-    return DF_NEXT_STEP;
+    return dfi_ode_state(s, &s->to, dc, 2, b, slope, s->x);
 }
 
 /* The classical fourth order (Kutta 1901): slopes at 0, 1/2, 1/2, 1, weights 1 2 2 1. */
@@ -4376,22 +4466,14 @@ static df_next dfi_stage_rk4(df_stage *s) {
     static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 }, one = 1;
     double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
     double part = s->call < 3 ? 0.5 : 1;
-    const df_real *slope[4];
+    df_real **k = s->buffer;
+    const df_real *const slope[4] = { k[0], k[1], k[2], s->answer };
     df_point inner = s->to;
-    for (int j = 0; j < 3; j++) slope[j] = s->buffer[j];
-    slope[3] = s->answer;
-    if (s->to.sigma <= 0) {
-        dfi_ode_state(s, &s->to, dc, 1, &one, &slope[3], s->x);
-        return DF_NEXT_STEP;
-    }
-    if (s->call == 4) {
-        dfi_ode_state(s, &s->to, dc, 4, sixth, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (s->to.sigma <= 0) return dfi_ode_state(s, &s->to, dc, 1, &one, &slope[3], s->x);
+    if (s->call == 4) return dfi_ode_state(s, &s->to, dc, 4, sixth, slope, s->x);
     if (part < 1) inner = dfi_ode_point(s, from + part * dc);
     dfi_ode_state(s, &inner, part * dc, 1, &one, &slope[3], s->buffer[3]);
-    s->answer = s->buffer[s->call - 1];
-    s->buffer[s->call - 1] = (df_real *)slope[3];
+    dfi_keep(s, s->call - 1);
     return df_stage_ask(s, &inner, s->buffer[3]);
 }
 
@@ -4468,6 +4550,7 @@ static df_next dfi_plms(df_stage *s, int begins) {
         { 55 / 24.0, -59 / 24.0, 37 / 24.0, -9 / 24.0 } };
     static const double half[2] = { .5, .5 };
     static const double sixth[4] = { 1 / 6.0, 1 / 3.0, 1 / 3.0, 1 / 6.0 };
+    const double *end = begins == 2 ? half : sixth;
     double from = dfi_ode_clock(s, &s->from), dc = dfi_ode_clock(s, &s->to) - from;
     int known = s->known < 3 ? s->known : 3, call = s->call;
     const df_real *slope[4];
@@ -4475,20 +4558,13 @@ static df_next dfi_plms(df_stage *s, int begins) {
     if (begins == 0 || s->to.sigma <= 0) return dfi_adams(s, known + 1, adams[known], 3);
     slope[0] = call == 1 ? s->answer : s->buffer[0];
     for (int j = 1; j < 4; j++) slope[j] = j < call - 1 ? s->buffer[3 + j] : s->answer;
-    if (call == begins) {
-        dfi_ode_state(s, &s->to, dc, begins, begins == 2 ? half : sixth, slope, s->x);
-        return DF_NEXT_STEP;
-    }
+    if (call == begins) return dfi_ode_state(s, &s->to, dc, begins, end, slope, s->x);
     if (begins == 4 && call < 3)
         inner = df_process_at(s->process, .5 * (s->from.t + s->to.t));
     dfi_ode_state(s, &inner, dfi_ode_clock(s, &inner) - from, 1, adams[0],
                   &slope[call - 1], s->buffer[3]);
-    if (call == 1) {
-        dfi_remember(s, 3);
-    } else {
-        s->answer = s->buffer[2 + call];
-        s->buffer[2 + call] = (df_real *)slope[call - 1];
-    }
+    if (call == 1) dfi_remember(s, 3);
+    else dfi_keep(s, 2 + call);
     return df_stage_ask(s, &inner, s->buffer[3]);
 }
 static df_next dfi_stage_plms(df_stage *s) { return dfi_plms(s, s->known == 0 ? 2 : 0); }
@@ -4525,10 +4601,20 @@ static double dfi_adaptive_go(const double *own, double end) {
     return fabs(own[DFI_LENGTH]) < fabs(rest) ? own[DFI_LENGTH] : rest;
 }
 
+/* Before the first trial. */
+static void dfi_adaptive_begin(df_stage *s, double from, double length) {
+    for (int i = 0; i < s->n; i++) {
+        double *own = dfi_own(s, i);
+        own[DFI_WHERE] = from;
+        own[DFI_LENGTH] = length;
+        own[DFI_ERR_BEFORE] = 1;
+    }
+}
+
 /* One row of a combination. */
 static void dfi_row_combine(df_stage *s, int row, df_real *out, int count, const double *c,
                             const df_real *const *a) {
-    size_t dim = (size_t)s->dim, at = (size_t)row * dim;
+    size_t dim = (size_t)s->dim, at = dfi_row_at(s, row);
     const df_real *part[DFI_TERMS];
     for (int j = 0; j < count; j++) part[j] = a[j] + at;
     s->ctx->k->combine(dim, count, c, part, out + at);
@@ -4538,7 +4624,7 @@ static void dfi_row_combine(df_stage *s, int row, df_real *out, int count, const
 static df_next dfi_adaptive_ask(df_stage *s) {
     int open = 0, lambda = s->row->stage == dfi_stage_dpm_adaptive;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, at = own[DFI_WHERE];
+        double *own = dfi_own(s, i), at = own[DFI_WHERE];
         open += own[DFI_ARRIVED] <= 0;
         s->each[i] = own[DFI_ARRIVED] > 0 ? *dfi_adaptive_end(s)
                      : lambda             ? df_process_at_lambda(s->process, at)
@@ -4546,9 +4632,8 @@ static df_next dfi_adaptive_ask(df_stage *s) {
     }
     s->number[0] = 0;
     if (open > 0 && ++s->number[1] > (int)DFI_MOST_TRIALS) {
-        dfi_stage_wrong(s,
-                        "the adaptive step does not reach the end in 100000 trials; ask "
-                        "for less accuracy (rtol, atol), or end at a larger t_min");
+        dfi_stage_wrong(s, "the adaptive step does not reach the end in 100000 trials; "
+                        "ask for less accuracy (rtol, atol), or end at a larger t_min");
         return DF_NEXT_FAIL;
     }
     if (open > 0) return df_stage_ask_each(s, s->n, s->x);
@@ -4576,7 +4661,7 @@ static void dfi_adaptive_error(df_stage *s, const df_real *a, const df_real *b,
             e /= hard ? fmax(atol, size) : atol + size;
             sum += e * e;
         }
-        s->own[(size_t)i * DF_OWN + DFI_ERR] = sqrt(sum / (double)dim);
+        dfi_own(s, i)[DFI_ERR] = sqrt(sum / (double)dim);
     }
 }
 
@@ -4605,30 +4690,31 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
    (unless NULL) what `crude` said there. */
 static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
                                df_real *before, double order, double end) {
-    size_t dim = (size_t)s->dim, bytes = dim * sizeof *s->x;
+    size_t bytes = (size_t)s->dim * sizeof *s->x;
+    int batch = (s->desc->compat & DF_COMPAT_ERROR_BATCH) != 0;
+    int largest = (s->desc->compat & DF_COMPAT_ERROR_MOST) != 0;
     double sum = 0, most = 0;
     for (int i = 0; i < s->n; i++) {
-        double err = s->own[(size_t)i * DF_OWN + DFI_ERR];
+        double err = dfi_own(s, i)[DFI_ERR];
         sum += err * err / s->n;
         most = fmax(most, err);
     }
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, err = own[DFI_ERR];
+        double *own = dfi_own(s, i), err = own[DFI_ERR];
         double go = dfi_adaptive_go(own, end);
+        size_t at = dfi_row_at(s, i);
         own[DFI_GOOD] = 0;
         if (own[DFI_ARRIVED] > 0) continue;
-        if (s->desc->compat & DF_COMPAT_ERROR_BATCH) err = sqrt(sum);
-        if (s->desc->compat & DF_COMPAT_ERROR_MOST) err = most;
-        if (s->desc->compat & DF_COMPAT_ERROR_MOST ||
-            (err > 1 && !(s->desc->compat & DF_COMPAT_ERROR_BATCH)))
-            own[DFI_LENGTH] = go;                 /* shorter than what was tried */
+        if (batch) err = sqrt(sum);
+        if (largest) err = most;
+        if (largest || (err > 1 && !batch)) own[DFI_LENGTH] = go;  /* what was tried */
         own[DFI_FROM] = own[DFI_WHERE];
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
         own[DFI_WHERE] += go;
         own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
-        memcpy(s->x + (size_t)i * dim, result + (size_t)i * dim, bytes);
-        if (before) memcpy(before + (size_t)i * dim, crude + (size_t)i * dim, bytes);
+        memcpy(s->x + at, result + at, bytes);
+        if (before) memcpy(before + at, crude + at, bytes);
     }
 }
 
@@ -4653,8 +4739,7 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
     a[0] = s->x;
     for (int j = 0; j < 7; j++) a[j + 1] = j < 6 ? s->buffer[j] : s->answer;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN, go = dfi_adaptive_go(own, end),
-               c[DFI_TERMS];
+        double *own = dfi_own(s, i), go = dfi_adaptive_go(own, end), c[DFI_TERMS];
         df_point from = dfi_ode_point(s, own[DFI_WHERE]);
         df_point q = dfi_ode_point(s, own[DFI_WHERE] + go * dfi_dp_c[k < 7 ? k : 6]);
         double scale = dfi_ode_scale(s, &q);
@@ -4666,24 +4751,14 @@ static void dfi_dp_state(df_stage *s, int k, double end) {
 }
 
 static df_next dfi_stage_rk45(df_stage *s) {
-    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from),
-           one = 1;
+    double end = dfi_ode_clock(s, dfi_adaptive_end(s)), from = dfi_ode_clock(s, &s->from);
+    double to = dfi_ode_clock(s, &s->to), one = 1;
     int k = (int)s->number[0];
     const df_real *answer = s->answer;
-    if (s->number[2] > 0) {
-        dfi_ode_state(s, &s->to, dfi_ode_clock(s, &s->to) - from, 1, &one, &answer, s->x);
-        return DF_NEXT_STEP;
-    }
-    for (int i = 0; s->call == 1 && i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        own[DFI_WHERE] = from;
-        own[DFI_LENGTH] = .02 * (end - from);
-        own[DFI_ERR_BEFORE] = 1;
-    }
-    if (k < 6) {
-        s->answer = s->buffer[k];
-        s->buffer[k] = (df_real *)answer;
-    }
+    if (s->number[2] > 0)
+        return dfi_ode_state(s, &s->to, to - from, 1, &one, &answer, s->x);
+    if (s->call == 1) dfi_adaptive_begin(s, from, .02 * (end - from));
+    if (k < 6) dfi_keep(s, k);
     s->number[0] = ++k;
     dfi_dp_state(s, k, end);
     if (k < 7) return df_stage_ask_each(s, s->n, s->buffer[6]);
@@ -4697,33 +4772,38 @@ static df_next dfi_stage_rk45(df_stage *s) {
 
 /* The trial of sample i: node[0] its start, node[1], node[2] inside; where it aims. */
 static df_point dfi_dpm_trial(const df_stage *s, int i, double go, df_point *node) {
-    const double *own = s->own + (size_t)i * DF_OWN;
-    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE],
-           end = dfi_adaptive_end(s)->lambda;
+    const double *own = dfi_own(s, i);
+    double l = own[own[DFI_GOOD] > 0 ? DFI_FROM : DFI_WHERE], below;
     df_point to = df_process_at_lambda(s->process, l + go), aim = to;
     double r = s->desc->order > 2 ? 1 / 3.0 : 0.5;
     node[0] = df_process_at_lambda(s->process, l);
-    if (s->desc->eta > 0)
-        aim = df_process_at_lambda(s->process,
-                                   fmin(end, to.lambda + dfi_extra(s, &node[0], &to)));
+    if (s->desc->eta > 0) {
+        below = to.lambda + dfi_extra(s, &node[0], &to);
+        aim = df_process_at_lambda(s->process, fmin(dfi_adaptive_end(s)->lambda, below));
+    }
     node[1] = df_process_at_lambda(s->process, l + r * (aim.lambda - l));
     node[2] = df_process_at_lambda(s->process, l + 2 * r * (aim.lambda - l));
     return aim;
 }
 
+/* A step of one sample through k answers, which stand behind x in a. */
+static void dfi_row_step(df_stage *s, int i, df_real *out, int k, const dfi_step *step,
+                         const df_real *const *a) {
+    const double c[3] = { step->x, step->m[0], step->m[1] };
+    dfi_row_combine(s, i, out, k + 1, c, a);
+}
+
 /* With fresh noise from where a good trial aimed up to where it was to end. */
 static df_next dfi_dpm_noise(df_stage *s) {
-    const df_real *a[2];
+    const df_real *const a[2] = { s->x, s->buffer[5] };
     df_point node[3], aim, to;
     double c[2];
     int any = !(s->desc->compat & (DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST));
-    for (int i = 0; i < s->n; i++) any |= s->own[(size_t)i * DF_OWN + DFI_GOOD] > 0;
+    for (int i = 0; i < s->n; i++) any |= dfi_own(s, i)[DFI_GOOD] > 0;
     if (!any || s->desc->eta <= 0) return DF_NEXT_STEP;
     if (dfi_noise_apart(s, s->buffer[5]) != DF_OK) return DF_NEXT_FAIL;
-    a[0] = s->x;
-    a[1] = s->buffer[5];
     for (int i = 0; i < s->n; i++) {
-        const double *own = s->own + (size_t)i * DF_OWN;
+        const double *own = dfi_own(s, i);
         if (own[DFI_GOOD] <= 0) continue;
         aim = dfi_dpm_trial(s, i, own[DFI_WHERE] - own[DFI_FROM], node);
         to = df_process_at_lambda(s->process, own[DFI_WHERE]);
@@ -4734,57 +4814,45 @@ static df_next dfi_dpm_noise(df_stage *s) {
     return DF_NEXT_STEP;
 }
 
+/* All rows combine the same arrays: x, the first answer and the newest; for the cruder
+   result, which is of one order less, the second one. */
 static df_next dfi_stage_dpm_adaptive(df_stage *s) {
     int k = (int)s->number[0] + 1, order = s->desc->order, last = k == order;
-    double end = dfi_adaptive_end(s)->lambda, c[3];
-    const df_real *a[3], *newest = s->answer;
-    df_point node[3];
+    double end = dfi_adaptive_end(s)->lambda;
+    const df_real *first = k > 1 ? s->buffer[0] : s->answer;
+    const df_real *const trial[3] = { s->x, first, s->answer };
+    const df_real *const crude[3] = { s->x, first, s->buffer[1] };
     if (s->number[2] > 0) return dfi_stage_ddim(s);
-    for (int i = 0; s->call == 1 && i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        own[DFI_WHERE] = s->from.lambda;
-        own[DFI_LENGTH] = end < s->from.lambda ? -0.05 : 0.05;
-        own[DFI_ERR_BEFORE] = 1;
+    if (s->call == 1) {
+        dfi_adaptive_begin(s, s->from.lambda, end < s->from.lambda ? -0.05 : 0.05);
+        memcpy(s->buffer[4], s->x, dfi_stage_size(s) * sizeof *s->x);
     }
-    if (s->call == 1)
-        memcpy(s->buffer[4], s->x, (size_t)s->n * (size_t)s->dim * sizeof *s->x);
-    for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN + DFI_GOOD] = 0;
-    a[0] = s->x;
-    a[1] = k > 1 ? s->buffer[0] : newest;
     for (int i = 0; i < s->n; i++) {
-        double *own = s->own + (size_t)i * DF_OWN;
-        df_point aim = dfi_dpm_trial(s, i, dfi_adaptive_go(own, end), node);
-        df_point two[2], *to = last ? &aim : &node[k];
+        double *own = dfi_own(s, i);
+        df_point node[3], two[2], aim;
         dfi_step step;
+        own[DFI_GOOD] = 0;
+        s->each[i] = *dfi_adaptive_end(s);
         if (own[DFI_ARRIVED] > 0) {             /* it waits: no step, no error */
-            size_t at = (size_t)i * (size_t)s->dim, bytes = (size_t)s->dim * sizeof *s->x;
+            size_t at = dfi_row_at(s, i), bytes = (size_t)s->dim * sizeof *s->x;
             memcpy(s->buffer[2] + at, s->x + at, bytes);
             memcpy(s->buffer[3] + at, s->x + at, bytes);
-            s->each[i] = *dfi_adaptive_end(s);
             continue;
         }
+        aim = dfi_dpm_trial(s, i, dfi_adaptive_go(own, end), node);
+        s->each[i] = last ? aim : node[k];
         two[0] = node[0];
         two[1] = node[k - 1];
-        a[2] = newest;
-        step = dfi_exponential(s, node, to, k > 1 ? 2 : 1, two,
+        step = dfi_exponential(s, node, &s->each[i], k > 1 ? 2 : 1, two,
                                order == 2 ? DF_SLOPE_BH2 : DF_SLOPE_EXACT);
-        c[0] = step.x;
-        c[1] = step.m[0];
-        c[2] = step.m[1];
-        dfi_row_combine(s, i, s->buffer[2], k > 1 ? 3 : 2, c, a);
-        s->each[i] = *to;
+        dfi_row_step(s, i, s->buffer[2], k > 1 ? 2 : 1, &step, trial);
         if (!last) continue;
-        two[1] = node[1];                       /* the cruder result: one order less */
-        a[2] = s->buffer[1];
-        step = dfi_exponential(s, node, to, order - 1, two, DF_SLOPE_BH2);
-        c[1] = step.m[0];
-        c[2] = step.m[1];
-        dfi_row_combine(s, i, s->buffer[3], order, c, a);
+        step = dfi_exponential(s, node, &aim, order - 1, node, DF_SLOPE_BH2);
+        dfi_row_step(s, i, s->buffer[3], order - 1, &step, crude);
     }
     s->number[0] = k;
     if (!last) {
-        s->answer = s->buffer[k - 1];
-        s->buffer[k - 1] = (df_real *)newest;
+        dfi_keep(s, k - 1);
         return df_stage_ask_each(s, s->n, s->buffer[2]);
     }
     dfi_adaptive_error(s, s->buffer[3], s->buffer[2], s->buffer[4]);
@@ -4893,10 +4961,7 @@ static double dfi_langevin_length(const df_stage *s, int i, const df_real *score
 static void dfi_langevin_move(df_stage *s, df_real *out, const df_real *noise) {
     int batch = (s->desc->compat & DF_COMPAT_NORM_BATCH) != 0;     /* one length for all */
     double c[3] = { 1, 0, 0 };
-    const df_real *a[3];
-    a[0] = s->x;
-    a[1] = s->answer;
-    a[2] = noise;
+    const df_real *const a[3] = { s->x, s->answer, noise };
     for (int i = 0; i < s->n; i++) {
         if (i == 0 || !batch) c[1] = dfi_langevin_length(s, i, s->answer, noise);
         c[2] = sqrt(2 * c[1]);
@@ -4924,12 +4989,11 @@ static df_next dfi_stage_annealed(df_stage *s) {
     return s->step + 1 < s->steps ? DF_NEXT_STEP : df_stage_ask(s, &s->to, x);
 }
 
-/* log q(b | a) of the unadjusted step from a with score g, less what cancels. */
-static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const df_real *g,
+/* log q(b | a) of the unadjusted step from a with score g, less what cancels; one row. */
+static double dfi_mala_log_q(size_t dim, const df_real *a, const df_real *g,
                              const df_real *b, double h) {
     double sum = 0;
-    for (size_t j = (size_t)i * (size_t)s->dim; j < ((size_t)i + 1) * (size_t)s->dim;
-         j++) {
+    for (size_t j = 0; j < dim; j++) {
         double e = (double)b[j] - (double)a[j] - h * (double)g[j];
         sum += e * e;
     }
@@ -4938,35 +5002,30 @@ static double dfi_mala_log_q(const df_stage *s, int i, const df_real *a, const d
 
 /* mala: the unadjusted step proposes y; taken with probability min(1, p(y) q(x|y)/(p(x)
    q(y|x))) it is exact for any h (Besag 1994; Roberts & Tweedie 1996). Its uniform number
-   is Phi of a normal one. Buffers: noise, y, score at x. */
+   is Phi of a normal one. Buffers: noise, y, score at x; own numbers: log p of x, of y. */
 static df_next dfi_stage_mala(df_stage *s) {
     size_t dim = (size_t)s->dim;
-    df_real *y = s->buffer[1], *score = s->buffer[2];
+    df_real *noise = s->buffer[0], *y = s->buffer[1];
     if (s->call == 1) {
-        if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-        dfi_langevin_move(s, y, s->buffer[0]);
-        s->buffer[2] = s->answer;
-        s->answer = score;
+        if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
+        dfi_langevin_move(s, y, noise);
+        dfi_keep(s, 2);
         return df_stage_ask_density(s, &s->from, s->x);
     }
-    if (s->call == 2) {
-        for (int i = 0; i < s->n; i++) s->own[(size_t)i * DF_OWN] = (double)s->answer[i];
-        return df_stage_ask_density(s, &s->from, y);
+    if (s->call < 4) {
+        for (int i = 0; i < s->n; i++) dfi_own(s, i)[s->call - 2] = (double)s->answer[i];
+        return s->call == 2 ? df_stage_ask_density(s, &s->from, y)
+                            : df_stage_ask(s, &s->from, y);
     }
-    if (s->call == 3) {
-        for (int i = 0; i < s->n; i++)
-            s->own[(size_t)i * DF_OWN + 1] = (double)s->answer[i];
-        return df_stage_ask(s, &s->from, y);
-    }
-    if (df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
+    if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
     for (int i = 0; i < s->n; i++) {
-        const double *own = s->own + (size_t)i * DF_OWN;
-        double h = dfi_langevin_length(s, i, NULL, NULL), log_a = own[1] - own[0];
-        double u = 0.5 * erfc((double)s->buffer[0][(size_t)i * dim] / sqrt(2.0));
-        log_a += dfi_mala_log_q(s, i, y, s->answer, s->x, h);
-        log_a -= dfi_mala_log_q(s, i, s->x, score, y, h);
-        if (log(u) < log_a)
-            memcpy(s->x + (size_t)i * dim, y + (size_t)i * dim, dim * sizeof *y);
+        size_t at = dfi_row_at(s, i);
+        const df_real *score = s->buffer[2] + at;
+        double *own = dfi_own(s, i), h = dfi_langevin_length(s, i, NULL, NULL);
+        double u = 0.5 * erfc((double)noise[at] / sqrt(2.0)), log_a = own[1] - own[0];
+        log_a += dfi_mala_log_q(dim, y + at, s->answer + at, s->x + at, h);
+        log_a -= dfi_mala_log_q(dim, s->x + at, score, y + at, h);
+        if (log(u) < log_a) memcpy(s->x + at, y + at, dim * sizeof *y);
     }
     return DF_NEXT_STEP;
 }
@@ -4979,25 +5038,16 @@ static df_next dfi_stage_mala(df_stage *s) {
 static df_next dfi_stage_baoab(df_stage *s) {
     double h = s->desc->langevin_step > 0 ? s->desc->langevin_step
                                           : sqrt(2.0) * s->desc->snr * s->at.sigma;
-    double keep = exp(-s->desc->friction * h / s->at.sigma), c[3];
-    const df_real *a[3];
+    double keep = exp(-s->desc->friction * h / s->at.sigma), fresh = sqrt(1 - keep * keep);
+    const double c[3] = { 1, h / 2 * (1 + keep), h / 2 * fresh };
+    df_real *p = s->buffer[0], *noise = s->buffer[1];
+    const df_real *const a[3] = { s->x, p, noise };
     int first = s->step == 0;
-    if (first && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
-    if (df_stage_noise(s, s->buffer[1]) != DF_OK) return DF_NEXT_FAIL;
-    a[0] = s->buffer[0];
-    a[1] = s->answer;
-    c[0] = 1;
-    c[1] = first ? h / 2 : h;
-    df_stage_combine(s, s->buffer[0], 2, c, a);                    /* B B */
-    a[0] = s->x;
-    a[1] = s->buffer[0];
-    a[2] = s->buffer[1];
-    c[1] = h / 2 * (1 + keep);
-    c[2] = h / 2 * sqrt(1 - keep * keep);
+    if (first && df_stage_noise(s, p) != DF_OK) return DF_NEXT_FAIL;
+    if (df_stage_noise(s, noise) != DF_OK) return DF_NEXT_FAIL;
+    dfi_two(s, p, 1, p, first ? h / 2 : h, s->answer);             /* B B */
     df_stage_combine(s, s->x, 3, c, a);                            /* A O A of x */
-    c[0] = keep;
-    c[1] = sqrt(1 - keep * keep);
-    df_stage_combine(s, s->buffer[0], 2, c, a + 1);                /* O of p */
+    dfi_two(s, p, keep, p, fresh, noise);                          /* O of p */
     return DF_NEXT_STEP;
 }
 
@@ -5018,14 +5068,9 @@ static df_point dfi_map_target(const df_stage *s) {
 }
 static df_next dfi_stage_map(df_stage *s) {
     df_point target = dfi_map_target(s);
-    double c = s->to.alpha / target.alpha;
-    dfi_step step = { 0, 0, { 1, 0, 0, 0, 0 } };
-    const df_real *answer = s->answer;
-    step.m[0] = c;
-    step.z =
-        sqrt(fmax(s->to.sigma * s->to.sigma - c * c * target.sigma * target.sigma, 0));
-    if (s->to.sigma <= s->grid[s->points].sigma) step.z = 0;
-    return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 1);
+    double c = s->to.alpha / target.alpha, before = c * c * target.sigma * target.sigma;
+    double z = sqrt(fmax(s->to.sigma * s->to.sigma - before, 0));
+    return dfi_stage_finish(s, 0, c, s->to.sigma <= s->grid[s->points].sigma ? 0 : z);
 }
 
 /* ---- paradigms (Shih et al. 2023): many steps asked at once ----
@@ -5036,44 +5081,41 @@ static df_next dfi_stage_map(df_stage *s) {
    own. The result is ddim's to the tolerance. wide[0] [W + 1, n, dim] holds y of the
    points b .. b + W, wide[1] the x that are asked. */
 static df_real *dfi_window(df_stage *s, int w, int i) {
-    return s->wide[0] + ((size_t)w * (size_t)s->n + (size_t)i) * (size_t)s->dim;
+    return s->wide[0] + dfi_row_at(s, w * s->n + i);
+}
+/* out = scale y for one sample, scale taking y to x at q. */
+static void dfi_window_x(df_stage *s, const df_point *q, int w, int i, df_real *out) {
+    const df_real *y = dfi_window(s, w, i);
+    double scale = dfi_ode_scale(s, q);
+    s->ctx->k->combine((size_t)s->dim, 1, &scale, &y, out);
 }
 static df_next dfi_paradigms_ask(df_stage *s) {
-    size_t dim = (size_t)s->dim;
     int open = 0;
     for (int r = 0; r < s->rows; r++) {
-        int base = (int)s->own[(size_t)(r % s->n) * DF_OWN], at = base + r / s->n;
-        const df_real *y = dfi_window(s, r / s->n, r % s->n);
-        double scale;
+        int base = (int)*dfi_own(s, r % s->n), at = base + r / s->n;
         open |= base < s->points;
         s->each[r] = s->grid[at < s->points ? at : s->points - 1];
-        scale = dfi_ode_scale(s, &s->each[r]);
-        s->ctx->k->combine(dim, 1, &scale, &y, s->wide[1] + (size_t)r * dim);
+        dfi_window_x(s, &s->each[r], r / s->n, r % s->n, s->wide[1] + dfi_row_at(s, r));
     }
     if (open) return df_stage_ask_each(s, s->rows, s->wide[1]);
-    for (int i = 0; i < s->n; i++) {
-        const df_real *y = dfi_window(s, 0, i);
-        double scale = dfi_ode_scale(s, &s->to);
-        s->ctx->k->combine(dim, 1, &scale, &y, s->x + (size_t)i * dim);
-    }
+    for (int i = 0; i < s->n; i++) dfi_window_x(s, &s->to, 0, i, s->x + dfi_row_at(s, i));
     return DF_NEXT_STEP;
 }
 
 /* Sample i: the sum from its slopes; returns how many points are done. */
 static int dfi_paradigms_sum(df_stage *s, int i, int base, int W) {
-    size_t dim = (size_t)s->dim, size = dim * (size_t)s->n;
-    double tolerance = .1 * s->desc->atol, one[2] = { 1, 0 };
-    const df_real *a[2];
+    size_t dim = (size_t)s->dim;
+    double tolerance = .1 * s->desc->atol;
     int done = 0;
     for (int w = 0; w < W && base + w < s->points; w++) {
         const df_point *q = &s->grid[base + w];
-        df_real *now = dfi_window(s, w + 1, i), *old = s->wide[1] + (size_t)i * dim;
+        df_real *now = dfi_window(s, w + 1, i), *old = s->wide[1] + dfi_row_at(s, i);
+        const df_real *slope = s->answer + dfi_row_at(s, w * s->n + i);
+        const df_real *const a[2] = { dfi_window(s, w, i), slope };
+        const double c[2] = { 1, dfi_straight_time(q + 1) - dfi_straight_time(q) };
         double error = 0;
         memcpy(old, now, dim * sizeof *now);
-        a[0] = dfi_window(s, w, i);
-        a[1] = s->answer + (size_t)w * size + (size_t)i * dim;
-        one[1] = dfi_straight_time(q + 1) - dfi_straight_time(q);
-        s->ctx->k->combine(dim, 2, one, a, now);
+        s->ctx->k->combine(dim, 2, c, a, now);
         for (size_t j = 0; j < dim; j++) error += pow((double)now[j] - (double)old[j], 2);
         if (w == done && (w == 0 || sqrt(error / (double)dim) <= tolerance)) done++;
     }
@@ -5084,19 +5126,17 @@ static df_next dfi_stage_paradigms(df_stage *s) {
     int W = s->rows / s->n;
     for (int r = 0; s->call == 1 && r < s->rows + s->n; r++) {
         int i = r % s->n, at = r / s->n < s->points ? r / s->n : s->points;
-        const df_real *a[2];
-        double c[2];
-        a[0] = s->x + (size_t)i * dim;          /* the first guess: one straight line */
-        a[1] = s->answer + (size_t)i * dim;
-        c[0] = 1 / dfi_ode_scale(s, &s->from);
-        c[1] = dfi_straight_time(&s->grid[at]) - dfi_straight_time(&s->from);
+        size_t row = dfi_row_at(s, i);          /* the first guess: one straight line */
+        const df_real *const a[2] = { s->x + row, s->answer + row };
+        double ahead = dfi_straight_time(&s->grid[at]) - dfi_straight_time(&s->from);
+        const double c[2] = { 1 / dfi_ode_scale(s, &s->from), ahead };
         s->ctx->k->combine(dim, 2, c, a, dfi_window(s, r / s->n, i));
     }
     for (int i = 0; s->call > 1 && i < s->n; i++) {
-        int base = (int)s->own[(size_t)i * DF_OWN], done;
+        int base = (int)*dfi_own(s, i), done;
         if (base >= s->points) continue;
         done = dfi_paradigms_sum(s, i, base, W);
-        s->own[(size_t)i * DF_OWN] = base + done;
+        *dfi_own(s, i) = base + done;
         for (int w = 0; w <= W; w++) /* the rest begins as the last value known */
             memmove(dfi_window(s, w, i), dfi_window(s, w + done < W ? w + done : W, i),
                     dim * sizeof *s->x);
@@ -5173,15 +5213,15 @@ static df_next dfi_stage_v3(df_stage *s) {
     const df_v3_statistics *e = s->desc->statistics;
     double ls = s->from.lambda, h = s->to.lambda - ls, v[3] = { 0, 0, 0 };
     int k = dfi_order_now(s, s->desc->order, s->known + 1, s->steps - s->step), hint;
+    size_t size = dfi_stage_size(s);
     df_real *x0 = s->answer, *oldest = s->buffer[3];
     if (s->to.sigma <= 0 || s->from.alpha <= 0) k = 0;
     for (int m = 1; m < k; m++) {
         if (s->past[m - 1].alpha <= 0) k = m;
         else v[m] = (s->past[m - 1].lambda - ls) / h;
     }
-    if (s->from.alpha > 0)                      /* y, remembered with its x_0 */
-        for (size_t i = 0; i < (size_t)s->n * (size_t)s->dim; i++)
-            s->buffer[4][i] = (df_real)((double)s->x[i] / s->from.alpha);
+    for (size_t i = 0; s->from.alpha > 0 && i < size; i++)  /* y, kept with its x_0 */
+        s->buffer[4][i] = (df_real)((double)s->x[i] / s->from.alpha);
     if (k == 0) dfi_stage_ddim(s);
     for (int j = 0; k > 0 && j < s->dim; j++) {
         dfi_v3_path path = dfi_v3_walk(e, j, ls, s->to.lambda), back[3];
@@ -5193,8 +5233,7 @@ static df_next dfi_stage_v3(df_stage *s) {
         }
         back[0].S = back[0].B = 0;
         dfi_weights(k, v, path.moment, w);
-        for (size_t at = (size_t)j; at < (size_t)s->n * (size_t)s->dim;
-             at += (size_t)s->dim) {
+        for (size_t at = (size_t)j; at < size; at += (size_t)s->dim) {
             double now = (double)s->x[at] / s->from.alpha, sum = path.drift;
             for (int m = 0; m < k; m++) {
                 double y = m > 0 ? (double)s->buffer[1 + m][at] : now;
@@ -5218,180 +5257,141 @@ static df_next dfi_stage_v3(df_stage *s) {
 static df_next dfi_stage_restart(df_stage *s) { return dfi_stage_rk2(s); }
 static df_next dfi_stage_pc(df_stage *s) { return dfi_stage_reverse(s); }
 
-#define DFI_INF DBL_MAX
-#define DFI_PREDICT DF_ASK_PREDICT, 0          /* asks for predictions, step by step */
-#define DFI_WHOLE DF_ASK_PREDICT, 1
+#define DFI_RHO DF_CLOCK_RHO
+#define DFI_T DF_CLOCK_T
+#define DFI_STOPPED DF_CLOCK_STOPPED
+/* name, aliases, paper;
+   clock, order, order with its own start-up, questions a step; stochastic, from alpha = 0,
+   to sigma = 0, asks at the end, batch-coupled; most order; eta: its own, the most, what
+   it counts, ancestral?; then what it asks. The macros fill in the rest of a row: */
 #define DFI_NO_ETA 0, 0, DF_ETA_OWN, 0
+#define DFI_ETA(own) own, DBL_MAX, DF_ETA_FAMILY, 0
+#define DFI_LINEAR(own) own, DBL_MAX, DF_ETA_LINEAR, 0
+#define DFI_DDIM(own) own, 1, DF_ETA_DDIM, 0
 #define DFI_ANCESTRAL(own) own, 1, DF_ETA_DDIM, 1
-/* name, aliases, paper; clock, order, order with its own start-up, questions a step;
-   stochastic, from alpha = 0, to sigma = 0, asks at the end, batch-coupled; most order;
-   eta: its own, the most, what it counts, ancestral?; wanted row, question, whole?;
-   buffers, corrector, slope, ratio; stage */
+/* wanted row, question, whole?; buffers, corrector, slope, ratio; stage */
+#define DFI_ROW(wants, asks, whole, buffers, corrector, slope, ratio, stage)              \
+    DF_##wants, DF_ASK_##asks, whole, buffers, corrector, DF_SLOPE_##slope, ratio,        \
+        dfi_stage_##stage
+#define DFI_EACH(wants, buffers, stage, ratio)                                            \
+    DFI_ROW(wants, PREDICT, 0, buffers, -1, OWN, ratio, stage)
+#define DFI_WHOLE(wants, buffers, stage)                                                  \
+    DFI_ROW(wants, PREDICT, 1, buffers, -1, OWN, 0, stage)
+#define DFI_MULTI(wants, corrector, slope)                                                \
+    DFI_ROW(wants, PREDICT, 0, 6, corrector, slope, 0, multistep)
+#define DFI_BLOCK(wants) DFI_ROW(wants, PREDICT, 0, 5, -1, BH2, 0, block)
+#define DFI_MAP DFI_ROW(X0, MAP, 0, 1, -1, OWN, 0, map)
 static const df_sampler_row dfi_sampler_rows[] = {
     /* ancestral */
     {"ddpm", "ancestral", "Ho et al. 2020",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddpm},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(X0, 1, ddpm, 0)},
     {"ddim", "", "Song, Meng & Ermon 2021",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_DDIM, 0,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_DDIM(0), DFI_EACH(X0, 1, ddim, 0)},
     /* ODE, one step */
     {"euler", "k_euler euler_discrete dpm_solver_1 dpmpp_1", "Karras et al. 2022, alg. 1",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(X0, 1, ddim, 0)},
     {"heun", "k_heun edm", "Karras et al. 2022, alg. 1 and 2",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 1, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 1)},
     {"midpoint", "", "Runge 1895",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, .5, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, .5)},
     {"ralston", "", "Ralston 1962",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 2 / 3.0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 2 / 3.)},
     {"rk4", "", "Kutta 1901",
-     DF_CLOCK_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+     DFI_RHO, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(STRAIGHT, 4, rk4, 0)},
     {"dpm_2", "k_dpm_2 kdpm2 dpm2", "Karras et al. 2022; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 0, 0, 1, 0, 0, 0, DFI_ANCESTRAL(0), DFI_EACH(EPS, 2, rk2, 0)},
     {"dpm_solver_2", "dpm_solver", "Lu et al. 2022a, alg. 1",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(EPS)},
     {"dpm_solver_3", "dpm_fast", "Lu et al. 2022a, alg. 2",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 3, 3, 1, 0, 0, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(EPS)},
     {"dpmpp_2s", "dpm_solver++_2s", "Lu et al. 2022b, alg. 1",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(X0)},
     {"dpmpp_3s", "dpm_solver++_3s", "Lu et al. 2022b",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_BH2, 0, dfi_stage_block},
+     DFI_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 3, DFI_ETA(0), DFI_BLOCK(X0)},
     {"rk45", "dopri5 dormand_prince", "Dormand & Prince 1980; Song et al. 2021",
-     DF_CLOCK_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_WHOLE, 8, -1, DF_SLOPE_OWN, 0, dfi_stage_rk45},
+     DFI_RHO, 0, 0, 0, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_WHOLE(STRAIGHT, 8, rk45)},
     {"dpm_adaptive", "k_dpm_adaptive", "Lu et al. 2022a, alg. 3; k-diffusion",
-     DF_CLOCK_RHO, 3, 3, 0, 0, 0, 1, 0, 0, 3, 0, 1, DF_ETA_DDIM, 1,
-     DF_EPS, DFI_WHOLE, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_dpm_adaptive},
+     DFI_RHO, 3, 3, 0, 0, 0, 1, 0, 0, 3, DFI_ANCESTRAL(0),
+     DFI_WHOLE(EPS, 6, dpm_adaptive)},
     {"euler_t", "flow_euler", "Lipman et al. 2023; Liu et al. 2023",
-     DF_CLOCK_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_t},
+     DFI_T, 1, 1, 1, 0, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 0, euler_t, 0)},
     {"heun_t", "flow_heun", "Heun 1900",
-     DF_CLOCK_T, 2, 2, 2, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_rk2},
+     DFI_T, 2, 2, 2, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 2, rk2, 1)},
     {"rk4_t", "", "Kutta 1901",
-     DF_CLOCK_T, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_VELOCITY, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_rk4},
+     DFI_T, 4, 4, 4, 0, 1, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(VELOCITY, 4, rk4, 0)},
     /* ODE, with history */
     {"lms", "k_lms", "Katherine Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 4, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_lms},
+     DFI_RHO, 4, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA, DFI_EACH(EPS, 3, lms, 0)},
     {"plms", "", "Liu et al. 2022, as Stable Diffusion starts it",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, 0, dfi_stage_plms},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 4, plms, 0)},
     {"pndm", "", "Liu et al. 2022, alg. 2",
-     DF_CLOCK_T, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 6, -1, DF_SLOPE_OWN, 0, dfi_stage_pndm},
+     DFI_T, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 6, pndm, 0)},
     {"ipndm", "", "Zhang & Chen 2023",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_ipndm},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 3, ipndm, 0)},
     {"deis", "deis_multistep", "Zhang & Chen 2023, rho-AB in log rho",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_EPS, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 0, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(EPS, 0, EXACT)},
     {"deis_t", "tab_deis", "Zhang & Chen 2023, tAB",
-     DF_CLOCK_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_deis_t},
+     DFI_T, 3, 2, 1, 0, 0, 1, 0, 0, 4, DFI_NO_ETA, DFI_EACH(EPS, 3, deis_t, 0)},
     {"dpmpp_2m", "dpm_solver++ dpmsolver++ dpm++2m k_dpmpp_2m", "Lu et al. 2022b, alg. 2",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 0, BH2)},
     {"dpmpp_3m", "", "Lu et al. 2022b, with the factor 2",
-     DF_CLOCK_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 3, 3, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 0, EXACT)},
     {"unipc", "uni_pc uni_pc_bh2", "Zhao et al. 2023",
-     DF_CLOCK_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, 0, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 1, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 3, 1, 0, 1, 1, 0, 0, 4, DFI_ETA(0), DFI_MULTI(X0, 1, BH2)},
     {"dpm_solver_v3", "", "Zheng et al. 2023",
-     DF_CLOCK_RHO, 3, 2, 1, 0, 1, 1, 0, 0, 3, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 5, -1, DF_SLOPE_OWN, 0, dfi_stage_v3},
+     DFI_RHO, 3, 2, 1, 0, 1, 1, 0, 0, 3, DFI_NO_ETA, DFI_EACH(X0, 5, v3, 0)},
     {"res_multistep", "res_2m", "Zhang et al. 2023, RES",
-     DF_CLOCK_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ANCESTRAL(0),
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 0, 1, 1, 0, 0, 4, DFI_ANCESTRAL(0), DFI_MULTI(X0, 0, EXACT)},
     {"gradient_estimation", "ge", "Permenter & Yuan 2024",
-     DF_CLOCK_RHO, 1, 1, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_gradient},
+     DFI_RHO, 1, 1, 1, 0, 0, 1, 0, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 1, gradient, 0)},
     /* SDE */
     {"euler_maruyama", "em", "Maruyama 1955; Song et al. 2021, eq. 6",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_euler_maruyama},
+     DFI_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, euler_maruyama, 0)},
     {"reverse_diffusion", "rd", "Song et al. 2021, app. E",
-     DF_CLOCK_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_reverse},
+     DFI_T, 1, 1, 1, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, reverse, 0)},
     {"predictor_corrector", "pc", "Song et al. 2021, alg. 1",
-     DF_CLOCK_T, 1, 1, 2, 1, 0, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_pc},
+     DFI_T, 1, 1, 2, 1, 0, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(SCORE, 1, pc, 0)},
     {"exponential", "sde sde_dpmpp_1", "Gonzalez et al. 2023; the family, exactly",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ETA(1), DFI_EACH(X0, 1, ddim, 0)},
     {"euler_ancestral", "euler_a k_euler_ancestral k_euler_a", "Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_X0, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ddim},
+     DFI_RHO, 1, 1, 1, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(X0, 1, ddim, 0)},
     {"dpm_2_ancestral", "dpm_2_a dpm2_a kdpm2_ancestral", "Crowson 2022, k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_rk2},
+     DFI_RHO, 2, 2, 2, 1, 0, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(EPS, 2, rk2, 0)},
     {"dpmpp_2s_ancestral", "dpmpp_2s_a dpm++2s_a", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1),
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+     DFI_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_ANCESTRAL(1), DFI_EACH(X0, 4, two, .5)},
     {"dpmpp_sde", "k_dpmpp_sde dpm_solver_sde", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_DDIM, 0,
-     DF_X0, DFI_PREDICT, 4, -1, DF_SLOPE_OWN, .5, dfi_stage_two},
+     DFI_RHO, 2, 2, 2, 1, 1, 1, 0, 0, 0, DFI_DDIM(1), DFI_EACH(X0, 4, two, .5)},
     {"dpmpp_2m_sde", "k_dpmpp_2m_sde sde-dpmsolver++", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_BH2, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, DFI_LINEAR(1), DFI_MULTI(X0, 0, BH2)},
     {"dpmpp_3m_sde", "k_dpmpp_3m_sde", "Lu et al. 2022b; k-diffusion",
-     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_LINEAR, 0,
-     DF_X0, DFI_PREDICT, 6, 0, DF_SLOPE_EXACT, 0, dfi_stage_multistep},
+     DFI_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 4, DFI_LINEAR(1), DFI_MULTI(X0, 0, EXACT)},
     {"sa_solver", "sa", "Xue et al. 2023",
-     DF_CLOCK_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, 1, DFI_INF, DF_ETA_FAMILY, 0,
-     DF_X0, DFI_PREDICT, 6, 2, DF_SLOPE_BH1, 0, dfi_stage_multistep},
+     DFI_RHO, 2, 2, 1, 1, 1, 1, 0, 0, 4, DFI_ETA(1), DFI_MULTI(X0, 2, BH1)},
     {"er_sde", "", "Cui et al. 2023",
-     DF_CLOCK_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 3, DFI_NO_ETA,
-     DF_X0, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_er_sde},
+     DFI_RHO, 3, 2, 1, 1, 1, 1, 0, 0, 3, DFI_NO_ETA, DFI_EACH(X0, 3, er_sde, 0)},
     {"restart", "", "Xu et al. 2023",
-     DF_CLOCK_RHO, 0, 0, 2, 1, 0, 1, 1, 0, 0, DFI_NO_ETA,
-     DF_EPS, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 1, dfi_stage_restart},
+     DFI_RHO, 0, 0, 2, 1, 0, 1, 1, 0, 0, DFI_NO_ETA, DFI_EACH(EPS, 2, restart, 1)},
     /* Langevin */
     {"langevin", "ula unadjusted_langevin", "Parisi 1981; Roberts & Tweedie 1996",
-     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_ula},
+     DFI_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 1, ula, 0)},
     {"mala", "metropolis_adjusted_langevin", "Besag 1994; Roberts & Tweedie 1996",
-     DF_CLOCK_STOPPED, 0, 0, 4, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 3, -1, DF_SLOPE_OWN, 0, dfi_stage_mala},
+     DFI_STOPPED, 0, 0, 4, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 3, mala, 0)},
     {"baoab", "underdamped_langevin", "Leimkuhler & Matthews 2013",
-     DF_CLOCK_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 2, -1, DF_SLOPE_OWN, 0, dfi_stage_baoab},
+     DFI_STOPPED, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 2, baoab, 0)},
     {"annealed_langevin", "ncsn", "Song & Ermon 2019, alg. 1",
-     DF_CLOCK_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA,
-     DF_SCORE, DFI_PREDICT, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_annealed},
+     DFI_RHO, 0, 0, 1, 1, 0, 0, 0, 0, 0, DFI_NO_ETA, DFI_EACH(SCORE, 1, annealed, 0)},
     /* few steps, of maps */
     {"consistency", "lcm cm scm consistency_multistep",
      "Song et al. 2023; Luo et al. 2023",
-     DF_CLOCK_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_RHO, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 1, DF_ETA_OWN, 0, DFI_MAP},
     {"tcd", "", "Zheng et al. 2024",
-     DF_CLOCK_T, 0, 0, 1, 1, 1, 1, 0, 0, 0, .3, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_T, 0, 0, 1, 1, 1, 1, 0, 0, 0, .3, 1, DF_ETA_OWN, 0, DFI_MAP},
     {"flow_map", "ctm meanflow", "Kim et al. 2024; Geng et al. 2025",
-     DF_CLOCK_RHO, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_OWN, 0,
-     DF_X0, DF_ASK_MAP, 0, 1, -1, DF_SLOPE_OWN, 0, dfi_stage_map},
+     DFI_RHO, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0, 1, DF_ETA_OWN, 0, DFI_MAP},
     /* parallel */
     {"paradigms", "parallel", "Shih et al. 2023",
-     DF_CLOCK_RHO, 1, 1, 0, 0, 1, 1, 0, 0, 0, DFI_NO_ETA,
-     DF_STRAIGHT, DFI_WHOLE, 0, -1, DF_SLOPE_OWN, 0, dfi_stage_paradigms},
+     DFI_RHO, 1, 1, 0, 0, 1, 1, 0, 0, 0, DFI_NO_ETA, DFI_WHOLE(STRAIGHT, 0, paradigms)},
 };
-#undef DFI_INF
-#undef DFI_PREDICT
-#undef DFI_WHOLE
-#undef DFI_NO_ETA
-#undef DFI_ANCESTRAL
 enum { DFI_SAMPLER_ROWS = (int)(sizeof dfi_sampler_rows / sizeof dfi_sampler_rows[0]) };
 
 DF_API const df_sampler_row *df_sampler_rows(int *count) {
@@ -5429,21 +5429,126 @@ DF_API const df_sampler_row *df_sampler_find(df_ctx *ctx, const char *name) {
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         int d = dfi_edit_distance(name, rows[i].name), at = 3;
         if (dfi_named(name, rows[i].name, rows[i].aliases)) return &rows[i];
-        while (at > 0 && (best[at - 1] < 0 || d < distance[at - 1]))
-            at--; /* into its place */
-        for (int j = 2; j > at; j--) {
-            best[j] = best[j - 1];
-            distance[j] = distance[j - 1];
+        for (; at > 0 && (best[at - 1] < 0 || d < distance[at - 1]); at--) {
+            if (at == 3) continue;              /* the third falls out */
+            best[at] = best[at - 1];
+            distance[at] = distance[at - 1];
         }
-        if (at < 3) {
-            best[at] = i;
-            distance[at] = d;
-        }
+        if (at == 3) continue;
+        best[at] = i;
+        distance[at] = d;
     }
     dfi_fail(ctx, DF_ERR_ARGUMENT,
              "df_sampler_find: no sampler \"%.64s\"; the nearest names are %s, %s, %s",
              name, rows[best[0]].name, rows[best[1]].name, rows[best[2]].name);
     return NULL;
+}
+
+/* ---- one pass over arrays ---- */
+
+/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf; and in
+   the same pass `then`, over arrays that are still in the nearest cache: a step costs
+   reading its arrays from memory, not arithmetic. Blocks of a few thousand elements; parts
+   of a large array go to the workers. Elements do not see each other, so cuts do not show
+   in the result. */
+#define DFI_SWEEP_BLOCK ((size_t)2048)
+#define DFI_SWEEP_PART  ((size_t)131072)
+#define DFI_SWEEP_PARTS 64
+typedef struct dfi_sweep {
+    const dfi_kernels *k;
+    size_t size, part;
+    int count;
+    double c[DFI_TERMS];
+    const df_real *in[DFI_TERMS];
+    df_real *out;
+    double clip;                 /* 0: off */
+    int brief;                   /* the kernel `convert` will do */
+    const df_real *check;        /* [size], or NULL */
+    const struct dfi_sweep *then;        /* of the same size, or NULL */
+    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
+} dfi_sweep;
+
+/* NaN passes both comparisons and stays; it was reported before. */
+static void dfi_clip(size_t n, df_real limit, df_real *x) {
+    for (size_t i = 0; i < n; i++) {
+        df_real v = x[i] > limit ? limit : x[i];
+        x[i] = v < -limit ? -limit : v;
+    }
+}
+
+/* One block; returns the first bad element of `check` in it, or n. A conversion looks for
+   it on its way; what it was remains where it is kept. */
+static size_t dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
+                              size_t n) {
+    const df_real *in[DFI_TERMS], *check = w->check ? w->check + at : NULL;
+    int along = w->brief && w->check == w->in[0] && w->check != w->out;
+    size_t bad = check && !along ? k->nonfinite(n, check) : n;
+    if (w->count == 0 || bad < n) return bad;
+    for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
+    if (!w->brief) k->combine(n, w->count, w->c, in, w->out + at);
+    else if (!k->convert(n, w->count, w->c, in, w->out + at) && along)
+        return k->nonfinite(n, check);
+    if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
+    return n;
+}
+
+static void dfi_sweep_part(void *arg, int index) {
+    dfi_sweep *w = (dfi_sweep *)arg;
+    size_t begin = (size_t)index * w->part;
+    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
+    w->bad[index] = w->size;
+    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
+        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
+        size_t bad = dfi_sweep_block(w, w->k, at, n);
+        if (bad < n) {
+            w->bad[index] = at + bad; /* `check` is as it was, for the error to name */
+            return;
+        }
+        if (w->then) dfi_sweep_block(w->then, w->k, at, n);
+    }
+}
+
+/* Runs the pass; returns the first bad element of `check`, or size. */
+static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
+    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
+    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
+    if (parts < 1 || ctx->threads < 2) parts = 1;
+    w->k = ctx->k;
+    w->part = (w->size + parts - 1) / parts;
+    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
+    parts = (w->size + w->part - 1) / w->part;
+    if (parts < 2) dfi_sweep_part(w, 0);
+    else dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
+    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
+    return bad;
+}
+
+static void dfi_sweep_set(dfi_sweep *w, size_t size, df_real *out, int count,
+                          const double *c, const df_real *const *a) {
+    memset(w, 0, offsetof(dfi_sweep, bad));
+    w->size = size;
+    w->count = count < DFI_TERMS ? count : DFI_TERMS;
+    for (int j = 0; j < w->count; j++) {
+        w->c[j] = c[j];
+        w->in[j] = a[j];
+    }
+    w->out = out;
+}
+
+/* First NaN or Inf of x [size], or size. */
+static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, NULL, 0, NULL, NULL);
+    w.check = x;
+    return dfi_sweep_run(ctx, &w);
+}
+
+/* out = sum_j c[j] a[j] over whole arrays. */
+static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
+                        const df_real *const *a) {
+    dfi_sweep w;
+    dfi_sweep_set(&w, size, out, count, c, a);
+    dfi_sweep_run(ctx, &w);
 }
 
 /* ---- asking a model at given times ----
@@ -5468,6 +5573,7 @@ static df_result dfi_predict(df_ctx *ctx, const df_model *model, const df_query 
 static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const char *what,
                               int step, int steps) {
     char where[48] = "";
+    int said;
     if (r == DF_OK) {
         if (ctx->code == DF_OK) ctx->code = before;
         return r;
@@ -5475,9 +5581,9 @@ static df_result dfi_returned(df_ctx *ctx, df_result before, df_result r, const 
     if (ctx->code == DF_OK && ctx->stuck == r) dfi_stuck(ctx);
     if (ctx->code == r) return r;
     if (steps > 0) snprintf(where, sizeof where, " at step %d of %d", step, steps);
-    return dfi_fail(ctx, r, "%s returned %d%s%s%s", what, r, where,
-                    ctx->code != DF_OK ? ": " : "",
-                    ctx->code != DF_OK ? ctx->message : "");
+    said = ctx->code != DF_OK;
+    return dfi_fail(ctx, r, "%s returned %d%s%s%s", what, r, where, said ? ": " : "",
+                    said ? ctx->message : "");
 }
 
 /* Numbers in one row of an answer. */
@@ -5578,17 +5684,16 @@ static df_result dfi_ask_check(df_ctx *ctx, const df_model *m, const df_query *q
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_model_ask: ctx, model, t, x and out must be given");
     if (m->cookie != DFI_COOKIE || !m->predict || m->dim < 1 || q->n < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_model_ask: n = %d, the model's dim = %d, predict %s: want a "
-                        "model of df_model_defaults, both numbers above 0, and predict",
-                        q->n, m->dim, m->predict ? "given" : "NULL");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: n = %d, the model's dim = "
+                        "%d, predict %s: want a model of df_model_defaults, both above 0, "
+                        "and predict", q->n, m->dim, m->predict ? "given" : "NULL");
     if (dfi_nonfinite(m->input_sigma_data))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: input_sigma_data is %s",
                         dfi_nonfinite_name(m->input_sigma_data));
     if (!name || q->ask == DF_ASK_MAP || !(m->answers & (unsigned)q->ask))
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_model_ask: this model does not answer %s (ask = %d, its "
-                        "`answers` = %u)", name ? name : "that", (int)q->ask, m->answers);
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_model_ask: this model does not "
+                        "answer %s (ask = %d, its `answers` = %u)", name ? name : "that",
+                        (int)q->ask, m->answers);
     if (!q->v && (q->ask == DF_ASK_JVP || q->ask == DF_ASK_VJP))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_model_ask: %s wants v", name);
     return df_process_check(ctx, &m->process);
@@ -5601,8 +5706,34 @@ static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const d
         size_t first = (size_t)row * (size_t)dim;
         const df_real *from = in + first;
         rows = dfi_same_times(c, row, n);
-        ctx->k->combine((size_t)rows * (size_t)dim, 1, c + row, &from, out + first);
+        dfi_combine(ctx, (size_t)rows * (size_t)dim, out + first, 1, c + row, &from);
     }
+}
+
+/* Of rows at each[0 .. n-1] (step 1), or all at each[0] (step 0): t, alpha, sigma and
+   input scale into c [4, n], the model's own time into t_model [n]. *same: one point for
+   all. Without a context a time that is infinite is told as 0. */
+static df_result dfi_row_times(df_ctx *ctx, const df_model *m, size_t n,
+                               const df_point *each, int step, double *c,
+                               df_real *t_model, int *same) {
+    double native = 0, scale = 1;
+    *same = 1;
+    for (size_t i = 0; i < n; i++) {
+        const df_point *q = each + (step ? i : 0);
+        if (i == 0 || (step && memcmp(q, q - 1, sizeof *q) != 0)) {
+            df_result r = df_time_at(ctx, &m->process, &m->time, q, &native, NULL);
+            if (r != DF_OK && ctx) return r;
+            if (r != DF_OK) native = 0;
+            scale = dfi_model_scale(m, q);
+            *same &= i == 0;
+        }
+        c[i] = q->t;
+        c[n + i] = q->alpha;
+        c[2 * n + i] = q->sigma;
+        c[3 * n + i] = scale;
+        t_model[i] = (df_real)native;
+    }
+    return DF_OK;
 }
 
 /* In scratch memory: alpha, sigma, native time of each row for q, the input scale in
@@ -5610,25 +5741,16 @@ static void dfi_scale_rows(df_ctx *ctx, int n, int dim, const double *c, const d
 static df_result dfi_ask_times(df_ctx *ctx, const df_model *m, df_query *q,
                                double **scale) {
     size_t n = (size_t)q->n;
-    double *c = (double *)dfi_scratch(ctx, dfi_mul(3 * sizeof(double), n));
-    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof(df_real), n));
-    if (!c || !t_model) return DF_ERR_MEMORY;
-    for (size_t i = 0; i < n; i++) {
-        df_point at = df_process_at(&m->process, q->t[i]);
-        double native;
-        df_result result = df_time_at(ctx, &m->process, &m->time, &at, &native, NULL);
-        if (result != DF_OK) return result;
-        c[i] = at.alpha;
-        c[n + i] = at.sigma;
-        c[2 * n + i] = dfi_model_scale(m, &at);
-        t_model[i] = (df_real)native;
-    }
-    q->alpha = c;
-    q->sigma = c + n;
+    df_point *each = (df_point *)dfi_scratch(ctx, dfi_mul(sizeof *each, n));
+    double *c = (double *)dfi_scratch(ctx, dfi_mul(4 * sizeof *c, n));
+    df_real *t_model = (df_real *)dfi_scratch(ctx, dfi_mul(sizeof *t_model, n));
+    if (!each || !c || !t_model) return DF_ERR_MEMORY;
+    for (size_t i = 0; i < n; i++) each[i] = df_process_at(&m->process, q->t[i]);
+    q->alpha = c + n;
+    q->sigma = c + 2 * n;
     q->t_model = t_model;
-    q->same_time = dfi_same_times(q->t, 0, q->n) == q->n;
-    *scale = c + 2 * n;
-    return DF_OK;
+    *scale = c + 3 * n;
+    return dfi_row_times(ctx, m, n, each, 1, c, t_model, &q->same_time);
 }
 
 /* A scaled copy of `in` [n, dim], or NULL. */
@@ -5657,150 +5779,43 @@ static df_result dfi_ask_rows(df_ctx *ctx, const df_model *m, df_query *q, df_re
     result = dfi_ask(ctx, m, q, out);
     result = dfi_returned(ctx, before, result, "df_model_ask: predict", 0, 0);
     if (result != DF_OK) return result;
-    if (scaled && q->ask == DF_ASK_VJP)
-        dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
+    if (scaled && q->ask == DF_ASK_VJP) dfi_scale_rows(ctx, q->n, q->dim, scale, out, out);
     bad = ctx->k->nonfinite(total, out);
     if (bad == total) return DF_OK;
-    return dfi_fail(ctx, DF_ERR_NONFINITE,
-                    "df_model_ask: the model answered %s in row %llu, element %llu, at t "
-                    "= %g", dfi_nonfinite_name((double)out[bad]),
+    return dfi_fail(ctx, DF_ERR_NONFINITE, "df_model_ask: the model answered %s in row "
+                    "%llu, element %llu, at t = %g", dfi_nonfinite_name((double)out[bad]),
                     (unsigned long long)(bad / width), (unsigned long long)(bad % width),
                     q->t[bad / width]);
 }
 
-/* Row r is sample r, and no step of a sampler: first_sample is 0, step is -1. All memory
-   of the question is scratch, released here. */
-DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
-                              const double *t, int n, const df_real *x, const df_real *v,
-                              const int *labels, df_real *out) {
-    df_result result;
+/* Row r is sample r, and no step of a sampler. All memory of the question is scratch,
+   released here. */
+static df_result dfi_ask_checked(df_ctx *ctx, const df_model *m, df_query *q,
+                                 df_real *out) {
+    df_result result = dfi_ask_check(ctx, m, q, out);
     df_scope mark;
-    df_query q;
-    memset(&q, 0, sizeof q);
-    q.ask = ask;
-    q.n = q.samples = n;
-    q.x = x;
-    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
-    q.t = t;
-    q.step = -1;
-    q.labels = labels;
-    result = dfi_ask_check(ctx, model, &q, out);
     if (result != DF_OK) return result;
-    q.dim = model->dim;
     mark = dfi_scratch_mark(ctx);
-    result = dfi_ask_rows(ctx, model, &q, out);
+    q->samples = q->n;
+    q->dim = m->dim;
+    q->step = -1;
+    result = dfi_ask_rows(ctx, m, q, out);
     dfi_scratch_release(ctx, mark);
     return result;
 }
 
-/* ---- one pass over arrays ---- */
-
-/* out = sum_j c[j] in[j], then clipped, while `check` is searched for NaN and Inf; and in
-   the same pass `then`, over arrays that are still in the nearest cache: a step costs
-   reading its arrays from memory, not arithmetic. Blocks of a few thousand elements; parts
-   of a large array go to the workers. Elements do not see each other, so cuts do not show
-   in the result. */
-#define DFI_SWEEP_BLOCK ((size_t)2048)
-#define DFI_SWEEP_PART  ((size_t)131072)
-#define DFI_SWEEP_PARTS 64
-typedef struct dfi_sweep {
-    const dfi_kernels *k;
-    size_t size, part;
-    int count;
-    double c[DFI_TERMS];
-    const df_real *in[DFI_TERMS];
-    df_real *out;
-    double clip;                 /* 0: off */
-    int brief;                   /* the kernel `convert` will do */
-    const df_real *check;        /* [size], or NULL */
-    const struct dfi_sweep *then;        /* of the same size, or NULL */
-    size_t bad[DFI_SWEEP_PARTS]; /* of each part: first NaN or Inf in `check`, or size */
-} dfi_sweep;
-
-/* NaN passes both comparisons and stays; it was reported before. */
-static void dfi_clip(size_t n, df_real limit, df_real *x) {
-    for (size_t i = 0; i < n; i++) {
-        df_real v = x[i] > limit ? limit : x[i];
-        x[i] = v < -limit ? -limit : v;
-    }
-}
-
-/* One block; returns the first bad element of `check` in it, or n. A conversion looks for
-   it on its way; what it was remains where it is kept. */
-static size_t dfi_sweep_block(const dfi_sweep *w, const dfi_kernels *k, size_t at,
-                              size_t n) {
-    const df_real *in[DFI_TERMS], *check = w->check ? w->check + at : NULL;
-    int along = w->brief && w->check == w->in[0] && w->check != w->out;
-    size_t bad = check && !along ? k->nonfinite(n, check) : n;
-    if (w->count == 0 || bad < n) return bad;
-    for (int j = 0; j < w->count; j++) in[j] = w->in[j] + at;
-    if (!w->brief)
-        k->combine(n, w->count, w->c, in, w->out + at);
-    else if (!k->convert(n, w->count, w->c, in, w->out + at) && along)
-        return k->nonfinite(n, check);
-    if (w->clip > 0) dfi_clip(n, (df_real)w->clip, w->out + at);
-    return n;
-}
-
-static void dfi_sweep_part(void *arg, int index) {
-    dfi_sweep *w = (dfi_sweep *)arg;
-    size_t begin = (size_t)index * w->part;
-    size_t end = w->size - begin < w->part ? w->size : begin + w->part;
-    w->bad[index] = w->size;
-    for (size_t at = begin; at < end; at += DFI_SWEEP_BLOCK) {
-        size_t n = end - at < DFI_SWEEP_BLOCK ? end - at : DFI_SWEEP_BLOCK;
-        size_t bad = dfi_sweep_block(w, w->k, at, n);
-        if (bad < n) {
-            w->bad[index] = at + bad; /* `check` is as it was, for the error to name */
-            return;
-        }
-        if (w->then) dfi_sweep_block(w->then, w->k, at, n);
-    }
-}
-
-/* Runs the pass; returns the first bad element of `check`, or size. */
-static size_t dfi_sweep_run(df_ctx *ctx, dfi_sweep *w) {
-    size_t parts = w->size / DFI_SWEEP_PART, bad = w->size;
-    if (parts > DFI_SWEEP_PARTS) parts = DFI_SWEEP_PARTS;
-    if (parts < 1 || ctx->threads < 2) parts = 1;
-    w->k = ctx->k;
-    w->part = (w->size + parts - 1) / parts;
-    w->part += (DFI_ALIGN - w->part % DFI_ALIGN) % DFI_ALIGN;
-    parts = (w->size + w->part - 1) / w->part;
-    if (parts < 2)
-        dfi_sweep_part(w, 0);
-    else
-        dfi_parallel(ctx, (int)parts, dfi_sweep_part, w);
-    for (size_t i = 0; i < parts && bad == w->size; i++) bad = w->bad[i];
-    return bad;
-}
-
-static void dfi_sweep_set(dfi_sweep *w, size_t size, df_real *out, int count,
-                          const double *c, const df_real *const *a) {
-    memset(w, 0, offsetof(dfi_sweep, bad));
-    w->size = size;
-    w->count = count < DFI_TERMS ? count : DFI_TERMS;
-    for (int j = 0; j < w->count; j++) {
-        w->c[j] = c[j];
-        w->in[j] = a[j];
-    }
-    w->out = out;
-}
-
-/* First NaN or Inf of x [size], or size. */
-static size_t dfi_nonfinite_at(df_ctx *ctx, size_t size, const df_real *x) {
-    dfi_sweep w;
-    dfi_sweep_set(&w, size, NULL, 0, NULL, NULL);
-    w.check = x;
-    return dfi_sweep_run(ctx, &w);
-}
-
-/* out = sum_j c[j] a[j] over whole arrays. */
-static void dfi_combine(df_ctx *ctx, size_t size, df_real *out, int count, const double *c,
-                        const df_real *const *a) {
-    dfi_sweep w;
-    dfi_sweep_set(&w, size, out, count, c, a);
-    dfi_sweep_run(ctx, &w);
+DF_API df_result df_model_ask(df_ctx *ctx, const df_model *model, df_ask ask,
+                              const double *t, int n, const df_real *x, const df_real *v,
+                              const int *labels, df_real *out) {
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = ask;
+    q.n = n;
+    q.x = x;
+    q.v = ask == DF_ASK_JVP || ask == DF_ASK_VJP ? v : NULL;
+    q.t = t;
+    q.labels = labels;
+    return dfi_ask_checked(ctx, model, &q, out);
 }
 
 /* ---- the machine: a sampler's state ---- */
@@ -5818,8 +5833,8 @@ struct df_sampler {
     size_t bytes;              /* of the one allocation that holds all of this */
     size_t size;               /* n dim */
     df_point *grid;            /* [points + 1] */
-    double *t;                 /* [6, rows] of the question: t, alpha, sigma; the same of
-                                  where a map goes */
+    double *t;                 /* [8, rows] of the question: t, alpha, sigma, input scale;
+                                  the same of where a map goes */
     df_real *t_model;          /* [2, rows] */
     df_real *input; /* [rows, dim] x times c_in; NULL: the model takes x itself */
     df_real *preview;          /* [n, dim] x_0 for on_step; NULL: nobody looks */
@@ -5879,15 +5894,12 @@ static df_sampler *dfi_sampler_of(df_stage *stage) { return (df_sampler *)(void 
 
 /* Ends the run with a sentence that says where it stood; `why` may be the context's. */
 static df_result dfi_sampler_fail(df_sampler *s, df_result code, const char *why) {
+    const df_stage *st = &s->stage;
     char copy[DFI_MESSAGE];
-    size_t length = strlen(why);
-    if (length >= sizeof copy) length = sizeof copy - 1;
-    memcpy(copy, why, length);
-    copy[length] = 0;
+    snprintf(copy, sizeof copy, "%s", why);
     s->phase = DFI_PHASE_DONE;
-    s->result =
-        dfi_fail(s->stage.ctx, code, "df_sample: %s, step %d of %d (t = %g): %s",
-                 s->row.name, s->stage.step + 1, s->stage.steps, s->stage.at.t, copy);
+    s->result = dfi_fail(st->ctx, code, "df_sample: %s, step %d of %d (t = %g): %s",
+                         s->row.name, st->step + 1, st->steps, st->at.t, copy);
     return s->result;
 }
 
@@ -5897,13 +5909,20 @@ static df_result dfi_sampler_nonfinite(df_sampler *s, const char *what, const df
     df_stage *st = &s->stage;
     int step = st->step < st->steps ? st->step + 1 : st->steps;
     s->phase = DFI_PHASE_DONE;
-    s->result = dfi_fail(
-        st->ctx, DF_ERR_NONFINITE,
-        "df_sample: %s %s at step %d of %d (t = %g), sample %llu, element %llu", what,
-        dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
-        (unsigned long long)(s->desc.first_sample + at / width % (size_t)st->n),
-        (unsigned long long)(at % width));
+    s->result = dfi_fail(st->ctx, DF_ERR_NONFINITE, "df_sample: %s %s at step %d of %d (t "
+                         "= %g), sample %llu, element %llu", what,
+                         dfi_nonfinite_name((double)x[at]), step, st->steps, st->at.t,
+                         (unsigned long long)(s->desc.first_sample +
+                                              at / width % (size_t)st->n),
+                         (unsigned long long)(at % width));
     return s->result;
+}
+
+/* Is x without them? */
+static df_result dfi_sampler_finite(df_sampler *s, const char *what) {
+    size_t bad = dfi_nonfinite_at(s->stage.ctx, s->size, s->stage.x);
+    if (bad == s->size) return DF_OK;
+    return dfi_sampler_nonfinite(s, what, s->stage.x, bad, (size_t)s->stage.dim);
 }
 
 /* The model's, or was it asked about such an x? */
@@ -5911,8 +5930,7 @@ static df_result dfi_sampler_answered(df_sampler *s, const df_real *out, size_t 
                                       size_t width) {
     size_t dim = (size_t)s->stage.dim, size = (size_t)s->rows * dim;
     size_t bad = dfi_nonfinite_at(s->stage.ctx, size, s->stage.asked);
-    if (bad < size)
-        return dfi_sampler_nonfinite(s, "x became", s->stage.asked, bad, dim);
+    if (bad < size) return dfi_sampler_nonfinite(s, "x became", s->stage.asked, bad, dim);
     return dfi_sampler_nonfinite(s, "the model answered", out, at, width);
 }
 
@@ -5933,21 +5951,20 @@ static void dfi_sampler_settle(df_sampler *s, const dfi_sweep *then) {
         dfi_sampler_answered(s, s->pending.check, bad, (size_t)s->stage.dim);
 }
 
+/* A question about x, whose rows stand at s->each; at NULL or x NULL is a mistake. */
 static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *at,
                              const df_real *x) {
     df_sampler *sampler = dfi_sampler_of(s);
+    const char *wrong = NULL;
     if (sampler->result != DF_OK) return DF_NEXT_FAIL;
-    if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0) {
-        dfi_stage_wrong(s, "df_stage_ask: the point or x is NULL, or too many rows"
-                        DFI_STAGE_HINT);
-        return DF_NEXT_FAIL;
-    }
-    if (x == s->answer) {
-        dfi_stage_wrong(s, "df_stage_ask: x is `answer`, which the model writes to");
-        return DF_NEXT_FAIL;
-    }
-    if (sampler->model.predict && !(sampler->model.answers & (unsigned)ask)) {
-        dfi_stage_wrong(s, "df_stage_ask: the model does not answer that; see `answers`");
+    if (at == NULL || x == NULL || rows < 1 || rows > s->rows || rows % s->n != 0)
+        wrong = "df_stage_ask: the point or x is NULL, or too many rows" DFI_STAGE_HINT;
+    else if (x == s->answer)
+        wrong = "df_stage_ask: x is `answer`, which the model writes to";
+    else if (sampler->model.predict && !(sampler->model.answers & (unsigned)ask))
+        wrong = "df_stage_ask: the model does not answer that; see `answers`";
+    if (wrong) {
+        dfi_stage_wrong(s, wrong);
         return DF_NEXT_FAIL;
     }
     s->at = *at;
@@ -5957,22 +5974,25 @@ static df_next dfi_stage_ask(df_stage *s, df_ask ask, int rows, const df_point *
     sampler->phase = DFI_PHASE_READY;
     return DF_NEXT_ASK;
 }
-DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+/* All samples at one point. */
+static df_next dfi_stage_ask_at(df_stage *s, df_ask ask, const df_point *at,
+                                const df_real *x) {
     for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
-    return dfi_stage_ask(s, DF_ASK_PREDICT, s->n, at, x);
+    return dfi_stage_ask(s, ask, s->n, at, x);
+}
+DF_API df_next df_stage_ask(df_stage *s, const df_point *at, const df_real *x) {
+    return dfi_stage_ask_at(s, DF_ASK_PREDICT, at, x);
 }
 DF_API df_next df_stage_ask_each(df_stage *s, int rows, const df_real *x) {
     return dfi_stage_ask(s, DF_ASK_PREDICT, rows, &s->each[0], x);
 }
 DF_API df_next df_stage_ask_map(df_stage *s, const df_point *at, const df_point *to,
                                 const df_real *x) {
-    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
     if (to) dfi_sampler_of(s)->aim = *to;
-    return dfi_stage_ask(s, DF_ASK_MAP, s->n, to ? at : NULL, x);
+    return dfi_stage_ask_at(s, DF_ASK_MAP, to ? at : NULL, x);
 }
 DF_API df_next df_stage_ask_density(df_stage *s, const df_point *at, const df_real *x) {
-    for (int r = 0; at && r < s->n; r++) s->each[r] = *at;
-    return dfi_stage_ask(s, DF_ASK_LOG_DENSITY, s->n, at, x);
+    return dfi_stage_ask_at(s, DF_ASK_LOG_DENSITY, at, x);
 }
 
 static df_learned dfi_stage_learned(const df_stage *s) {
@@ -5982,18 +6002,17 @@ static df_learned dfi_stage_learned(const df_stage *s) {
 
 DF_API void df_stage_combine(df_stage *s, df_real *out, int count, const double *c,
                              const df_real *const *a) {
+    df_sampler *sampler = dfi_sampler_of(s);
     int missing = out == NULL || c == NULL || a == NULL;
+    dfi_sweep w;
     for (int j = 0; j < count && j < DFI_TERMS && !missing; j++) missing = a[j] == NULL;
-    if (missing)
-        dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
+    if (missing) dfi_stage_wrong(s, "df_stage_combine: an array is NULL" DFI_STAGE_HINT);
     else if (count < 1 || count > DFI_TERMS)
         dfi_stage_wrong(s, "df_stage_combine: count must be 1 .. 8");
-    else if (dfi_sampler_of(s)->result == DF_OK) {
-        dfi_sweep w;
-        dfi_sweep_set(&w, dfi_sampler_of(s)->size, out, count, c, a);
-        if (dfi_sampler_of(s)->waits) dfi_sampler_settle(dfi_sampler_of(s), &w);
-        else dfi_sweep_run(s->ctx, &w);
-    }
+    if (sampler->result != DF_OK) return;
+    dfi_sweep_set(&w, sampler->size, out, count, c, a);
+    if (sampler->waits) dfi_sampler_settle(sampler, &w);
+    else dfi_sweep_run(s->ctx, &w);
 }
 
 DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
@@ -6009,62 +6028,46 @@ DF_API df_result df_stage_rates(df_stage *s, const df_point *at, unsigned want,
    4096 numbers or more: less is not worth waking a worker. */
 enum { DFI_NOISE_TASK = 4096 };
 typedef struct dfi_noise_job {
-    uint64_t seed, first_sample;
-    uint32_t draw;
-    size_t dim, n, rows; /* rows: of one task */
+    const df_noise_query *q;
+    size_t rows;                 /* of one task */
     df_real *out;
 } dfi_noise_job;
 static void dfi_noise_task(void *arg, int task) {
-    dfi_noise_job *j = (dfi_noise_job *)arg;
-    size_t row = (size_t)task * j->rows, end = row + j->rows;
-    if (end > j->n) end = j->n;
+    const dfi_noise_job *j = (const dfi_noise_job *)arg;
+    size_t row = (size_t)task * j->rows, end = row + j->rows, dim = (size_t)j->q->dim;
+    if (end > (size_t)j->q->n) end = (size_t)j->q->n;
     for (; row < end; row++)
-        df_random_normal(j->seed, j->first_sample + row, j->draw, j->dim,
-                         j->out + row * j->dim);
+        df_random_normal(j->q->seed, j->q->first_sample + row, j->q->draw, dim,
+                         j->out + row * dim);
 }
 
 /* The next draw of every sample, keyed by the sample, not by its place in the batch. */
 static df_result dfi_sampler_noise(df_sampler *s, int step, df_point from, df_point to,
                                    df_real *out) {
-    const df_sample_desc *d = &s->desc;
+    const df_noise *noise = &s->desc.noise;
     df_stage *st = &s->stage;
-    uint32_t draw = s->draw++;
-    dfi_noise_job job;
-    if (d->noise.fill) {
-        df_noise_query q;
-        memset(&q, 0, sizeof q);
-        q.seed = d->seed;
-        q.first_sample = d->first_sample;
-        q.draw = draw;
-        q.step = step;
-        q.n = st->n;
-        q.dim = st->dim;
-        q.from = from;
-        q.to = to;
-        df_result before = st->ctx->code;
-        st->ctx->code = DF_OK;
-        s->result = d->noise.fill(d->noise.user, &q, out);
-        dfi_returned(st->ctx, before, s->result, "df_sample: noise.fill", st->step + 1,
-                     st->steps);
-        if (s->result != DF_OK && d->noise.fill == dfi_replay_fill) {
-            const df_replay *r = (const df_replay *)d->noise.user;
-            dfi_fail(st->ctx, s->result,
-                     "df_noise_replay: draw %d of %d x %d numbers is wanted, but there "
-                     "are %d of %llu each", r->used + 1, st->n, st->dim, r->count,
-                     (unsigned long long)r->size);
-        }
-        if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
-        return s->result;
+    df_ctx *ctx = st->ctx;
+    df_noise_query q = { s->desc.seed, s->desc.first_sample, s->draw++, step, st->n,
+                         st->dim, from, to };
+    dfi_noise_job job = { &q, ((size_t)DFI_NOISE_TASK + (size_t)st->dim - 1) /
+                                  (size_t)st->dim, out };
+    df_result before = ctx->code;
+    if (!noise->fill) {
+        dfi_parallel(ctx, (int)(((size_t)st->n + job.rows - 1) / job.rows), dfi_noise_task,
+                     &job);
+        return DF_OK;
     }
-    job.seed = d->seed;
-    job.first_sample = d->first_sample;
-    job.draw = draw;
-    job.dim = (size_t)st->dim;
-    job.n = (size_t)st->n;
-    job.rows = (DFI_NOISE_TASK + job.dim - 1) / job.dim;
-    job.out = out;
-    dfi_parallel(st->ctx, (int)((job.n + job.rows - 1) / job.rows), dfi_noise_task, &job);
-    return DF_OK;
+    ctx->code = DF_OK;
+    s->result = noise->fill(noise->user, &q, out);
+    dfi_returned(ctx, before, s->result, "df_sample: noise.fill", st->step + 1, st->steps);
+    if (s->result != DF_OK && noise->fill == dfi_replay_fill) {
+        const df_replay *r = (const df_replay *)noise->user;
+        dfi_fail(ctx, s->result, "df_noise_replay: draw %d of %d x %d numbers is wanted, "
+                 "but there are %d of %llu each", r->used + 1, st->n, st->dim, r->count,
+                 (unsigned long long)r->size);
+    }
+    if (s->result != DF_OK) s->phase = DFI_PHASE_DONE;
+    return s->result;
 }
 
 DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
@@ -6085,52 +6088,37 @@ DF_API df_result df_stage_noise(df_stage *s, df_real *out) {
    alpha = 0, 1 end at sigma = 0. */
 static const char *dfi_sampler_names(int column, char *out, size_t capacity) {
     size_t used = 0;
-    out[0] = 0;
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         const df_sampler_row *row = &dfi_sampler_rows[i];
-        size_t length = strlen(row->name);
-        if (!(column ? row->to_sigma0 : row->from_alpha0) || used + length + 3 > capacity)
-            continue;
-        if (used > 0) {
-            memcpy(out + used, ", ", 2);
-            used += 2;
-        }
-        memcpy(out + used, row->name, length + 1);
-        used += length;
+        int can = column ? row->to_sigma0 : row->from_alpha0;
+        if (can && used + strlen(row->name) + 3 <= capacity)
+            used += (size_t)snprintf(out + used, capacity - used, "%s%s",
+                                     used > 0 ? ", " : "", row->name);
     }
     return out;
 }
 
-/* A native time that df_time_at can compute with. SIGMA has no factor to be 0. */
-static df_result dfi_sample_check_time(df_ctx *ctx, const char *name, const df_time *t) {
-    int known = (unsigned)t->kind <= (unsigned)DF_TIME_LOG_SIGMA;
-    if (known && !dfi_nonfinite(t->a) && !dfi_nonfinite(t->b) &&
-        (t->kind == DF_TIME_SIGMA || fabs(t->a) > 0))
-        return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "df_sample: the model's %s has kind %d, a = %g, b = %g: wants a "
-                    "df_time_kind and finite numbers, a not 0",
-                    name, (int)t->kind, t->a, t->b);
-}
-
-/* The numbers of a model that enter every sample: NaN here would leave as data. */
+/* The numbers of a model that enter every sample: NaN here would leave as data. Of native
+   times SIGMA alone has no factor to be 0. */
 static df_result dfi_sample_check_numbers(df_ctx *ctx, const df_model *m) {
-    df_result r = dfi_sample_check_time(ctx, "time", &m->time);
-    if (r == DF_OK && m->prediction == DF_VELOCITY)
-        r = dfi_sample_check_time(ctx, "clock", &m->clock);
-    if (r != DF_OK) return r;
+    for (int i = 0; i < (m->prediction == DF_VELOCITY ? 2 : 1); i++) {
+        const df_time *t = i ? &m->clock : &m->time;
+        int known = (unsigned)t->kind <= (unsigned)DF_TIME_LOG_SIGMA;
+        if (!known || dfi_nonfinite(t->a) || dfi_nonfinite(t->b) ||
+            (t->kind != DF_TIME_SIGMA && !(fabs(t->a) > 0)))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's %s has kind %d, "
+                            "a = %g, b = %g: wants a df_time_kind and finite numbers, a "
+                            "not 0", i ? "clock" : "time", (int)t->kind, t->a, t->b);
+    }
     if (dfi_nonfinite(m->input_sigma_data) || m->input_sigma_data < 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's input_sigma_data is %g, wants a finite "
-                        "number >= 0 (0: off)",
-                        m->input_sigma_data);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's input_sigma_data is "
+                        "%g, wants a finite number >= 0 (0: off)", m->input_sigma_data);
     for (int i = 0; (m->mean || m->scale) && i < m->scaling_size; i++) {
         double mean = m->mean ? m->mean[i] : 0, scale = m->scale ? m->scale[i] : 1;
         if (dfi_nonfinite(mean) || dfi_nonfinite(scale) || !(scale > 0))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_sample: the model's mean[%d] is %g, scale[%d] is %g: "
-                            "wants finite numbers, scale > 0",
-                            i, mean, i, scale);
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's mean[%d] is %g, "
+                            "scale[%d] is %g: wants finite numbers, scale > 0", i, mean,
+                            i, scale);
     }
     return DF_OK;
 }
@@ -6140,175 +6128,45 @@ static df_result dfi_sample_check_model(df_ctx *ctx, const df_model *m, const df
                                         int n) {
     df_result r;
     if (m == NULL || m->cookie != DFI_COOKIE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model was not made by "
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model was not made by "
                         "df_model_defaults or one of the functions that return a model");
-    if (m->dim < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's dim is %d, must be at least 1", m->dim);
-    if (x == NULL || n < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s, n = %d: wants x [n, %d] with n at least 1",
+    if (x == NULL || n < 1 || m->dim < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s, n = %d, the model's dim is "
+                        "%d: wants x [n, dim] with both at least 1",
                         x ? "x given" : "x is NULL", n, m->dim);
     if ((m->mean || m->scale) && m->scaling_size != 1 && m->scaling_size != m->dim)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model's scaling_size is %d, must be 1 "
-                        "or its dim %d",
-                        m->scaling_size, m->dim);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's scaling_size is %d, "
+                        "must be 1 or its dim %d", m->scaling_size, m->dim);
+    if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
+                        "unknown", (int)m->learned);
     r = dfi_sample_check_numbers(ctx, m);
     return r != DF_OK ? r : df_process_check(ctx, &m->process);
 }
 
 static df_result dfi_sample_check_row(df_ctx *ctx, const df_sampler_row *row) {
-    if (row->name == NULL || row->stage == NULL || row->buffers < 0 ||
-        row->buffers > DF_BUFFERS || (int)row->wants < 0 ||
-        row->wants >= DF_PREDICTION_COUNT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: a sampler's row wants a name, a stage "
-                        "function, buffers in [0, %d] and a known prediction",
-                        DF_BUFFERS);
-    if ((row->asks != DF_ASK_PREDICT && row->asks != DF_ASK_MAP) ||
+    if (!row->name || !row->stage || (unsigned)row->buffers > (unsigned)DF_BUFFERS ||
+        (unsigned)row->wants >= (unsigned)DF_PREDICTION_COUNT ||
+        (row->asks != DF_ASK_PREDICT && row->asks != DF_ASK_MAP) ||
         (unsigned)row->clock > (unsigned)DF_CLOCK_STOPPED || row->most_order < 0 ||
         (unsigned)row->slope > (unsigned)DF_SLOPE_BH2 ||
         (unsigned)row->eta_in > (unsigned)DF_ETA_STRAIGHT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: row %.64s asks %d (PREDICT or MAP), clock %d, "
-                        "most_order %d, slope %d, eta_in %d: one is unknown",
-                        row->name, (int)row->asks, (int)row->clock, row->most_order,
-                        (int)row->slope, (int)row->eta_in);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: row %.64s with %s stage wants "
+                        "%d, asks %d (PREDICT or MAP), clock %d, most_order %d, slope %d, "
+                        "eta_in %d, buffers %d (at most %d): one is unknown",
+                        row->name ? row->name : "NULL", row->stage ? "a" : "no",
+                        (int)row->wants, (int)row->asks, (int)row->clock, row->most_order,
+                        (int)row->slope, (int)row->eta_in, row->buffers, DF_BUFFERS);
     for (int i = 0; i < DFI_SAMPLER_ROWS; i++) {
         const df_sampler_row *own = &dfi_sampler_rows[i];
         if (own->stage == row->stage &&
             (row->buffers < own->buffers || row->most_order > own->most_order ||
              row->whole != own->whole || row->asks != own->asks))
-            return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                            "df_sample: row %.64s has %s's stage, which wants buffers %d, "
-                            "most_order %d, whole %d, asks %d",
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: row %.64s has %s's stage, "
+                            "which wants buffers %d, most_order %d, whole %d, asks %d",
                             row->name, own->name, own->buffers, own->most_order,
                             own->whole, (int)own->asks);
     }
-    return DF_OK;
-}
-
-/* Numbers of a descriptor and the least each may be; all but the open ones are finite. */
-static const struct dfi_number {
-    const char *name;
-    size_t at;
-    double least;
-    int open;                  /* may be infinite */
-} dfi_numbers[] = {
-    { "churn", offsetof(df_sample_desc, churn), 0, 0 },
-    { "churn_min", offsetof(df_sample_desc, churn_min), -DBL_MAX, 1 },
-    { "churn_max", offsetof(df_sample_desc, churn_max), -DBL_MAX, 1 },
-    { "noise_scale", offsetof(df_sample_desc, noise_scale), 0, 0 },
-    { "eta", offsetof(df_sample_desc, eta), -DBL_MAX, 0 },
-    { "eta_min", offsetof(df_sample_desc, eta_min), -DBL_MAX, 1 },
-    { "eta_max", offsetof(df_sample_desc, eta_max), -DBL_MAX, 1 },
-    { "ratio", offsetof(df_sample_desc, ratio), 0, 0 },
-    { "snr", offsetof(df_sample_desc, snr), 0, 0 },
-    { "langevin_step", offsetof(df_sample_desc, langevin_step), 0, 0 },
-    { "friction", offsetof(df_sample_desc, friction), 0, 0 },
-    { "rtol", offsetof(df_sample_desc, rtol), 0, 0 },
-    { "atol", offsetof(df_sample_desc, atol), 0, 0 },
-    { "clip", offsetof(df_sample_desc, clip), 0, 0 },
-    { "threshold", offsetof(df_sample_desc, threshold), 0, 0 },
-    { "threshold_min", offsetof(df_sample_desc, threshold_min), 0, 0 },
-    { "threshold_max", offsetof(df_sample_desc, threshold_max), 0, 1 },
-};
-
-static df_result dfi_sample_check_ranges(df_ctx *ctx, const df_sample_desc *d) {
-    for (size_t i = 0; i < sizeof dfi_numbers / sizeof dfi_numbers[0]; i++) {
-        double x = *(const double *)(const void *)((const char *)d + dfi_numbers[i].at);
-        int wild = dfi_numbers[i].open ? dfi_is_nan(x) : dfi_nonfinite(x);
-        if (!wild && x >= dfi_numbers[i].least) continue;
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %g, wants a %snumber%s",
-                        dfi_numbers[i].name, x, dfi_numbers[i].open ? "" : "finite ",
-                        dfi_numbers[i].least >= 0 ? " >= 0" : "");
-    }
-    if (d->churn_min > d->churn_max || d->eta_min > d->eta_max)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: churn_min is %g, churn_max %g, "
-                        "eta_min %g, eta_max %g: wants min <= max", d->churn_min,
-                        d->churn_max, d->eta_min, d->eta_max);
-    if (d->threshold > 1 || d->threshold_min > d->threshold_max || d->ratio > 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: threshold is %g, threshold_min %g, "
-                        "threshold_max %g, ratio %g: wants threshold and ratio at most 1, "
-                        "min <= max",
-                        d->threshold, d->threshold_min, d->threshold_max, d->ratio);
-    if (d->threshold > 0 && d->clip > 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: clip %g and threshold %g both cut "
-                        "x_0; leave one of them 0",
-                        d->clip, d->threshold);
-    return DF_OK;
-}
-
-/* eta means another thing in each method, and is bounded where it is a fraction of the
-   noise: a method without one refuses it. */
-static df_result dfi_sample_check_eta(df_ctx *ctx, const df_sample_desc *d,
-                                      const df_sampler_row *row) {
-    int in = (int)(d->eta_in == DF_ETA_OWN ? row->eta_in : d->eta_in);
-    double most = in == DF_ETA_DDIM || in == DF_ETA_STRAIGHT ? 1 : row->eta_max;
-    if (in != DF_ETA_OWN && in != DF_ETA_DDIM && in != DF_ETA_STRAIGHT) most = DBL_MAX;
-    if ((unsigned)d->eta_in > (unsigned)DF_ETA_STRAIGHT)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta_in %d is unknown", in);
-    if (d->eta >= 0 && row->eta_max <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta is %g, but %s has no eta; leave it -1", d->eta,
-                        row->name);
-    if (row->eta_in == DF_ETA_OWN && (d->eta_min > 0 || d->eta_max < DBL_MAX))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta_min %g, eta_max %g: %s has no eta of the family; "
-                        "leave them 0 and DBL_MAX",
-                        d->eta_min, d->eta_max, row->name);
-    if (d->eta_in != DF_ETA_OWN && row->eta_in == DF_ETA_OWN)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta_in is %d, but %s has an eta of "
-                        "its own kind, or none; leave it OWN",
-                        in, row->name);
-    if (d->eta > most)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: eta is %g, %s wants it in [0, %g], or -1 for its own",
-                        d->eta, row->name, most);
-    return DF_OK;
-}
-
-/* Churn belongs to ODE samplers: on top of a sampler's own noise it would count twice. And
-   only an ODE can be walked backwards. */
-static df_result dfi_sample_check_noise(df_ctx *ctx, const df_sample_desc *d,
-                                        const df_sampler_row *row) {
-    int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
-    int plain =
-        row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED && !row->whole;
-    if (d->churn > 0 && noisy)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: churn %g is for ODE samplers, but %s (eta %g) draws "
-                        "its own noise; set one of them to 0",
-                        d->churn, row->name, d->eta);
-    if (d->inverse && (noisy || d->churn > 0 || d->restarts > 0 || d->corrections > 0 ||
-                       row->clock == DF_CLOCK_STOPPED || row->asks != DF_ASK_PREDICT ||
-                       d->start != DF_START_GIVEN))
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_sample: inverse walks an ODE from x as given: %s, eta %g, churn "
-            "%g, restarts %d, corrections %d, start %d: use an ODE method without noise, "
-            "and start GIVEN (1)",
-            row->name, d->eta, d->churn, d->restarts, d->corrections, (int)d->start);
-    if (!plain && (d->churn > 0 || d->restarts > 0 || d->corrections > 0))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s takes no churn (%g), restarts (%d) or corrections "
-                        "(%d); leave them 0", row->name, d->churn, d->restarts,
-                        d->corrections);
-    if (d->corrections < 0 || d->restarts < 0 || d->window < 1 || d->restart_steps < 1 ||
-        !(d->restart_min > 0 && d->restart_min < d->restart_max) ||
-        dfi_nonfinite(d->restart_max))
-        return dfi_fail(
-            ctx, DF_ERR_ARGUMENT,
-            "df_sample: corrections is %d, restarts %d, restart_steps %d in "
-            "sigma/alpha %g .. %g, window %d: wants counts of at least 0, 0, 1, "
-            "0 < restart_min < restart_max, window >= 1",
-            d->corrections, d->restarts, d->restart_steps, d->restart_min, d->restart_max,
-            d->window);
     return DF_OK;
 }
 
@@ -6316,123 +6174,192 @@ static int dfi_adapts(const df_sampler_row *row) {
     return row->stage == dfi_stage_rk45 || row->stage == dfi_stage_dpm_adaptive;
 }
 
-/* Choices that only some methods have. */
-static df_result dfi_sample_check_choices(df_ctx *ctx, const df_sample_desc *d,
-                                          const df_sampler_row *row) {
-    const char *what = NULL;
-    int found = 0;
-    int either = row->slope != DF_SLOPE_OWN || row->stage == dfi_stage_dpm_adaptive;
-    int least = row->stage == dfi_stage_dpm_adaptive ? 2 : 1; /* 1 has no judge */
-    if (d->order != 0 && (d->order < least || d->order > row->most_order))
-        what = "order", found = d->order;
-    if (d->corrector > 0 && (row->corrector < 0 || d->corrector > DFI_NODES))
-        what = "corrector", found = d->corrector;
-    if (d->predicts >= 0 && (!either || (d->predicts != DF_X0 && d->predicts != DF_EPS)))
-        what = "predicts", found = d->predicts;
-    if ((int)d->slope != 0 &&
-        (row->slope == DF_SLOPE_OWN || (unsigned)d->slope > (unsigned)DF_SLOPE_BH2))
-        what = "slope", found = (int)d->slope;
-    if ((unsigned)d->final > (unsigned)DF_FINAL_LOWER)
-        what = "final", found = (int)d->final;
-    if (d->ratio > 0 && row->ratio <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: ratio is %g, but %s asks nowhere inside its steps, or "
-                        "where its order says; leave it 0", d->ratio, row->name);
-    if ((unsigned)d->start > (unsigned)DF_START_DATA)
-        what = "start", found = (int)d->start;
-    if ((unsigned)d->end > (unsigned)DF_END_T_MIN) what = "end", found = (int)d->end;
-    if ((unsigned)d->variance > (unsigned)DF_VARIANCE_ANALYTIC)
-        what = "variance", found = (int)d->variance;
-    if (d->compat >= 2 * (unsigned)DF_COMPAT_STAGE_NOISE)
-        what = "compat", found = (int)d->compat;
-    if (what)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s %d is unknown, or none of %s's "
-                        "(orders %d .. %d, 0 its own; corrector %s)",
-                        what, found, row->name, row->most_order > 0 ? least : 0,
-                        row->most_order, row->corrector < 0 ? "no" : "yes");
-    if (d->variance != DF_VARIANCE_OWN && d->variance != DF_VARIANCE_SMALL &&
-        row->stage != dfi_stage_ddpm && d->row == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: variance LARGE or ANALYTIC belongs to ddpm, not to %s",
-                        row->name);
-    if (d->variance == DF_VARIANCE_ANALYTIC && d->eps2 == NULL)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC wants eps2; "
-                        "measure it with df_sample_eps2");
-    if (d->compat & DF_COMPAT_STEP_BACK &&
-        (row->stage == dfi_stage_block || row->whole || d->restarts > 0 || d->inverse))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: COMPAT_STEP_BACK ends steps off the grid, which %s, "
-                        "restarts (%d) and inverse (%d) cannot take; leave it away",
-                        row->name, d->restarts, d->inverse);
-    if (d->order > d->steps && d->steps > 0 && d->points == NULL && !dfi_adapts(row))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: order %d takes at least as many "
-                        "steps, not %d; lower the order or raise steps",
-                        d->order, d->steps);
+/* Numbers of a descriptor, each a double, an int or an enumeration: the least and the most
+   it may be, whatever the method. */
+#define DFI_SETTING(name)                                                                 \
+    #name, offsetof(df_sample_desc, name), sizeof(((df_sample_desc *)NULL)->name)
+#define DFI_ANY (-DBL_MAX), DBL_MAX
+#define DFI_OPEN (-DBL_MAX)    /* as the most: no limit, it may be infinite */
+static const struct dfi_setting {
+    const char *name;
+    size_t at, size;
+    double least, most;
+} dfi_settings[] = {
+    { DFI_SETTING(steps), DFI_ANY }, { DFI_SETTING(inverse), DFI_ANY },
+    { DFI_SETTING(end), 0, DF_END_T_MIN }, { DFI_SETTING(start), 0, DF_START_DATA },
+    { DFI_SETTING(restarts), 0, INT_MAX }, { DFI_SETTING(restart_steps), 1, INT_MAX },
+    { DFI_SETTING(restart_min), DBL_MIN, DBL_MAX },
+    { DFI_SETTING(restart_max), DBL_MIN, DBL_MAX },
+    { DFI_SETTING(order), DFI_ANY }, { DFI_SETTING(corrector), -DBL_MAX, DFI_NODES },
+    { DFI_SETTING(predicts), -DBL_MAX, DF_X0 }, { DFI_SETTING(ratio), 0, 1 },
+    { DFI_SETTING(slope), 0, DF_SLOPE_BH2 }, { DFI_SETTING(final), 0, DF_FINAL_LOWER },
+    { DFI_SETTING(eta), DFI_ANY }, { DFI_SETTING(eta_in), 0, DF_ETA_STRAIGHT },
+    { DFI_SETTING(eta_min), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(eta_max), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(variance), 0, DF_VARIANCE_ANALYTIC },
+    { DFI_SETTING(churn), 0, DBL_MAX }, { DFI_SETTING(churn_min), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(churn_max), -DBL_MAX, DFI_OPEN },
+    { DFI_SETTING(noise_scale), 0, DBL_MAX }, { DFI_SETTING(corrections), 0, INT_MAX },
+    { DFI_SETTING(snr), 0, DBL_MAX }, { DFI_SETTING(langevin_step), 0, DBL_MAX },
+    { DFI_SETTING(friction), 0, DBL_MAX }, { DFI_SETTING(rtol), 0, DBL_MAX },
+    { DFI_SETTING(atol), 0, DBL_MAX }, { DFI_SETTING(window), 1, INT_MAX },
+    { DFI_SETTING(clip), 0, DBL_MAX }, { DFI_SETTING(threshold), 0, 1 },
+    { DFI_SETTING(threshold_min), 0, DBL_MAX },
+    { DFI_SETTING(threshold_max), 0, DFI_OPEN },
+    { DFI_SETTING(compat), 0, 2 * DF_COMPAT_STAGE_NOISE - 1 },
+};
+enum { DFI_SETTINGS = (int)(sizeof dfi_settings / sizeof dfi_settings[0]) };
+
+static double dfi_setting_value(const df_sample_desc *d, const struct dfi_setting *set) {
+    double number;
+    int whole = 0;
+    const char *at = (const char *)d + set->at;
+    if (set->size != sizeof number) memcpy(&whole, at, set->size);
+    else memcpy(&number, at, sizeof number);
+    return set->size != sizeof number ? whole : number;
+}
+
+/* Each setting by itself. */
+static df_result dfi_sample_check_settings(df_ctx *ctx, const df_sample_desc *d) {
+    for (int i = 0; i < DFI_SETTINGS; i++) {
+        const struct dfi_setting *set = &dfi_settings[i];
+        double x = dfi_setting_value(d, set);
+        int open = set->most <= DFI_OPEN;
+        if (open ? dfi_is_nan(x) : dfi_nonfinite(x))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants a "
+                            "%snumber", set->name, x, open ? "" : "finite ");
+        if (x < set->least || (!open && x > set->most))
+            return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %.9g, wants at %s "
+                            "%.9g", set->name, x, x < set->least ? "least" : "most",
+                            x < set->least ? set->least : set->most);
+    }
     return DF_OK;
+}
+#undef DFI_SETTING
+#undef DFI_ANY
+#undef DFI_OPEN
+
+/* What must not be said together: what speaks of the settings named in `about`, whose
+   values the sentence tells. */
+typedef struct dfi_rule {
+    int wrong;
+    const char *about, *say;
+} dfi_rule;
+static df_result dfi_sample_refuse(df_ctx *ctx, const df_sample_desc *d,
+                                   const df_sampler_row *row, const dfi_rule *rule) {
+    char values[256] = "";
+    size_t used = 0;
+    for (int i = 0; i < DFI_SETTINGS; i++)
+        if (dfi_named(dfi_settings[i].name, "", rule->about) && used < sizeof values)
+            used += (size_t)snprintf(values + used, sizeof values - used, ", %s %.9g",
+                                     dfi_settings[i].name,
+                                     dfi_setting_value(d, &dfi_settings[i]));
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s%s: %s", row->name, values,
+                    rule->say);
 }
 
 static int dfi_v3_fine(const df_v3_statistics *e, int dim) {
-    if (!e || e->dim != dim || e->count < 1 || !e->lambda || !e->l || !e->s || !e->b)
-        return 0;
+    size_t size = e && e->dim == dim && e->count > 0 ? (size_t)e->count * (size_t)dim : 0;
+    if (size == 0 || !e->lambda || !e->l || !e->s || !e->b) return 0;
     for (int i = 0; i < e->count; i++)
         if (dfi_nonfinite(e->lambda[i]) || (i > 0 && e->lambda[i] <= e->lambda[i - 1]))
             return 0;
-    for (size_t i = 0; i < (size_t)e->count * (size_t)dim; i++)
+    for (size_t i = 0; i < size; i++)
         if (dfi_nonfinite(e->l[i]) || dfi_nonfinite(e->s[i]) || dfi_nonfinite(e->b[i]))
             return 0;
     return 1;
 }
 
-/* What a method asks the model for. */
-static df_result dfi_sample_check_answers(df_ctx *ctx, const df_model *m,
-                                          const df_sample_desc *d,
-                                          const df_sampler_row *row) {
-    unsigned want = (unsigned)row->asks, missing;
-    unsigned norms = (unsigned)(DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
-    if (row->stage == dfi_stage_mala) want |= (unsigned)DF_ASK_LOG_DENSITY;
-    missing = want & ~m->answers;
+/* Settings together and with their method. Churn belongs to ODE samplers: on top of a
+   sampler's own noise it would count twice; and only an ODE can be walked backwards. */
+static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
+                                         const df_sampler_row *row) {
+    df_stage_fn f = row->stage;
+    int noisy = (row->stochastic && (d->eta < 0 || row->eta_max <= 0)) || d->eta > 0;
+    int predicts = row->asks == DF_ASK_PREDICT && row->clock != DF_CLOCK_STOPPED;
+    int extra = d->churn > 0 || d->restarts > 0 || d->corrections > 0;
+    int norms = (int)d->compat & (DF_COMPAT_NORM_SAMPLE | DF_COMPAT_NORM_BATCH);
+    int back = (int)d->compat & DF_COMPAT_STEP_BACK, slope = row->slope != DF_SLOPE_OWN;
+    const dfi_rule rules[] = {
+        { d->churn_min > d->churn_max || d->eta_min > d->eta_max,
+          "churn_min churn_max eta_min eta_max", "want min <= max" },
+        { d->threshold_min > d->threshold_max, "threshold_min threshold_max",
+          "want min <= max" },
+        { d->restart_min >= d->restart_max, "restart_min restart_max", "want min < max" },
+        { d->threshold > 0 && d->clip > 0, "clip threshold",
+          "both cut x_0; leave one of them 0" },
+        { d->eta >= 0 && row->eta_max <= 0, "eta", "this method has no eta; leave it -1" },
+        { row->eta_in == DF_ETA_OWN &&
+          (d->eta_in != DF_ETA_OWN || d->eta_min > 0 || d->eta_max < DBL_MAX),
+          "eta_in eta_min eta_max", "this method has no eta of the family; leave them 0 "
+          "(OWN), 0 and DBL_MAX" },
+        { d->corrector > 0 && row->corrector < 0, "corrector",
+          "this method has none; leave it 0 or -1" },
+        { d->predicts >= 0 && !slope && f != dfi_stage_dpm_adaptive, "predicts",
+          "this method has no such choice; leave it -1" },
+        { d->slope != DF_SLOPE_OWN && !slope, "slope",
+          "this method has no such choice; leave it 0 (OWN)" },
+        { d->ratio > 0 && row->ratio <= 0, "ratio",
+          "its steps hold no point to choose, this method has no use for it; leave it 0" },
+        { d->variance > DF_VARIANCE_SMALL && f != dfi_stage_ddpm && !d->row, "variance",
+          "LARGE and ANALYTIC belong to ddpm; leave it 0 (OWN)" },
+        { d->variance == DF_VARIANCE_ANALYTIC && !d->eps2, "variance",
+          "ANALYTIC wants eps2; measure it with df_sample_eps2" },
+        { extra && (!predicts || row->whole), "churn restarts corrections",
+          "this method does not go step by step along the ODE; leave them 0" },
+        { d->churn > 0 && noisy, "eta churn",
+          "this method draws its own noise, churn is for the ODE's; set one of them 0" },
+        { d->points && row->clock == DF_CLOCK_STOPPED, "steps",
+          "stays at t_max and has no grid: leave points NULL, set t_max and steps" },
+        { d->inverse && (noisy || extra || !predicts || d->start != DF_START_GIVEN),
+          "inverse eta churn restarts corrections start", "inverse walks an ODE from x as "
+          "given: use an ODE method without noise, and start GIVEN (1)" },
+        { back && (f == dfi_stage_block || row->whole || d->restarts > 0 || d->inverse),
+          "compat restarts inverse", "COMPAT_STEP_BACK ends steps off the grid, which "
+          "blocks, adaptive methods, restarts and inverse cannot take; leave it away" },
+        { d->order > d->steps && d->steps > 0 && !d->points && !dfi_adapts(row),
+          "order steps", "takes at least as many steps; lower the order or raise steps" },
+        { norms && (f == dfi_stage_mala || f == dfi_stage_baoab), "compat",
+          "this method takes steps of a fixed length; leave COMPAT_NORM_... away" },
+        { f == dfi_stage_mala && (d->noise_scale != 1 || d->clip > 0 || d->threshold > 0),
+          "noise_scale clip threshold", "mala is exact for 1, 0, 0 alone" },
+    };
+    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++)
+        if (rules[i].wrong) return dfi_sample_refuse(ctx, d, row, &rules[i]);
+    return DF_OK;
+}
+
+/* Bounds that a row sets (eta is a fraction of the noise in some conventions), and what it
+   asks of the model. */
+static df_result dfi_sample_check_bounds(df_ctx *ctx, const df_model *m,
+                                         const df_sample_desc *d,
+                                         const df_sampler_row *row) {
+    df_eta in = d->eta_in == DF_ETA_OWN ? row->eta_in : d->eta_in;
+    double most = in == DF_ETA_OWN ? row->eta_max
+                  : in == DF_ETA_DDIM || in == DF_ETA_STRAIGHT ? 1 : DBL_MAX;
+    int least = row->stage == dfi_stage_dpm_adaptive ? 2 : 1;  /* 1 has no judge */
+    unsigned mala = row->stage == dfi_stage_mala ? DF_ASK_LOG_DENSITY : 0;
+    unsigned missing = ((unsigned)row->asks | mala) & ~m->answers;
+    if (d->eta > most)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: eta is %g, %s wants it in [0, "
+                        "%g], or -1 for its own", d->eta, row->name, most);
+    if (d->order != 0 && (d->order < least || d->order > row->most_order))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: order %d is none of %s's, %d .. "
+                        "%d; 0 is its own", d->order, row->name,
+                        row->most_order > 0 ? least : 0, row->most_order);
+    if (row->stage == dfi_stage_v3 && !dfi_v3_fine(d->statistics, m->dim))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: dpm_solver_v3 wants statistics "
+                        "of dim %d, finite, lambda rising; measure them with "
+                        "df_v3_estimate", m->dim);
     if (missing && m->predict)
-        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
-                        "df_sample: %s asks for %s, which this model does not answer (its "
-                        "`answers` = %u); set the flag if it does, or use another method",
-                        row->name,
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_sample: %s asks for %s, which this "
+                        "model does not answer (its `answers` = %u); set the flag if it "
+                        "does, or use another method", row->name,
                         missing & (unsigned)DF_ASK_MAP       ? "maps"
                         : missing & (unsigned)DF_ASK_PREDICT ? "predictions"
                                                              : "the log density",
                         m->answers);
-    if (row->stage == dfi_stage_mala &&
-        (d->noise_scale != 1 || d->clip > 0 || d->threshold > 0))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: noise_scale is %g, clip %g, threshold %g, but mala is "
-                        "exact for 1, 0, 0 alone",
-                        d->noise_scale, d->clip, d->threshold);
-    if (row->stage == dfi_stage_v3 &&
-        !dfi_v3_fine(d->statistics, m->dim))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: dpm_solver_v3 wants statistics of "
-                        "dim %d, finite, lambda rising; measure them with df_v3_estimate",
-                        m->dim);
-    if (d->compat & norms &&
-        (row->stage == dfi_stage_mala || row->stage == dfi_stage_baoab))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s takes steps of a fixed length; "
-                        "leave COMPAT_NORM_... away",
-                        row->name);
-    if ((unsigned)m->learned > (unsigned)DF_LEARNED_RANGE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model's `learned` is %d, "
-                        "unknown", (int)m->learned);
     return DF_OK;
-}
-
-/* Settings that do not go with the method, and numbers out of range. */
-static df_result dfi_sample_check_method(df_ctx *ctx, const df_sample_desc *d,
-                                         const df_sampler_row *row) {
-    df_result r = dfi_sample_check_ranges(ctx, d);
-    if (r == DF_OK) r = dfi_sample_check_eta(ctx, d, row);
-    if (r == DF_OK) r = dfi_sample_check_noise(ctx, d, row);
-    return r == DF_OK ? dfi_sample_check_choices(ctx, d, row) : r;
 }
 
 /* The method of that name restarts twice by itself. */
@@ -6441,8 +6368,35 @@ static int dfi_restarts(const df_sample_desc *d) {
     return d->restarts == 0 && row && row->stage == dfi_stage_restart ? 2 : d->restarts;
 }
 
+/* Restart (Xu et al. 2023, alg. 1): from the first point at or below restart_min, K times
+   up to restart_max and down again in M steps spaced as karras; the grid rises K times. */
+static df_result dfi_grid_restart(dfi_grid *g, int capacity) {
+    int M = g->d->restart_steps, at = 0, K = dfi_restarts(g->d), more = K * (M + 1);
+    double top = pow(g->d->restart_max, 1 / 7.0), low;
+    df_point *q = g->out;
+    if (K <= 0) return DF_OK;
+    while (at < g->count && q[at].sigma > g->d->restart_min * q[at].alpha) at++;
+    if (at > 0 && at < g->count && q[at].sigma <= 0) at--;
+    if (at == 0 || at == g->count || g->count + more > capacity ||
+        q[at].sigma >= g->d->restart_max * q[at].alpha ||
+        q[0].sigma < g->d->restart_max * q[0].alpha)
+        return dfi_fail(g->ctx, DF_ERR_ARGUMENT, "df_grid: restart_max is %g, restart_min "
+                        "%g: want some of the %d points, the first at sigma/alpha = %g, "
+                        "on both sides of each: take more steps, or lower restart_max",
+                        g->d->restart_max, g->d->restart_min, g->count,
+                        q[0].sigma / q[0].alpha);
+    memmove(q + at + 1 + more, q + at + 1, (size_t)(g->count - at - 1) * sizeof *q);
+    low = pow(q[at].sigma / q[at].alpha, 1 / 7.0);
+    for (int k = 0; k < more; k++)
+        q[at + 1 + k] = k % (M + 1) == M ? q[at] : df_process_at_rho(
+            g->p, pow(top + (low - top) * (k % (M + 1)) / M, 7));
+    g->count += more;
+    return DF_OK;
+}
+
 /* What the user left open becomes the row's own. */
 static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
+    int rk45 = row->stage == dfi_stage_rk45;
     if (d->eta < 0) d->eta = row->eta;
     if (d->eta_in == DF_ETA_OWN) d->eta_in = row->eta_in;
     if (d->order <= 0) d->order = row->order > 0 ? row->order : 1;
@@ -6455,20 +6409,15 @@ static void dfi_sample_resolve(df_sample_desc *d, df_sampler_row *row) {
         row->from_alpha0 = 0;                   /* alpha_t/alpha_s is infinite there */
         if (d->slope == DF_SLOPE_BH1 && row->corrector == 2) d->slope = DF_SLOPE_EXACT;
     }
-    if (row->stage == dfi_stage_multistep)
-        row->buffers = dfi_history(d) + 1;
+    if (row->stage == dfi_stage_multistep) row->buffers = dfi_history(d) + 1;
     d->restarts = dfi_restarts(d);
     if (row->stage == dfi_stage_pc && d->corrections == 0) d->corrections = 1;
-    if (row->stage == dfi_stage_rk45) {
-        if (d->rtol <= 0) d->rtol = 1e-5;
-        if (d->atol <= 0) d->atol = 1e-5;
-    }
-    if (d->rtol <= 0) d->rtol = .05;
-    if (d->atol <= 0) d->atol = row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
+    if (d->rtol <= 0) d->rtol = rk45 ? 1e-5 : .05;
+    if (d->atol <= 0)
+        d->atol = rk45 ? 1e-5 : row->stage == dfi_stage_paradigms ? 1e-3 : .0078;
     if (d->compat & (DF_COMPAT_NORM_BATCH | DF_COMPAT_ERROR_BATCH | DF_COMPAT_ERROR_MOST))
         row->batch_coupled = 1;
 }
-
 
 /* Can the sampler touch the grid's ends? Infinite there: r and rho for a method in rho, f
    and g^2 for one in t. On VE the data point lies beyond t = 0, where sigma = sigma_min: a
@@ -6478,37 +6427,33 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
                                        int steps) {
     char names[192];
     const df_point *first = &grid[0], *last = &grid[steps];
+    int into0 = last->sigma <= 0;
     if (row->clock == DF_CLOCK_STOPPED && first->sigma > 0) return DF_OK;
     if (first->sigma <= 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
     if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: inverse cannot reach t = %g, where "
-                        "alpha = 0; set t_max = .999",
-                        last->t);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, "
+                        "where alpha = 0; set t_max = .999", last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s cannot start where alpha = 0 (%s at t = "
-                        "%g); set t_max = .999, or use one of %s",
-                        row->name, df_process_name(p), first->t,
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot start where alpha = 0 "
+                        "(%s at t = %g); set t_max = .999, or use one of %s", row->name,
+                        df_process_name(p), first->t,
                         dfi_sampler_names(0, names, sizeof names));
-    if (last->sigma <= 0 && !row->to_sigma0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s cannot end where sigma = 0; set end = "
-                        "DF_END_T_MIN, or use one of %s",
-                        row->name, dfi_sampler_names(1, names, sizeof names));
-    if (last->sigma <= 0 && steps < 2 && dfi_adapts(row))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s adapts its steps down to the point before sigma = "
-                        "0, and a list of two points has none, nor a t_min of 0 or above "
-                        "t_max; give one more, or end = DF_END_T_MIN",
+    if (into0 && !row->to_sigma0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot end where sigma = 0; "
+                        "set end = DF_END_T_MIN, or use one of %s", row->name,
+                        dfi_sampler_names(1, names, sizeof names));
+    if (into0 && steps < 2 && dfi_adapts(row))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s adapts its steps down to the "
+                        "point before sigma = 0, and a list of two points has none, nor a "
+                        "t_min of 0 or above t_max; give one more, or end = DF_END_T_MIN",
                         row->name);
-    if (last->sigma <= 0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s walks t, and on %s the data point lies "
-                        "at no t of its own (sigma = %g at t = 0); set end = DF_END_T_MIN",
-                        row->name, df_process_name(p), grid[steps - 1].sigma);
+    if (into0 && row->clock == DF_CLOCK_T && grid[steps - 1].t <= last->t)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s walks t, and on %s the data "
+                        "point lies at no t of its own (sigma = %g at t = 0); set end = "
+                        "DF_END_T_MIN", row->name, df_process_name(p),
+                        grid[steps - 1].sigma);
     return DF_OK;
 }
 
@@ -6518,50 +6463,44 @@ typedef struct dfi_cut {
     size_t used;
 } dfi_cut;
 static void *dfi_cut_take(dfi_cut *cut, size_t bytes) {
-    size_t at = cut->used;
-    cut->used = bytes > SIZE_MAX / 2
-                    ? SIZE_MAX
-                    : dfi_plus(at, (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN);
+    size_t at = cut->used, whole = (bytes + DFI_ALIGN - 1) / DFI_ALIGN * DFI_ALIGN;
+    cut->used = bytes > SIZE_MAX / 2 ? SIZE_MAX : dfi_plus(at, whole);
     return cut->base ? cut->base + at : NULL;
 }
 static df_real *dfi_cut_array(dfi_cut *cut, const df_sampler *s, size_t rows) {
     size_t size = dfi_mul(rows, dfi_mul((size_t)s->stage.dim, sizeof(df_real)));
     return rows > 0 ? (df_real *)dfi_cut_take(cut, size) : NULL;
 }
-static int dfi_sampler_keeps_eps(const df_sampler *s) {
-    return s->row.stage == dfi_stage_ddim && s->row.wants == DF_X0 &&
-           s->desc.compat & DF_COMPAT_KEEP_EPS &&
-           (s->desc.clip > 0 || s->desc.threshold > 0);
-}
 
 /* One allocation, so one failure to handle and one free. Arrays a run does not need
    (scaled input, preview) are not there. Returns the bytes. */
 static size_t dfi_sampler_layout(df_sampler *s, char *base) {
+    const df_sample_desc *d = &s->desc;
     size_t n = (size_t)s->stage.n, rows = (size_t)s->stage.rows;
-    dfi_cut cut;
-    cut.base = base;
-    cut.used = 0;
+    int learned = s->model.learned != DF_LEARNED_NONE;
+    int wide = s->row.stage == dfi_stage_paradigms;
+    int cuts = d->clip > 0 || d->threshold > 0;
+    int keeps_eps = d->compat & DF_COMPAT_KEEP_EPS && cuts && s->row.wants == DF_X0 &&
+                    s->row.stage == dfi_stage_ddim;
+    dfi_cut cut = { base, 0 };
     dfi_cut_take(&cut, sizeof *s);
     s->grid = (df_point *)dfi_cut_take(
         &cut, dfi_mul((size_t)s->stage.points + 1, sizeof(df_point)));
-    s->t = (double *)dfi_cut_take(&cut, dfi_mul(rows, 6 * sizeof(double)));
+    s->t = (double *)dfi_cut_take(&cut, dfi_mul(rows, 8 * sizeof(double)));
     s->t_model = (df_real *)dfi_cut_take(&cut, dfi_mul(rows, 2 * sizeof(df_real)));
     s->stage.each = (df_point *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(df_point)));
     s->stage.own = (double *)dfi_cut_take(&cut, dfi_mul(n, DF_OWN * sizeof(double)));
     s->stage.answer = dfi_cut_array(&cut, s, rows);
     s->input = dfi_cut_array(&cut, s, s->model.input_sigma_data > 0 ? rows : 0);
-    s->preview = dfi_cut_array(&cut, s, s->desc.on_step || s->desc.edit ? n : 0);
-    s->raw = dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? 2 * rows : 0);
-    s->stage.variance =
-        dfi_cut_array(&cut, s, s->model.learned != DF_LEARNED_NONE ? n : 0);
-    s->stage.unclipped = dfi_cut_array(&cut, s, dfi_sampler_keeps_eps(s) ? n : 0);
-    s->spare =
-        dfi_cut_array(&cut, s, s->desc.corrections > 0 || s->desc.churn > 0 ? n : 0);
-    s->labels = rows > n && s->desc.labels
-                    ? (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int))) : NULL;
+    s->preview = dfi_cut_array(&cut, s, d->on_step || d->edit ? n : 0);
+    s->raw = dfi_cut_array(&cut, s, learned ? 2 * rows : 0);
+    s->stage.variance = dfi_cut_array(&cut, s, learned ? n : 0);
+    s->stage.unclipped = dfi_cut_array(&cut, s, keeps_eps ? n : 0);
+    s->spare = dfi_cut_array(&cut, s, d->corrections > 0 || d->churn > 0 ? n : 0);
+    if (rows > n && d->labels)
+        s->labels = (int *)dfi_cut_take(&cut, dfi_mul(rows, sizeof(int)));
     for (int i = 0; i < 2; i++)
-        s->stage.wide[i] =
-            dfi_cut_array(&cut, s, s->row.stage == dfi_stage_paradigms ? rows + n : 0);
+        s->stage.wide[i] = dfi_cut_array(&cut, s, wide ? rows + n : 0);
     for (int i = 0; i < s->row.buffers; i++)
         s->stage.buffer[i] = dfi_cut_array(&cut, s, n);
     return cut.used;
@@ -6589,62 +6528,56 @@ static int dfi_adaptive_grid(const df_process *p, const df_sample_desc *d, df_po
 static df_result dfi_sampler_fill(df_sampler *s, df_ctx *ctx, const df_model *model,
                                   const df_sample_desc *d, df_real *x, int n) {
     const df_sampler_row *row = d->row;
-    df_sampler_row own;
+    df_stage *st = &s->stage;
     df_result r = dfi_sample_check_model(ctx, model, x, n);
-    int steps = d->points ? d->points_count - (d->points_count > 0) : d->steps, more = 1;
-    int window;
+    int steps = dfi_steps_asked(d), more, window;
+    if (d->cookie != DFI_COOKIE)
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the descriptor was not made by "
+                     "df_sample_defaults");
+    if (r == DF_OK && row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
+        r = DF_ERR_ARGUMENT;
     if (r != DF_OK) return r;
-    if (row == NULL && (row = df_sampler_find(ctx, d->method)) == NULL)
-        return DF_ERR_ARGUMENT;
-    own = *row;
-    if ((int)own.asks == 0) own.asks = DF_ASK_PREDICT;
-    row = &own;
-    if ((r = dfi_sample_check_row(ctx, row)) != DF_OK) return r;
-    if ((r = dfi_sample_check_method(ctx, d, row)) != DF_OK) return r;
-    if ((r = dfi_sample_check_answers(ctx, model, d, row)) != DF_OK) return r;
+    memset(s, 0, sizeof *s);
+    s->model = *model;
+    s->desc = *d;
+    s->row = *row;
+    row = &s->row;
+    if ((int)s->row.asks == 0) s->row.asks = DF_ASK_PREDICT;
+    r = dfi_sample_check_row(ctx, row);
+    if (r == DF_OK) r = dfi_sample_check_settings(ctx, d);
+    if (r == DF_OK) r = dfi_sample_check_method(ctx, d, row);
+    if (r == DF_OK) r = dfi_sample_check_bounds(ctx, model, d, row);
+    if (r != DF_OK) return r;
     if (steps < 1 || steps > DFI_MOST_STEPS)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s is %d, wants %d .. %d",
                         d->points ? "points_count" : "steps",
                         d->points ? d->points_count : d->steps, d->points ? 2 : 1,
                         DFI_MOST_STEPS + (d->points ? 1 : 0));
-    memset(s, 0, sizeof *s);
-    s->model = *model;
-    s->desc = *d;
-    s->row = *row;
     dfi_sample_resolve(&s->desc, &s->row);
     s->steady = d->row == NULL && row->asks == DF_ASK_PREDICT && !row->whole &&
                 row->clock != DF_CLOCK_STOPPED && row->stage != dfi_stage_v3 &&
                 row->stage != dfi_stage_annealed;
-    if (row->clock == DF_CLOCK_STOPPED && d->points)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %s stays at t_max and has no grid: leave points NULL, "
-                        "set t_max and steps (now %g, %d)",
-                        row->name, d->t_max, d->steps);
     if (s->desc.restarts > (DFI_MOST_STEPS - steps) / (s->desc.restart_steps + 1))
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: %d restarts of %d steps are more "
-                        "than %d steps in all",
-                        s->desc.restarts, s->desc.restart_steps, DFI_MOST_STEPS);
-    more += s->desc.restarts * (s->desc.restart_steps + 1);
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %d restarts of %d steps are "
+                        "more than %d steps in all", s->desc.restarts,
+                        s->desc.restart_steps, DFI_MOST_STEPS);
+    more = 1 + s->desc.restarts * (s->desc.restart_steps + 1);
     window = s->desc.window < steps + more ? s->desc.window : steps + more;
     s->size = dfi_mul((size_t)n, (size_t)model->dim);
-    s->stage.ctx = ctx;
-    s->stage.n = s->stage.rows = n;
+    st->ctx = ctx;
+    st->n = st->rows = n;
     if (row->stage == dfi_stage_paradigms)
-        s->stage.rows =
-            n > INT_MAX / window ? INT_MAX / n * n : n * window;
-    s->stage.dim = model->dim;
-    s->stage.points = steps + more + dfi_adapts(row); /* room; the grid says */
-    s->stage.x = x;
+        st->rows = n > INT_MAX / window ? INT_MAX / n * n : n * window;
+    st->dim = model->dim;
+    st->points = steps + more + dfi_adapts(row);         /* room; the grid says */
+    st->x = x;
     return DF_OK;
 }
 
 /* Nothing of the caller's is kept by pointer where it may go: strings, lists, its row. */
 static void dfi_sampler_own(df_sampler *s) {
     if (s->desc.row) {
-        size_t length = strlen(s->row.name);
-        if (length >= sizeof s->name) length = sizeof s->name - 1;
-        memcpy(s->name, s->row.name, length); /* zeroed before: the final 0 is there */
+        snprintf(s->name, sizeof s->name, "%s", s->row.name);
         s->row.name = s->name;
         s->row.aliases = s->row.source = "";
     }
@@ -6662,31 +6595,26 @@ static void dfi_sampler_own(df_sampler *s) {
    stopped clock has one point; who takes the whole grid takes it as one step. */
 static df_result dfi_sampler_grid(df_sampler *s, df_sample_desc *d) {
     df_stage *st = &s->stage;
-    int count = st->points + 1;
+    const df_process *p = &s->model.process;
+    int count = st->points + 1, steps = dfi_steps_asked(d);
     df_result r = DF_OK;
     d->restarts = s->desc.restarts;
     if (s->row.clock == DF_CLOCK_STOPPED) {
         if (dfi_nonfinite(d->t_max) || d->t_max < 0 || d->t_max > 1)
-            return dfi_fail(st->ctx, DF_ERR_ARGUMENT,
-                            "df_sample: t_max is %g, wants the t "
-                            "in [0, 1] at which %s runs",
-                            d->t_max, s->row.name);
+            return dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: t_max is %g, wants the "
+                            "t in [0, 1] at which %s runs", d->t_max, s->row.name);
         count = d->steps + 1;
-        for (int i = 0; i < count; i++)
-            s->grid[i] = df_process_at(&s->model.process, d->t_max);
+        for (int i = 0; i < count; i++) s->grid[i] = df_process_at(p, d->t_max);
     } else {
-        r = df_grid(st->ctx, &s->model.process, d, s->grid, count, &count);
+        r = df_grid(st->ctx, p, d, s->grid, count, &count);
     }
     if (r == DF_OK && dfi_adapts(&s->row) && d->points == NULL)
-        count = dfi_adaptive_grid(&s->model.process, d, s->grid, count);
-    if (r == DF_OK)
-        r = dfi_sample_check_ends(st->ctx, &s->model.process, &s->row, s->grid, count - 1);
-    if (r == DF_OK && s->desc.variance == DF_VARIANCE_ANALYTIC &&
-        count - 1 > (d->points ? d->points_count - 1 : d->steps))
-        r = dfi_fail(st->ctx, DF_ERR_ARGUMENT,
-                     "df_sample: variance ANALYTIC has eps2 of the grid's own %d steps, "
-                     "but %d are to be done: no restarts, and a grid of N steps",
-                     d->points ? d->points_count - 1 : d->steps, count - 1);
+        count = dfi_adaptive_grid(p, d, s->grid, count);
+    if (r == DF_OK) r = dfi_sample_check_ends(st->ctx, p, &s->row, s->grid, count - 1);
+    if (r == DF_OK && s->desc.variance == DF_VARIANCE_ANALYTIC && count - 1 > steps)
+        r = dfi_fail(st->ctx, DF_ERR_ARGUMENT, "df_sample: variance ANALYTIC has eps2 of "
+                     "the grid's own %d steps, but %d are to be done: no restarts, and a "
+                     "grid of N steps", steps, count - 1);
     st->points = count - 1;
     st->steps = s->row.whole ? 1 : st->points;
     st->at = s->grid[0];
@@ -6698,24 +6626,18 @@ DF_API df_sampler *df_sampler_create(df_ctx *ctx, const df_model *model,
                                      const df_sample_desc *desc, df_real *x, int n) {
     df_sampler plan, *s;
     df_sample_desc d = desc ? *desc : df_sample_defaults();
-    if (ctx == NULL) return NULL;
-    if (d.cookie != DFI_COOKIE) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 "df_sample: the descriptor was not made by df_sample_defaults");
-        return NULL;
-    }
-    if (dfi_sampler_fill(&plan, ctx, model, &d, x, n) != DF_OK) return NULL;
+    if (ctx == NULL || dfi_sampler_fill(&plan, ctx, model, &d, x, n) != DF_OK) return NULL;
     plan.bytes = dfi_sampler_layout(&plan, NULL);
     s = (df_sampler *)dfi_new(ctx, plan.bytes);
     if (s == NULL) return NULL;
     *s = plan;
     dfi_sampler_layout(s, (char *)(void *)s);
-    if (dfi_sampler_grid(s, &d) != DF_OK) {
-        df_sampler_free(s);
-        return NULL;
+    if (dfi_sampler_grid(s, &d) == DF_OK) {
+        dfi_sampler_own(s);
+        return s;
     }
-    dfi_sampler_own(s);
-    return s;
+    df_sampler_free(s);
+    return NULL;
 }
 
 /* ---- the loop ---- */
@@ -6737,25 +6659,16 @@ static void dfi_rescale(const df_model *m, size_t size, df_real *x, int to_data)
 static df_result dfi_sampler_start(df_sampler *s) {
     df_stage *st = &s->stage;
     df_point at = s->grid[0];
-    double c[2];
-    const df_real *a[2];
-    size_t bad;
+    const df_real *noise = s->desc.start == DF_START_DATA ? st->answer : st->x;
     if (s->desc.start == DF_START_DATA || s->desc.inverse)
         dfi_rescale(&s->model, s->size, st->x, 0);
-    if (s->desc.start != DF_START_GIVEN) {
-        int fresh = s->desc.start == DF_START_NOISE;
-        c[0] = at.sigma;
-        c[1] = at.alpha;
-        a[0] = fresh ? st->x : st->answer;
-        a[1] = st->x;
-        if (dfi_sampler_noise(s, -1, at, at, fresh ? st->x : st->answer) != DF_OK)
-            return s->result;
-        dfi_combine(st->ctx, s->size, st->x, fresh ? 1 : 2, c, a);
-    }
-    bad = dfi_nonfinite_at(st->ctx, s->size, st->x);
-    return bad < s->size ? dfi_sampler_nonfinite(s, "the start x holds", st->x, bad,
-                                                 (size_t)st->dim)
-                         : DF_OK;
+    if (s->desc.start != DF_START_GIVEN &&
+        dfi_sampler_noise(s, -1, at, at, (df_real *)noise) != DF_OK)
+        return s->result;
+    if (s->desc.start == DF_START_NOISE) df_stage_combine(st, st->x, 1, &at.sigma, &noise);
+    if (s->desc.start == DF_START_DATA)
+        dfi_two(st, st->x, at.sigma, noise, at.alpha, st->x);
+    return dfi_sampler_finite(s, "the start x holds");
 }
 
 /* x at `from` goes up to `to`, where sigma/alpha is larger, by the exact forward kernel:
@@ -6765,15 +6678,10 @@ static df_result dfi_sampler_start(df_sampler *s) {
 static df_result dfi_sampler_renoise(df_sampler *s, df_point from, df_point to,
                                      const df_point *stretch, df_real *noise) {
     df_stage *st = &s->stage;
-    double c[2];
-    const df_real *a[2];
-    c[0] = to.alpha / from.alpha;
-    c[1] = sqrt(fmax(to.sigma * to.sigma - c[0] * c[0] * from.sigma * from.sigma, 0));
-    c[1] *= s->desc.noise_scale;
-    a[0] = st->x;
-    a[1] = noise;
+    double c = to.alpha / from.alpha;
+    double z = sqrt(fmax(to.sigma * to.sigma - c * c * from.sigma * from.sigma, 0));
     if (dfi_sampler_noise(s, st->step, *stretch, to, noise) != DF_OK) return s->result;
-    dfi_combine(st->ctx, s->size, st->x, 2, c, a);
+    dfi_two(st, st->x, c, st->x, z * s->desc.noise_scale, noise);
     return DF_OK;
 }
 
@@ -6805,13 +6713,8 @@ static df_result dfi_sampler_churn(df_sampler *s) {
 /* The first question of a step is always about x at `from`. */
 static df_result dfi_sampler_open(df_sampler *s) {
     df_stage *st = &s->stage;
-    df_point target;
-    if (s->row.asks == DF_ASK_MAP) {
-        target = dfi_map_target(st);
-        df_stage_ask_map(st, &st->from, &target, st->x);
-    } else {
-        df_stage_ask(st, &st->from, st->x);
-    }
+    if (s->row.asks == DF_ASK_MAP) s->aim = dfi_map_target(st);
+    dfi_stage_ask_at(st, s->row.asks, &st->from, st->x);
     return s->result;
 }
 
@@ -6822,9 +6725,9 @@ static df_point dfi_sampler_aim(const df_sampler *s) {
     df_point to = s->grid[s->row.whole ? st->points : st->step + 1];
     int T = st->process->table_size;
     double extra, index = T * st->from.t - 1 - T / st->points;
-    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0)
-        to =
-            index >= 0 ? df_process_at(st->process, (index + 1) / T) : s->grid[st->points];
+    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0) to = st->grid[st->points];
+    if (s->desc.compat & DF_COMPAT_STEP_BACK && T > 0 && index >= 0)
+        to = df_process_at(st->process, (index + 1) / T);
     if (!s->row.ancestral || s->row.whole) return to;
     extra = dfi_extra(st, &st->from, &to);
     return extra > 0 ? df_process_at_lambda(st->process, to.lambda + extra) : to;
@@ -6855,74 +6758,40 @@ static df_result dfi_sampler_begin(df_sampler *s) {
     return dfi_sampler_open(s);
 }
 
-/* Native times of the question's rows, and where a map goes. Rows at one point share what
-   is computed. */
-static df_result dfi_sampler_times(df_sampler *s) {
-    df_stage *st = &s->stage;
-    const df_model *m = &s->model;
-    double native = 0, *t = s->t;
-    size_t rows = (size_t)st->rows;
-    int same = 1;
-    for (int r = 0; r < s->rows; r++) {
-        const df_point *q = &st->each[r];
-        if (r == 0 || memcmp(q, q - 1, sizeof *q) != 0) {
-            df_result e = df_time_at(st->ctx, &m->process, &m->time, q, &native, NULL);
-            if (e != DF_OK) return dfi_sampler_fail(s, e, st->ctx->message);
-            same &= r == 0;
-        }
-        t[r] = q->t;
-        t[rows + (size_t)r] = q->alpha;
-        t[2 * rows + (size_t)r] = q->sigma;
-        s->t_model[r] = (df_real)native;
-    }
-    s->query.same_time = same;
-    if (s->ask != DF_ASK_MAP) return DF_OK;
-    if (df_time_at(NULL, &m->process, &m->time, &s->aim, &native, NULL) != DF_OK)
-        native = 0;
-    for (int r = 0; r < s->rows; r++) {
-        t[3 * rows + (size_t)r] = s->aim.t;
-        t[4 * rows + (size_t)r] = s->aim.alpha;
-        t[5 * rows + (size_t)r] = s->aim.sigma;
-        s->t_model[rows + (size_t)r] = (df_real)native;
-    }
-    return DF_OK;
-}
-
 /* The question about stage.asked, its rows at stage.each, in the model's own time and
    input scale. Row r is sample r mod n. */
 static df_result dfi_sampler_question(df_sampler *s) {
     df_stage *st = &s->stage;
     df_query *q = &s->query;
-    size_t rows = (size_t)st->rows, dim = (size_t)st->dim;
+    size_t rows = (size_t)s->rows;
+    double *t = s->t, *to = t + 4 * rows;
+    df_result r;
     int same;
     memset(q, 0, sizeof *q);
-    if (dfi_sampler_times(s) != DF_OK) return s->result;
-    same = q->same_time;
-    for (int r = 0; s->input && r < s->rows; r += same ? s->rows : 1) {
-        double scale = dfi_model_scale(&s->model, &st->each[r]);
-        const df_real *x = st->asked + (size_t)r * dim;
-        dfi_combine(st->ctx, same ? (size_t)s->rows * dim : dim,
-                    s->input + (size_t)r * dim, 1, &scale, &x);
-    }
+    r = dfi_row_times(st->ctx, &s->model, rows, st->each, 1, t, s->t_model, &q->same_time);
+    if (r != DF_OK) return dfi_sampler_fail(s, r, st->ctx->message);
+    if (s->input)
+        dfi_scale_rows(st->ctx, s->rows, st->dim, t + 3 * rows, st->asked, s->input);
     q->ask = s->ask;
     q->n = s->rows;
     q->samples = st->n;
     q->dim = st->dim;
     q->x = s->input ? s->input : st->asked;
-    q->t = s->t;
-    q->alpha = s->t + rows;
-    q->sigma = s->t + 2 * rows;
+    q->t = t;
+    q->alpha = t + rows;
+    q->sigma = t + 2 * rows;
     q->t_model = s->t_model;
     if (s->ask == DF_ASK_MAP) {
-        q->t_to = s->t + 3 * rows;
-        q->alpha_to = s->t + 4 * rows;
-        q->sigma_to = s->t + 5 * rows;
+        dfi_row_times(NULL, &s->model, rows, &s->aim, 0, to, s->t_model + rows, &same);
+        q->t_to = to;
+        q->alpha_to = to + rows;
+        q->sigma_to = to + 2 * rows;
         q->t_model_to = s->t_model + rows;
     }
     q->first_sample = s->desc.first_sample;
     q->step = st->step;
-    for (int r = 0; s->labels && r < s->rows; r++)
-        s->labels[r] = s->desc.labels[r % st->n];
+    for (int i = 0; s->labels && i < s->rows; i++)
+        s->labels[i] = s->desc.labels[i % st->n];
     q->labels = s->labels ? s->labels : s->desc.labels;
     q->condition = s->desc.condition;
     q->condition_stride = s->desc.condition_stride;
@@ -6949,30 +6818,24 @@ static df_result dfi_sampler_threshold(df_sampler *s, df_real *x) {
     return DF_OK;
 }
 
-/* One pass of a conversion cx x + cp in over rows from `row` on, into out. Where x does
+/* One pass of a conversion cx x + cp in over rows from `row` on, into out, left pending if
+   it waits; the first NaN or Inf of `check` among them. Where x does
    not enter it is not read, and where nothing changes nothing is written. x_0 from eps
    near pure noise has an error of sigma/alpha roundings, but alpha_t x_0 is what enters x:
    they matter in steps that make alpha much larger. */
-static void dfi_sampler_map_set(df_sampler *s, dfi_sweep *w, int row, int rows, double cx,
-                                double cp, const df_real *in, const df_real *check,
-                                double clip, df_real *out) {
-    size_t at = (size_t)row * (size_t)s->stage.dim;
-    int count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
-    const df_real *a[2];
-    double c[2];
-    c[0] = cp, c[1] = cx;
-    a[0] = in + at, a[1] = s->stage.asked + at;
-    dfi_sweep_set(w, (size_t)rows * (size_t)s->stage.dim, out + at, count, c, a);
-    w->check = check ? check + at : NULL;
-    w->clip = clip;
-    w->brief = s->stage.to.alpha < 2 * s->stage.from.alpha;
-}
 static size_t dfi_sampler_map(df_sampler *s, int row, int rows, double cx, double cp,
                               const df_real *in, const df_real *check, double clip,
                               df_real *out) {
-    dfi_sweep w;
-    dfi_sampler_map_set(s, &w, row, rows, cx, cp, in, check, clip, out);
-    return dfi_sweep_run(s->stage.ctx, &w);
+    size_t at = dfi_row_at(&s->stage, row), size = dfi_row_at(&s->stage, rows);
+    int count = cx == 0 ? (cp == 1 && clip <= 0 && in == out ? 0 : 1) : 2;
+    const df_real *const a[2] = { in + at, s->stage.asked + at };
+    const double c[2] = { cp, cx };
+    dfi_sweep *w = &s->pending;
+    dfi_sweep_set(w, size, out + at, count, c, a);
+    w->check = check ? check + at : NULL;
+    w->clip = clip;
+    w->brief = s->stage.to.alpha < 2 * s->stage.from.alpha;
+    return s->waits ? size : dfi_sweep_run(s->stage.ctx, w);
 }
 
 /* May the conversion wait for the stage's first combination? Where the stage touches
@@ -6989,8 +6852,7 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
     df_stage *st = &s->stage;
     const df_point *at = &st->each[row];
     int cuts = s->desc.clip > 0 || s->desc.threshold > 0;
-    size_t bad, first = (size_t)row * (size_t)st->dim,
-                size = (size_t)rows * (size_t)st->dim;
+    size_t bad, first = dfi_row_at(st, row), size = dfi_row_at(st, rows);
     df_prediction to = cuts ? DF_X0 : wants;
     double cx, cp, px, pp;
     df_result r = dfi_model_map(st->ctx, &s->model, to, at, &cx, &cp);
@@ -6999,16 +6861,11 @@ static df_result dfi_sampler_convert(df_sampler *s, int row, int rows, const df_
         dfi_model_map(NULL, &s->model, DF_X0, at, &px, &pp) == DF_OK)
         dfi_sampler_map(s, row, rows, px, pp, out, NULL, 0, s->preview);
     if (st->unclipped) dfi_sampler_map(s, row, rows, cx, cp, out, NULL, 0, st->unclipped);
-    if (!cuts && dfi_sampler_waits(s, rows)) {
-        dfi_sampler_map_set(s, &s->pending, 0, rows, cx, cp, out, out, 0, st->answer);
-        s->waits = 1;
-        return DF_OK;
-    }
+    s->waits = !cuts && dfi_sampler_waits(s, rows);
     bad = dfi_sampler_map(s, row, rows, cx, cp, out, out, s->desc.clip, st->answer);
-    if (bad < size)
-        return dfi_sampler_answered(s, out, first + bad, (size_t)st->dim);
+    if (bad < size) return dfi_sampler_answered(s, out, first + bad, (size_t)st->dim);
     for (int i = row; s->desc.threshold > 0 && i < row + rows; i++)
-        if (dfi_sampler_threshold(s, st->answer + (size_t)i * (size_t)st->dim) != DF_OK)
+        if (dfi_sampler_threshold(s, st->answer + dfi_row_at(st, i)) != DF_OK)
             return s->result;
     if (s->preview && to == DF_X0 && row + rows <= st->n)
         memcpy(s->preview + first, st->answer + first, size * sizeof(df_real));
@@ -7047,8 +6904,7 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
     }
     if (s->raw) {
         bad = dfi_nonfinite_at(st->ctx, 2 * size, out);
-        if (bad < 2 * size)
-            return dfi_sampler_answered(s, out, bad, 2 * (size_t)st->dim);
+        if (bad < 2 * size) return dfi_sampler_answered(s, out, bad, 2 * (size_t)st->dim);
         out = dfi_sampler_split(s, out);
     }
     if (s->late && st->call == 0 && s->correction == 0) {
@@ -7075,17 +6931,9 @@ static df_result dfi_sampler_take(df_sampler *s, const df_real *out) {
    on_step. A callback's own code ends the run and comes back as it is. */
 static df_result dfi_sampler_tell(df_sampler *s) {
     df_stage *st = &s->stage;
-    df_step_info info;
+    df_step_info info = { st->step, st->steps, st->at, st->n, st->dim, st->x,
+                          st->step > 0 ? s->preview : NULL, s->evaluations };
     df_result before = st->ctx->code;
-    memset(&info, 0, sizeof info);
-    info.step = st->step;
-    info.steps = st->steps;
-    info.at = st->at;
-    info.n = st->n;
-    info.dim = st->dim;
-    info.x = st->x;
-    info.x0 = st->step > 0 ? s->preview : NULL;
-    info.evaluations = s->evaluations;
     st->ctx->code = DF_OK;
     if (s->desc.edit) {
         s->result = s->desc.edit(s->desc.user, &info, st->x);
@@ -7110,7 +6958,6 @@ static df_result dfi_sampler_tell(df_sampler *s) {
 static df_result dfi_sampler_stepped(df_sampler *s) {
     df_stage *st = &s->stage;
     const df_point *next = &s->grid[s->row.whole ? st->points : st->step + 1];
-    size_t bad;
     if (s->row.ancestral && !s->row.whole && st->to.lambda > next->lambda &&
         dfi_sampler_renoise(s, st->to, *next, &st->from, st->answer) != DF_OK)
         return s->result;
@@ -7118,27 +6965,21 @@ static df_result dfi_sampler_stepped(df_sampler *s) {
     for (int i = DF_PAST - 1; i > 0; i--) st->past[i] = st->past[i - 1];
     st->past[0] = st->from;
     if (st->known < DF_PAST) st->known++;
-    if (st->step + 1 == st->steps &&
-        (bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x became", st->x, bad, (size_t)st->dim);
+    if (st->step + 1 == st->steps && dfi_sampler_finite(s, "x became") != DF_OK)
+        return s->result;
     st->step++;
     if (dfi_sampler_tell(s) != DF_OK) return s->result;
     if (st->step < st->steps) return dfi_sampler_begin(s);
     s->phase = DFI_PHASE_DONE;
     if (!s->desc.inverse) dfi_rescale(&s->model, s->size, st->x, 1);
-    if ((bad = dfi_nonfinite_at(st->ctx, s->size, st->x)) < s->size)
-        return dfi_sampler_nonfinite(s, "x in the data's units became", st->x, bad,
-                                     (size_t)st->dim);
-    return DF_OK;
+    return dfi_sampler_finite(s, "x in the data's units became");
 }
 
 /* Has a callback of this very sampler called `who`? It would recurse without end. */
 static int dfi_sampler_busy(df_sampler *s, const char *who) {
     if (s->busy)
-        dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
-                 "%s: called from within a callback of the same sampler; return from it "
-                 "first",
-                 who);
+        dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "%s: called from within a callback of the "
+                 "same sampler; return from it first", who);
     return s->busy;
 }
 
@@ -7212,9 +7053,8 @@ DF_API df_result df_sampler_answer(df_sampler *s, const df_real *out) {
     if (s == NULL || dfi_sampler_busy(s, "df_sampler_answer")) return DF_ERR_ARGUMENT;
     if (s->phase == DFI_PHASE_DONE && s->result != DF_OK) return s->result;
     if (s->phase != DFI_PHASE_ASKED)
-        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT,
-                        "df_sampler_answer: no question is open; call df_sampler_next "
-                        "first");
+        return dfi_fail(s->stage.ctx, DF_ERR_ARGUMENT, "df_sampler_answer: no question is "
+                        "open; call df_sampler_next first");
     if (out == NULL)
         return dfi_sampler_fail(s, DF_ERR_ARGUMENT, "df_sampler_answer: out is NULL");
     s->busy = 1;
@@ -7248,17 +7088,16 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
     if (s == NULL) return ctx ? ctx->code : DF_ERR_ARGUMENT;
     if (s->model.predict == NULL) {
         df_sampler_free(s);
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_sample: the model has no predict function; give it "
-                        "one, or answer the questions of df_sampler_next");
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: the model has no predict "
+                        "function; give it one, or answer the questions of "
+                        "df_sampler_next");
     }
     while (df_sampler_next(s, &q)) {
         before = ctx->code;
         ctx->code = DF_OK;
         out = s->raw ? s->raw : s->stage.answer;
         r = dfi_ask(ctx, &s->model, &q, out);
-        r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1,
-                         s->stage.steps);
+        r = dfi_returned(ctx, before, r, "df_sample: predict", q.step + 1, s->stage.steps);
         if (r != DF_OK) s->result = r;
         if (r != DF_OK || df_sampler_answer(s, out) != DF_OK) break;
     }
@@ -7269,33 +7108,35 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* ---- what some methods want to be measured first ---- */
 
-/* The grid of a descriptor in scratch memory, and a model's answers there as another row
-   of the plane: out [n, dim] = `to` at grid point q for x [n, dim]. */
+/* A model's answers as another row of the plane: out [n, dim] = `to` at grid point q for x
+   [n, dim]; of JVP the derivative of that along v. */
 static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
                                  df_ask ask, df_prediction to, const df_point *q, int n,
                                  const df_real *x, const df_real *v, df_real *out) {
-    df_query query;
-    size_t size = dfi_mul((size_t)n, (size_t)m->dim);
-    size_t width = ask == DF_ASK_PREDICT && m->learned != DF_LEARNED_NONE ? 2 : 1;
+    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)n, dim);
+    size_t width = dfi_answer_width(m, ask);
     df_scope mark = dfi_scratch_mark(ctx);
     double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
-    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(width * sizeof *raw, size));
-    const df_real *a[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, width),
+                                                       sizeof *raw));
+    const df_real *const a[2] = { ask == DF_ASK_JVP ? v : x, raw };
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
+    df_query query;
     memset(&query, 0, sizeof query);
-    query.ask = ask, query.n = query.samples = n, query.dim = m->dim;
-    query.x = x, query.v = v, query.t = t, query.step = -1;
-    query.first_sample = d->first_sample, query.labels = d->labels;
-    query.condition = d->condition, query.condition_stride = d->condition_stride;
+    query.ask = ask;
+    query.n = n;
+    query.x = x;
+    query.v = v;
+    query.t = t;
+    query.first_sample = d->first_sample;
+    query.labels = d->labels;
+    query.condition = d->condition;
+    query.condition_stride = d->condition_stride;
     for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = dfi_ask_check(ctx, m, &query, raw);
-    if (r == DF_OK) r = dfi_ask_rows(ctx, m, &query, raw);
+    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &query, raw);
     if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
-    for (size_t i = 0; r == DF_OK && width == 2 && i < (size_t)n; i++)
-        memmove(raw + i * (size_t)m->dim, raw + 2 * i * (size_t)m->dim,
-                (size_t)m->dim * sizeof *raw);
-    a[0] = ask == DF_ASK_JVP ? v : x;           /* d/dx of cx x + cp answer, times v */
-    a[1] = raw;
+    for (size_t i = 0; r == DF_OK && width > dim && i < (size_t)n; i++)
+        memmove(raw + i * dim, raw + i * width, dim * sizeof *raw);
     if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
     dfi_scratch_release(ctx, mark);
     return r;
@@ -7303,15 +7144,13 @@ static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample
 
 static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model *m,
                                    const df_sample_desc *d, int n) {
-    int steps = d && d->points ? d->points_count - 1 : d ? d->steps : 0;
+    int steps = d ? dfi_steps_asked(d) : 0;
     if (ctx && m && m->cookie == DFI_COOKIE && m->predict && m->dim > 0 && n > 0 && d &&
         d->cookie == DFI_COOKIE && steps > 0 && steps <= DFI_MOST_STEPS)
         return DF_OK;
-    return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "%s: n = %d, %d steps: wants a context, a model of "
-                    "df_model_defaults with predict and dim, n > 0, and a descriptor of "
-                    "df_sample_defaults",
-                    who, n, steps);
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: n = %d, %d steps: wants a context, a model "
+                    "of df_model_defaults with predict and dim, n > 0, and a descriptor "
+                    "of df_sample_defaults", who, n, steps);
 }
 
 /* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
@@ -7320,43 +7159,36 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
                                 const df_sample_desc *desc, const df_real *x, int n,
                                 double *out) {
     df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
-    int steps = r != DF_OK     ? 0
-                : desc->points ? desc->points_count - 1
-                               : desc->steps,
-        count;
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
     df_point *grid;
-    df_real *y;
+    df_real *y, *noise;
     size_t dim, size;
+    if (r == DF_OK && (!x || !out))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     if (r != DF_OK) return r;
-    if (!x || !out)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     dim = (size_t)model->dim;
     size = dfi_mul((size_t)n, dim);
     mark = dfi_scratch_mark(ctx);
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, dim), sizeof *y));
-    r = grid && y ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
-                  : DF_ERR_MEMORY;
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    noise = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
+    r = grid && y && noise ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
+                           : DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
-        double c[2];
-        const df_real *a[2];
-        c[0] = grid[k].sigma, c[1] = grid[k].alpha;
+        const double c[2] = { grid[k].sigma, grid[k].alpha };
+        const df_real *const a[2] = { noise, y };
         memcpy(y, x, size * sizeof *y);
         dfi_rescale(model, size, y, 0);
-        for (int i = 0; i < n; i++) {
-            df_real *row = y + (size_t)i * dim, *noise = y + size;
-            df_random_normal(desc->seed, desc->first_sample + (uint64_t)i, (uint32_t)k + 1,
-                             dim, noise);
-            a[0] = noise, a[1] = row;
-            ctx->k->combine(dim, 2, c, a, row);
-        }
-        out[k] = 1;
-        if (grid[k].alpha > 0)                  /* at pure noise eps is x: |eps|^2 = dim */
-            r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y,
-                                NULL, y);
-        if (r == DF_OK && grid[k].alpha > 0)
-            out[k] = ctx->k->dot(size, y, y) / (double)size;
+        for (size_t i = 0; i < (size_t)n; i++)
+            df_random_normal(desc->seed, desc->first_sample + i, (uint32_t)k + 1, dim,
+                             noise + i * dim);
+        ctx->k->combine(size, 2, c, a, y);
+        out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
+        if (grid[k].alpha <= 0) continue;
+        r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
+                            y);
+        if (r == DF_OK) out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
     return r;
@@ -7456,9 +7288,8 @@ static void dfi_v3_regress(df_v3_statistics *e, int k, const df_point *grid, int
 DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
                                         const df_sample_desc *desc, int n) {
     df_result r = dfi_measure_check(ctx, "df_v3_estimate", model, desc, n);
-    int steps = r != DF_OK ? 0 : desc->points ? desc->points_count - 1 : desc->steps;
-    int count = 0, first, last;
-    size_t size = r != DF_OK ? 0 : dfi_mul((size_t)n, (size_t)model->dim), all;
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0, first, last;
+    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)model->dim) : 0, all;
     df_v3_statistics *e = NULL;
     df_sample_desc d;
     df_model plain;
@@ -7487,10 +7318,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     first = r == DF_OK && grid[0].alpha <= 0, last = count - 1;
     if (r == DF_OK && grid[last].sigma <= 0) last--;
     if (r == DF_OK && last - first < 2)
-        r = dfi_fail(ctx, DF_ERR_ARGUMENT,
-                     "df_v3_estimate: %d points inside the path, wants "
-                     "3 or more; raise steps",
-                     last - first + 1);
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_v3_estimate: %d points inside the path, "
+                     "wants 3 or more; raise steps", last - first + 1);
     if (r == DF_OK && (e = dfi_v3_new(ctx, last - first + 1, model->dim)) == NULL)
         r = DF_ERR_MEMORY;
     for (int k = 0; r == DF_OK && k < e->count; k++) {
@@ -7500,9 +7329,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
                             x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
-            r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare,
-                              spare + size, spare + 2 * size,
-                              e->l + (size_t)k * (size_t)model->dim);
+            r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare, spare + size,
+                              spare + 2 * size, e->l + (size_t)k * (size_t)model->dim);
     }
     for (int k = 0; r == DF_OK && k < e->count; k++)
         dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
@@ -7676,8 +7504,10 @@ static df_result dfi_guidance_both(df_ctx *ctx, const df_guidance *g, const df_q
     a[0] = answers;
     a[1] = answers + size;
     dfi_combine(ctx, size, out, 2, c, a);
-    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* a variance: the label's */
-        memcpy(out + i * width + dim, answers + i * width + dim, dim * sizeof *out);
+    if (g->guided > 0 && (size_t)g->guided < dim) dim = (size_t)g->guided;
+    for (size_t i = 0; width > dim && i < (size_t)q->n; i++) /* so is a variance */
+        memcpy(out + i * width + dim, answers + i * width + dim,
+               (width - dim) * sizeof *out);
     return DF_OK;
 }
 
@@ -7688,7 +7518,7 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
     if (r != DF_OK) return r;
     if (g->scale == 1) return dfi_ask(ctx, g->model, q, out);
     mark = dfi_scratch_mark(ctx);
-    r = g->scale == 0 ? dfi_guidance_uncond(ctx, g, q, out)
+    r = g->scale == 0 && g->guided == 0 ? dfi_guidance_uncond(ctx, g, q, out)
                       : dfi_guidance_both(ctx, g, q, out);
     dfi_scratch_release(ctx, mark);
     return r;
@@ -9517,7 +9347,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
 #endif
 
 /* =====================================================================================
-   // >>networks: parameters, layers, a residual MLP, checkpoints
+   // >>networks: parameters, layers; MLP, UNet, DiT; checkpoints
 
    A network answers one question: what is in x_t at time t? It is a function
 
@@ -9532,7 +9362,10 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    A network built in is a row of a table: its name, its forward pass, and a function that
    adds its parameters from a few numbers of configuration. Loading a file is the same
    walk, with the parameters read instead of drawn. The first row is a residual MLP for
-   points.
+   points. For pictures there are the UNet of Ho et al. (2020), convolutions at falling and
+   rising sizes, and the diffusion transformer of Peebles & Xie (2023), attention among
+   patches: both with the names, the layouts and, to rounding, the numbers of the libraries
+   that people train them in.
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
@@ -9549,7 +9382,11 @@ typedef struct dfi_net_kind {
 } dfi_net_kind;
 
 /* Which names a file's tensors have, beside our own. */
-typedef enum dfi_naming { DFI_NAMES_OWN, DFI_NAMES_DIFFUSERS } dfi_naming;
+typedef enum dfi_naming {
+    DFI_NAMES_OWN,      /* UNet2DModel's and DiT's own names */
+    DFI_NAMES_OLD,      /* UNet2DModel before its attentions were renamed */
+    DFI_NAMES_DIFFUSERS /* DiTTransformer2DModel's */
+} dfi_naming;
 
 struct df_net {
     df_alloc alloc; /* a net outlives the context it was made with */
@@ -9559,7 +9396,9 @@ struct df_net {
     int ndim, dim, shape[3]; /* one sample */
     int outputs;             /* first axis of a prediction: shape[0], or twice that */
     int classes;             /* -1: a user's own kind, which knows for itself */
+    int null_class;          /* 1: label `classes` says "none", as -1 does */
     int condition;           /* numbers of a sample's condition, or 0 */
+    int vocab;               /* samples are tokens and predictions logits, or 0 */
     int rows;                /* most samples of one question: memory stays bounded */
     uint64_t seed;
     int config[DFI_NET_SLOTS];
@@ -9734,6 +9573,78 @@ static int dfi_net_name_ok(df_ctx *ctx, const df_net *net, const char *name) {
     return 1;
 }
 
+/* What others call parts of our names. %c: q, k and v are parts of one parameter of ours,
+   one after the other along its first axis. */
+static const struct {
+    dfi_naming naming;
+    const char *ours, *theirs;
+} dfi_renamed[] = {
+    {DFI_NAMES_OLD, ".to_q.", ".query."},
+    {DFI_NAMES_OLD, ".to_k.", ".key."},
+    {DFI_NAMES_OLD, ".to_v.", ".value."},
+    {DFI_NAMES_OLD, ".to_out.0.", ".proj_attn."},
+    {DFI_NAMES_DIFFUSERS, "x_embedder.proj", "pos_embed.proj"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.0",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"},
+    {DFI_NAMES_DIFFUSERS, "t_embedder.mlp.2",
+     "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"},
+    {DFI_NAMES_DIFFUSERS, "y_embedder", "transformer_blocks.0.norm1.emb.class_embedder"},
+    {DFI_NAMES_DIFFUSERS, ".attn.qkv", ".attn1.to_%c"},
+    {DFI_NAMES_DIFFUSERS, ".attn.proj", ".attn1.to_out.0"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc1", ".ff.net.0.proj"},
+    {DFI_NAMES_DIFFUSERS, ".mlp.fc2", ".ff.net.2"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.adaLN_modulation.1", "proj_out_1"},
+    {DFI_NAMES_DIFFUSERS, "final_layer.linear", "proj_out_2"},
+    {DFI_NAMES_DIFFUSERS, ".adaLN_modulation.1", ".norm1.linear"},
+};
+
+/* Part `part` of a parameter as its file calls it, into key; returns how many parts there
+   are: 1, 3, or 0 for what the file does not hold. */
+static int dfi_net_key(dfi_naming naming, const char *name, int part,
+                       char key[DFI_NET_NAME + 64]) {
+    size_t count = sizeof dfi_renamed / sizeof *dfi_renamed, row = 0;
+    const char *at = NULL, *front = "";
+    if (naming == DFI_NAMES_DIFFUSERS && strcmp(name, "pos_embed") == 0) return 0;
+    if (naming == DFI_NAMES_DIFFUSERS && strncmp(name, "blocks.", 7) == 0)
+        front = "transformer_";
+    while (row < count && (dfi_renamed[row].naming != naming ||
+                           (at = strstr(name, dfi_renamed[row].ours)) == NULL))
+        row++;
+    const char *ours = at ? dfi_renamed[row].ours : "";
+    const char *theirs = at ? dfi_renamed[row].theirs : "";
+    if (at == NULL) at = name + strlen(name);
+    snprintf(key, DFI_NET_NAME + 64, "%s%.*s%s%s", front, (int)(at - name), name, theirs,
+             at + strlen(ours));
+    char *letter = strchr(key, '%');
+    if (letter == NULL) return 1;
+    *letter = "qkv"[part];
+    memmove(letter + 1, letter + 2, strlen(letter + 2) + 1);
+    return 3;
+}
+
+/* Reads a parameter from the net's file; out NULL: looks only whether it has it, with the
+   right size (the sentence of a failure has both shapes). */
+static df_result dfi_net_fetch(df_ctx *ctx, const df_net *net, const char *name, int ndim,
+                               const int *shape, df_real *out) {
+    char key[DFI_NET_NAME + 64];
+    int parts = dfi_net_key(net->naming, name, 0, key), piece[DF_AXES];
+    size_t size = 1;
+    if (parts == 0) return DF_OK;
+    for (int i = 0; i < ndim; i++) {
+        piece[i] = i == 0 ? shape[i] / parts : shape[i];
+        size *= (size_t)piece[i];
+    }
+    for (int part = 0; part < parts; part++) {
+        dfi_net_key(net->naming, name, part, key);
+        const df_file_tensor *t = df_safetensors_find(net->from, key);
+        if (out == NULL && t != NULL && t->count == size) continue;
+        df_result result = df_safetensors_read(ctx, net->from, key, ndim, piece,
+                                               out ? out + (size_t)part * size : NULL);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
 /* The one way in which a parameter comes to be: appended to table and array, then drawn,
    or read if the net is made from a file. */
 static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
@@ -9756,13 +9667,8 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
         return -1;
     }
     /* A file proves its sizes before memory is taken for them. */
-    if (net->from != NULL) {
-        const df_file_tensor *t = df_safetensors_find(net->from, name);
-        if (t == NULL || t->count != (size_t)elements) { /* its sentence has both shapes */
-            df_safetensors_read(ctx, net->from, name, ndim, shape, NULL);
-            return -1;
-        }
-    }
+    if (net->from != NULL && dfi_net_fetch(ctx, net, name, ndim, shape, NULL) != DF_OK)
+        return -1;
     if (dfi_net_grow(ctx, net, (size_t)elements) != DF_OK) return -1;
     char *copy = (char *)dfi_net_copy(ctx, net, name, strlen(name) + 1);
     if (copy == NULL) return -1;
@@ -9777,8 +9683,7 @@ static int dfi_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
     net->count++;
     if (net->from == NULL)
         dfi_net_draw(net, net->count - 1, init, fan_in, fan_out);
-    else if (df_safetensors_read(ctx, net->from, name, ndim, shape,
-                                 net->weights + p->offset))
+    else if (dfi_net_fetch(ctx, net, name, ndim, shape, net->weights + p->offset))
         return -1;
     return net->count - 1;
 }
@@ -9836,6 +9741,10 @@ DF_API int df_net_classes(const df_net *net) {
 DF_API int df_net_condition(const df_net *net) { return net->condition; }
 DF_API void df_net_set_condition(df_net *net, int size) {
     if (net != NULL && net->row == NULL && size >= 0) net->condition = size;
+}
+DF_API int df_net_vocab(const df_net *net) { return net->vocab; }
+DF_API void df_net_set_vocab(df_net *net, int vocab) {
+    if (net != NULL && net->row == NULL && vocab >= 0) net->vocab = vocab;
 }
 DF_API void df_net_freeze(df_net *net, int index) {
     if (net != NULL && index >= 0 && index < net->count) net->param[index].frozen = 1;
@@ -9985,7 +9894,7 @@ static df_tensor *dfi_run_condition(const df_run *run, int n) {
 static int dfi_net_bad_label(const df_net *net, int n, const int *labels) {
     if (labels == NULL || net->classes < 0) return n;
     for (int i = 0; i < n; i++)
-        if (labels[i] < -1 || labels[i] >= net->classes) return i;
+        if (labels[i] < -1 || labels[i] >= net->classes + net->null_class) return i;
     return n;
 }
 
@@ -10025,15 +9934,35 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                                "df_run_net: the forward pass of net '%s' returned NULL",
                                net->kind);
     }
-    fits = y->ndim == x->ndim && y->shape[0] == n && y->shape[1] == net->outputs;
+    fits = y->ndim == x->ndim + (net->vocab > 0) && y->shape[0] == n &&
+           y->shape[1] == net->outputs;
     for (int i = 2; fits && i < x->ndim; i++) fits = y->shape[i] == x->shape[i];
+    if (net->vocab > 0) fits = fits && y->shape[x->ndim] == net->vocab;
     if (!fits)
         return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
                                "df_run_net: net '%s' made %.0f elements of %d axes from x "
-                               "with %.0f of %d: it must keep the shape",
+                               "with %.0f of %d: it must keep the shape%s",
                                net->kind, (double)y->size, y->ndim, (double)x->size,
-                               x->ndim);
+                               x->ndim, net->vocab ? ", with the vocabulary behind" : "");
     return y;
+}
+
+/* Tokens travel as numbers, which df_real holds exactly up to 2^24. */
+DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_tensor *t,
+                                const int *labels) {
+    const df_net *net = run->net;
+    df_ctx *ctx = run->ctx;
+    int shape[4];
+    shape[0] = n;
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    if (dfi_stuck(ctx) != DF_OK || tokens == NULL) return NULL;
+    if (net->vocab == 0)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_run_tokens: samples of net '%s' are not tokens",
+                               net->kind);
+    df_tensor *x = df_tensor_new(ctx, net->ndim + 1, shape);
+    for (size_t i = 0; x != NULL && i < x->size; i++) x->data[i] = (df_real)tokens[i];
+    return df_run_net(run, x, t != NULL ? t : df_tensor_new(ctx, 1, &n), labels);
 }
 
 /* ---- one walk: a network is written once -------------------------------------------- */
@@ -10148,6 +10077,8 @@ typedef struct dfi_net_plan {
     const double *numbers;
     size_t ints_size, numbers_size; /* bytes */
     uint64_t seed;
+    const df_safetensors *from; /* not NULL: parameters are read, by these names */
+    dfi_naming naming;
 } dfi_net_plan;
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
@@ -10159,10 +10090,13 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     net->condition = plan->condition;
     memcpy(net->config, plan->ints, plan->ints_size);
     if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
+    net->from = plan->from;
+    net->naming = plan->naming;
     if (row->build(ctx, net) != DF_OK) {
         df_net_free(net);
         return NULL;
     }
+    net->from = NULL;
     net->sealed = 1;
     return net;
 }
@@ -10666,6 +10600,7 @@ static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
     net->outputs = d.out_channels;
     net->classes = d.classes;
+    net->null_class = d.null_class;
     if (d.class_kind == DF_UNET_CLASS_TIMESTEP) net->classes = 1 << 20;
     if (d.class_kind == DF_UNET_CLASS_IDENTITY)
         net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
@@ -10736,25 +10671,27 @@ static df_dit_desc dfi_dit_of(const df_net *net) {
    f_k = 10000^(-k/(width/4)). */
 static void dfi_dit_positions(int g, int width, df_real *out) {
     int quarter = width / 4;
-    for (int i = 0; i < g * g * width; i++) {
-        int token = i / width, k = i % width;
-        int place = k < 2 * quarter ? token % g : token / g;
-        double angle = place * pow(10000, -(double)(k % quarter) / quarter);
-        out[i] = (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+    for (int k = 0; k < width; k++) {
+        double f = pow(10000, -(double)(k % quarter) / quarter);
+        for (int token = 0; token < g * g; token++) {
+            double angle = f * (k < 2 * quarter ? token % g : token / g);
+            out[(size_t)token * (size_t)width + (size_t)k] =
+                (df_real)(k / quarter % 2 == 0 ? sin(angle) : cos(angle));
+        }
     }
 }
-/* The table of positions, [1, g g, width]: read where a file has it, never trained. */
-static df_tensor *dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
+/* The table of positions, [1, g g, width], the last parameter: read where a file has it,
+   never trained. Last, because then a file has proved the width by everything else. */
+static void dfi_dit_table(dfi_pass *w, const df_dit_desc *d) {
     int g = d->size / d->patch, shape[3] = {1, 0, 0}, index = w->at++;
-    shape[1] = g * g, shape[2] = d->width;
-    if (w->run != NULL) return df_run_param(w->run, index);
     df_net *net = w->grows;
-    w->failed |= df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
-    if (w->failed) return NULL;
+    if (net == NULL || w->failed) return;
+    shape[1] = g * g, shape[2] = d->width;
+    w->failed = df_net_add(w->maker, net, "pos_embed", 3, shape, DF_INIT_ZERO) != index;
+    if (w->failed) return;
     df_net_freeze(net, index);
     if (net->from == NULL || net->naming == DFI_NAMES_DIFFUSERS)
         dfi_dit_positions(g, d->width, net->weights + net->param[index].offset);
-    return NULL;
 }
 
 /* Part i of the modulation [B, parts width] as [B, 1, width]. */
@@ -10763,12 +10700,14 @@ static df_tensor *dfi_dit_part(df_ctx *c, df_tensor *m, int i, int width) {
     shape[2] = width;
     return df_reshape(c, df_slice(c, m, 1, i * width, width), 3, shape);
 }
-/* norm(x) (1 + scale) + shift, shift and scale being parts i and i + 1 of m. */
+/* x (1 + scale) + shift, shift and scale being parts i and i + 1 of m; ... of norm(x). */
+static df_tensor *dfi_dit_shift(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width) {
+    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
+    return df_add(c, df_mul(c, x, scale), dfi_dit_part(c, m, i, width));
+}
 static df_tensor *dfi_dit_modulate(df_ctx *c, df_tensor *x, df_tensor *m, int i, int width,
                                    double eps) {
-    df_tensor *scale = df_affine(c, dfi_dit_part(c, m, i + 1, width), 1, 1);
-    df_tensor *y = df_mul(c, df_layer_norm(c, x, NULL, NULL, eps), scale);
-    return df_add(c, y, dfi_dit_part(c, m, i, width));
+    return dfi_dit_shift(c, df_layer_norm(c, x, NULL, NULL, eps), m, i, width);
 }
 
 /* x += gate attention(norm(x) (1 + scale) + shift), then the same of an MLP; the six from
@@ -10814,7 +10753,7 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
     int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
     flat[1] = D, flat[2] = tokens;
-    df_tensor *table = dfi_dit_table(&w, &d);
+    df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
     df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
@@ -10835,6 +10774,8 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
     h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
     h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    dfi_pass_into(&w, "", 0, 0);
+    dfi_dit_table(&w, &d);
     if (failed != NULL) *failed = w.failed;
     return dfi_dit_picture(c, h, g, d.patch, out);
 }
@@ -10879,6 +10820,7 @@ static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
     net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
     net->classes = d.classes;
+    net->null_class = d.null_class;
     if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
     int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
     net->rows = live > 2 ? live : 2;
@@ -10917,17 +10859,633 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
     return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
 }
 
+/* ---- the token transformer ---------------------------------------------------------- */
+
+#define DFI_TRANSFORMER_INTS                                                              \
+    (offsetof(df_transformer_desc, null_class) + sizeof(int) -                            \
+     offsetof(df_transformer_desc, vocab))
+static df_transformer_desc dfi_transformer_of(const df_net *net) {
+    df_transformer_desc d = df_transformer_defaults();
+    memcpy(&d.vocab, net->config, DFI_TRANSFORMER_INTS);
+    return d;
+}
+
+/* A parameter with no bias beside it, under its full name. */
+static df_tensor *dfi_pass_param(dfi_pass *w, const char *name, int ndim, const int *shape,
+                                 df_init init) {
+    char full[DFI_NET_NAME];
+    int index = w->at++;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (!w->failed)
+        w->failed = df_net_add(w->maker, w->grows, full, ndim, shape, init) != index;
+    return NULL;
+}
+static df_tensor *dfi_pass_matrix(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out) {
+    int shape[2];
+    shape[0] = out, shape[1] = in;
+    return df_linear(w->ctx, x, dfi_pass_param(w, name, 2, shape, DF_INIT_FAN_IN), NULL);
+}
+
+/* Whole numbers of x as indices; anything else is refused. Step memory. */
+static const int *dfi_transformer_ids(df_ctx *c, const df_tensor *x, int vocab) {
+    int *ids = (int *)dfi_scratch(c, dfi_mul(x->size, sizeof *ids));
+    if (ids == NULL) dfi_stick(c);
+    for (size_t i = 0; ids != NULL && i < x->size; i++) {
+        double v = (double)x->data[i];
+        ids[i] = v >= 0 && v < vocab ? (int)v : -1;
+        if (ids[i] >= 0 && (double)ids[i] == v) continue;
+        dfi_fail_tensor(c, DF_ERR_ARGUMENT,
+                        "transformer: token %.0f of row %.0f is %g, wanted a whole number "
+                        "from 0 to %d",
+                        (double)(i % (size_t)x->shape[1]),
+                        (double)(i / (size_t)x->shape[1]), v, vocab - 1);
+        return NULL;
+    }
+    return ids;
+}
+
+/* w norm(x), then, where blocks are conditioned, parts i and i + 1 of m. */
+static df_tensor *dfi_transformer_norm(dfi_pass *w, const df_transformer_desc *d,
+                                       const char *name, df_tensor *x, df_tensor *m,
+                                       int i) {
+    df_tensor *weight = dfi_pass_param(w, name, 1, &d->width, DF_INIT_ONE);
+    x = d->rms ? df_rms_norm(w->ctx, x, weight, 1e-5)
+               : df_layer_norm(w->ctx, x, weight, NULL, 1e-5);
+    return m != NULL ? dfi_dit_shift(w->ctx, x, m, i, d->width) : x;
+}
+/* x + gate y */
+static df_tensor *dfi_transformer_add(df_ctx *c, df_tensor *x, df_tensor *m, int i,
+                                      df_tensor *y) {
+    if (m != NULL) y = df_mul(c, dfi_dit_part(c, m, i, y ? y->shape[2] : 1), y);
+    return df_add(c, x, y);
+}
+
+/* The DiT's block, with weights in its norms, none beside the attention's matrices, and
+   queries and keys turned by their positions: as one tensor, so that angles are computed
+   once. */
+static df_tensor *dfi_transformer_block(dfi_pass *w, const df_transformer_desc *d,
+                                        df_tensor *x, df_tensor *cond) {
+    df_ctx *c = w->ctx;
+    int D = d->width, H = d->heads, T = d->length, dim = D / H;
+    int inner = d->mlp_width > 0 ? d->mlp_width : 4 * D;
+    df_tensor *m = NULL, *y, *both, *v;
+    if (d->time || d->classes > 0)
+        m = dfi_pass_linear(w, "adaLN_modulation", cond, d->cond_width, 6 * D,
+                            DF_INIT_ZERO);
+    df_scope scope = df_scope_begin(c);
+    y = dfi_transformer_norm(w, d, "norm1.weight", x, m, 0);
+    y = dfi_pass_matrix(w, "attn_qkv.weight", y, D, 3 * D);
+    both = dfi_heads_apart(c, df_slice(c, y, 2, 0, 2 * D), T, 2 * H, dim);
+    both = df_rotary(c, both, 10000);
+    v = dfi_heads_apart(c, df_slice(c, y, 2, 2 * D, D), T, H, dim);
+    y = df_attention(c, df_slice(c, both, 1, 0, H), df_slice(c, both, 1, H, H), v, 0);
+    y = dfi_pass_matrix(w, "attn_out.weight", dfi_heads_joined(c, y, T, D), D, D);
+    x = df_scope_end(c, scope, dfi_transformer_add(c, x, m, 2, y));
+    y = dfi_transformer_norm(w, d, "norm2.weight", x, m, 3);
+    y = dfi_pass_linear(w, "mlp.0", y, D, inner, DF_INIT_FAN_IN);
+    y = dfi_pass_linear(w, "mlp.2", df_gelu_tanh(c, y), inner, D, DF_INIT_FAN_IN);
+    return df_scope_end(c, scope, dfi_transformer_add(c, x, m, 5, y));
+}
+
+/* SiLU(MLP(sinusoids of t) + class), what there is of it. */
+static df_tensor *dfi_transformer_cond(dfi_pass *w, const df_transformer_desc *d,
+                                       df_tensor *t, const int *labels, int n) {
+    df_tensor *e = NULL, *y = NULL;
+    if (d->time)
+        e = dfi_pass_features(w, "sigma_map.mlp.0", "sigma_map.mlp.2",
+                              df_sinusoidal(w->ctx, t, 256, 10000, 1, 0), 256,
+                              d->cond_width, DF_INIT_FAN_IN);
+    if (d->classes > 0) {
+        labels = dfi_pass_labels(w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(w, "cond_map.embedding_table", labels, n,
+                            d->classes + d->null_class, d->cond_width, DF_INIT_NORMAL);
+        e = d->time ? df_add(w->ctx, e, y) : y;
+    }
+    return e != NULL ? df_silu(w->ctx, e) : NULL;
+}
+
+static df_tensor *dfi_transformer_walk(dfi_pass w, df_tensor *x, df_tensor *t,
+                                       const int *labels, int *failed) {
+    df_transformer_desc d = dfi_transformer_of(w.net);
+    df_ctx *c = w.ctx;
+    int table[2], flat[3] = {-1, 0, 0}, n = x != NULL ? x->shape[0] : 1;
+    table[0] = d.vocab, table[1] = flat[2] = d.width, flat[1] = d.length;
+    df_tensor *m = NULL;
+    df_tensor *h = dfi_pass_param(&w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
+    if (x != NULL)
+        h = df_embedding(c, h, dfi_transformer_ids(c, x, d.vocab), n * d.length);
+    h = df_reshape(c, h, 3, flat);
+    df_tensor *cond = dfi_transformer_cond(&w, &d, t, labels, n);
+    df_scope scope = df_scope_begin(c);
+    for (int i = 0; i < d.depth; i++) {
+        dfi_pass_into(&w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_transformer_block(&w, &d, h, cond));
+    }
+    dfi_pass_into(&w, "output_layer.", 0, 0);
+    if (d.time || d.classes > 0)
+        m = dfi_pass_linear(&w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
+                            DF_INIT_ZERO);
+    h = dfi_transformer_norm(&w, &d, "norm_final.weight", h, m, 0);
+    h = dfi_pass_linear(&w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
+    if (failed != NULL) *failed = w.failed;
+    return h;
+}
+static df_tensor *dfi_transformer_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                          const int *labels) {
+    return dfi_transformer_walk(dfi_pass_run(run), x, t, labels, NULL);
+}
+
+static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d) {
+    if (!dfi_net_range(ctx, "transformer: vocab", d->vocab, 1, 1 << 20) ||
+        !dfi_net_range(ctx, "transformer: length", d->length, 1, 1 << 16) ||
+        !dfi_net_range(ctx, "transformer: width", d->width, 2, 1 << 14) ||
+        !dfi_net_range(ctx, "transformer: depth", d->depth, 1, 1 << 10) ||
+        !dfi_net_range(ctx, "transformer: heads", d->heads, 1, 1 << 12) ||
+        !dfi_net_range(ctx, "transformer: mlp_width", d->mlp_width, 0, 1 << 16) ||
+        !dfi_net_range(ctx, "transformer: cond_width", d->cond_width, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "transformer: time", d->time, 0, 1) ||
+        !dfi_net_range(ctx, "transformer: rms", d->rms, 0, 1) ||
+        !dfi_net_range(ctx, "transformer: classes", d->classes, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "transformer: null_class", d->null_class, 0, 1))
+        return ctx->code;
+    if (d->width % (2 * d->heads) != 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "transformer: width %d does not give each of %d heads an even "
+                        "number of features",
+                        d->width, d->heads);
+    return DF_OK;
+}
+
+static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
+    df_transformer_desc d = dfi_transformer_of(net);
+    int failed = 0;
+    if (dfi_transformer_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 1 || net->shape[0] != d.length)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "transformer: shape and configuration differ");
+    net->classes = d.classes;
+    net->vocab = d.vocab;
+    int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
+    net->rows = live > 2 ? live : 2;
+    dfi_transformer_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_transformer_desc df_transformer_defaults(void) {
+    df_transformer_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.vocab = 257;
+    d.length = 128;
+    d.width = 256;
+    d.depth = d.heads = 4;
+    d.cond_width = 128;
+    d.time = d.null_class = 1;
+    return d;
+}
+
+DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc) {
+    df_transformer_desc d = df_transformer_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_transformer_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "transformer";
+    plan.ndim = 1;
+    plan.shape[0] = d.length;
+    plan.ints = &d.vocab, plan.ints_size = DFI_TRANSFORMER_INTS;
+    plan.seed = d.seed;
+    return dfi_transformer_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
+/* ---- the UNet along a trajectory ---------------------------------------------------- */
+
+#define DFI_UNET1D_INTS                                                                   \
+    (offsetof(df_unet1d_desc, predict_scale) + sizeof(int) -                              \
+     offsetof(df_unet1d_desc, channels))
+static df_unet1d_desc dfi_unet1d_of(const df_net *net) {
+    df_unet1d_desc d = df_unet1d_defaults();
+    memcpy(&d.channels, net->config, DFI_UNET1D_INTS);
+    return d;
+}
+
+typedef struct dfi_unet1d {
+    dfi_pass w;
+    df_unet1d_desc d;
+    df_tensor *cond; /* [B, embed + condition] Mish of both */
+} dfi_unet1d;
+
+/* x tanh(log(1 + e^x)) (Misra 2020) */
+static df_tensor *dfi_mish(df_ctx *c, df_tensor *x) {
+    return df_mul(c, x, df_tanh(c, df_softplus(c, x)));
+}
+
+/* Weight [a, b, kernel] and bias [a], PyTorch's Conv1d and ConvTranspose1d. */
+static df_tensor *dfi_pass_conv1d_weight(dfi_pass *w, const char *name, int a, int b,
+                                         int kernel, df_tensor **bias) {
+    char full[DFI_NET_NAME];
+    int index = w->at, shape[3];
+    w->at += 2;
+    shape[0] = a, shape[1] = b, shape[2] = kernel;
+    *bias = w->run != NULL ? df_run_param(w->run, index + 1) : NULL;
+    if (w->run != NULL) return df_run_param(w->run, index);
+    snprintf(full, sizeof full, "%s%s", w->prefix, name);
+    if (!w->failed)
+        w->failed =
+            dfi_layer_affine(w->maker, w->grows, full, 3, shape, DF_INIT_FAN_IN) != index;
+    return NULL;
+}
+/* Trajectories lie as images of one row, [B, C, 1, T]; for the convolution all are rows of
+   one image [1, C, B, T], so that it is one product with many columns, not B with few
+   (a stride would skip samples: there they are not). Zeros at both ends keep T. */
+static df_tensor *dfi_pass_conv1d(dfi_pass *w, const char *name, df_tensor *x, int in,
+                                  int out, int kernel, int stride) {
+    static const int swap[4] = {2, 1, 0, 3};
+    df_ctx *c = w->ctx;
+    df_tensor *bias, *weight = dfi_pass_conv1d_weight(w, name, out, in, kernel, &bias);
+    df_scope scope = df_scope_begin(c);
+    int row[4] = {0, 0, 1, 0};
+    row[0] = out, row[1] = in, row[3] = kernel;
+    if (stride == 1) x = df_permute(c, x, swap);
+    if (kernel > 1) x = df_pad2d(c, x, 0, 0, kernel / 2, kernel / 2);
+    x = df_conv2d(c, x, df_reshape(c, weight, 4, row), bias, stride, 0);
+    return df_scope_end(c, scope, stride == 1 ? df_permute(c, x, swap) : x);
+}
+
+/* Row k of z [B, C, 4, T], moved by one place to the right, left or (0) not, as a column
+   [B, C, T, 1]. */
+static df_tensor *dfi_unet1d_tap(df_ctx *c, df_tensor *z, int k, int move, int channels,
+                                 int T) {
+    int column[4] = {-1, 0, 0, 1};
+    column[1] = channels, column[2] = T;
+    z = df_slice(c, z, 2, k, 1);
+    if (move != 0)
+        z = df_slice(c, df_pad2d(c, z, 0, 0, move > 0, move < 0), 3, move < 0, T);
+    return df_reshape(c, z, 4, column);
+}
+/* Twice the length: ConvTranspose1d(4, stride 2, padding 1), where x_i adds w_k x_i to
+   place 2i + k - 1. With z_k = w_k x, one product,
+       y[2m] = z_1[m] + z_3[m - 1],   y[2m + 1] = z_2[m] + z_0[m + 1]. */
+static df_tensor *dfi_unet1d_double(dfi_pass *w, df_tensor *x, int channels, int T) {
+    df_ctx *c = w->ctx;
+    df_tensor *bias, *weight, *z, *even, *odd;
+    weight = dfi_pass_conv1d_weight(w, "conv", channels, channels, 4, &bias);
+    df_scope scope = df_scope_begin(c);
+    int flat[3] = {-1, 0, 0}, four[4] = {-1, 0, 4, 0}, row[4] = {-1, 0, 1, 0};
+    int channel[3] = {0, 1, 1};
+    flat[1] = four[1] = row[1] = channel[0] = channels;
+    flat[2] = four[3] = T, row[3] = 2 * T;
+    int taps[2];
+    taps[0] = channels, taps[1] = 4 * channels;
+    z = df_matmul(c, df_reshape(c, weight, 2, taps), df_reshape(c, x, 3, flat), 1, 0);
+    z = df_reshape(c, z, 4, four);
+    even = df_add(c, dfi_unet1d_tap(c, z, 1, 0, channels, T),
+                  dfi_unet1d_tap(c, z, 3, 1, channels, T));
+    odd = df_add(c, dfi_unet1d_tap(c, z, 2, 0, channels, T),
+                 dfi_unet1d_tap(c, z, 0, -1, channels, T));
+    z = df_reshape(c, df_concat(c, even, odd, 3), 4, row);
+    return df_scope_end(c, scope, df_add(c, z, df_reshape(c, bias, 3, channel)));
+}
+
+/* Conv1dBlock: Mish(norm(conv(x))). */
+static df_tensor *dfi_unet1d_conv(dfi_unet1d *u, const char *conv, const char *norm,
+                                  df_tensor *x, int in, int out, int groups) {
+    x = dfi_pass_conv1d(&u->w, conv, x, in, out, u->d.kernel, 1);
+    return dfi_mish(u->w.ctx, dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5));
+}
+/* h = block_0(x);  h = s h + b, [s, b] = W Mish([t, condition]);  y = x + block_1(h).
+   x passes a 1x1 convolution where the channels change. */
+static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out) {
+    dfi_pass *w = &u->w;
+    df_ctx *c = w->ctx;
+    int scales = u->d.predict_scale, G = u->d.groups;
+    df_scope scope = df_scope_begin(c);
+    df_tensor *h =
+        dfi_unet1d_conv(u, "blocks.0.block.0", "blocks.0.block.1", x, in, out, G);
+    df_tensor *e =
+        dfi_pass_linear(w, "cond_encoder.1", u->cond, u->d.embed + u->d.condition,
+                        out << scales, DF_INIT_FAN_IN);
+    if (scales) {
+        h = df_mul(c, h, dfi_unet_over(c, df_slice(c, e, 1, 0, out), out));
+        e = df_slice(c, e, 1, out, out);
+    }
+    h = df_add(c, h, dfi_unet_over(c, e, out));
+    h = dfi_unet1d_conv(u, "blocks.1.block.0", "blocks.1.block.1", h, out, out, G);
+    if (in != out) x = dfi_pass_conv1d(w, "residual_conv", x, in, out, 1, 1);
+    return df_scope_end(c, scope, df_add(c, h, x));
+}
+
+/* Mish([MLP(sinusoids of t), condition]): each block begins with this Mish. */
+static df_tensor *dfi_unet1d_cond(dfi_unet1d *u, df_tensor *t) {
+    df_ctx *c = u->w.ctx;
+    int E = u->d.embed;
+    df_tensor *e = df_sinusoidal(c, t, E, 10000, 0, 1);
+    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
+    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
+                        DF_INIT_FAN_IN);
+    if (u->d.condition > 0 && c != NULL && t != NULL)
+        e = df_concat(c, e, dfi_run_condition(u->w.run, t->shape[0]), 1);
+    return dfi_mish(c, e);
+}
+
+/* Two blocks, "down_modules.i.0." and ".1.". */
+static df_tensor *dfi_unet1d_pair(dfi_unet1d *u, const char *first, const char *second,
+                                  int i, df_tensor *x, int in, int out) {
+    dfi_pass_into(&u->w, first, i, 0);
+    x = dfi_unet1d_block(u, x, in, out);
+    dfi_pass_into(&u->w, second, i, 0);
+    return dfi_unet1d_block(u, x, out, out);
+}
+
+/* Unlike the image's UNet, a level leaves its result, not its halving, for the way up, and
+   the finest level none. */
+static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *failed) {
+    static const int turned[3] = {0, 2, 1};
+    dfi_unet1d u;
+    u.w = w, u.d = dfi_unet1d_of(w.net);
+    const df_unet1d_desc *d = &u.d;
+    df_ctx *c = w.ctx;
+    df_tensor *skip[DF_UNET_LEVELS], *h;
+    int C = d->channels, T = d->length, row[4] = {-1, 0, 1, 0}, back[3] = {-1, 0, 0};
+    row[1] = back[1] = C, row[3] = back[2] = T;
+    u.cond = dfi_unet1d_cond(&u, t);
+    h = df_reshape(c, df_permute(c, x, turned), 4, row);
+    for (int i = 0; i < d->levels; i++, C = d->width[i - 1]) {
+        df_scope scope = df_scope_begin(c);
+        h = dfi_unet1d_pair(&u, "down_modules.%d.0.", "down_modules.%d.1.", i, h, C,
+                            d->width[i]);
+        skip[i] = h = df_scope_end(c, scope, h);
+        if (i == d->levels - 1) continue;
+        dfi_pass_into(&u.w, "down_modules.%d.2.", i, 0);
+        h = dfi_pass_conv1d(&u.w, "conv", h, d->width[i], d->width[i], 3, 2);
+        T /= 2;
+    }
+    df_scope scope = df_scope_begin(c);
+    h = dfi_unet1d_pair(&u, "mid_modules.0.", "mid_modules.1.", 0, h, C, C);
+    for (int i = 0; i < d->levels - 1; i++, T *= 2) {
+        int level = d->levels - 1 - i, out = d->width[level - 1];
+        h = df_concat(c, h, skip[level], 1);
+        h = dfi_unet1d_pair(&u, "up_modules.%d.0.", "up_modules.%d.1.", i, h, 2 * C, out);
+        C = out;
+        dfi_pass_into(&u.w, "up_modules.%d.2.", i, 0);
+        h = df_scope_end(c, scope, dfi_unet1d_double(&u.w, h, C, T));
+    }
+    dfi_pass_into(&u.w, "", 0, 0);
+    h = dfi_unet1d_conv(&u, "final_conv.0.block.0", "final_conv.0.block.1", h, C, C, 8);
+    h = dfi_pass_conv1d(&u.w, "final_conv.1", h, C, d->channels, 1, 1);
+    if (failed != NULL) *failed = u.w.failed;
+    return df_permute(c, df_reshape(c, h, 3, back), turned);
+}
+static df_tensor *dfi_unet1d_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                     const int *labels) {
+    (void)labels;
+    return dfi_unet1d_walk(dfi_pass_run(run), x, t, NULL);
+}
+
+static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
+    if (!dfi_net_range(ctx, "unet1d: channels", d->channels, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: length", d->length, 1, 1 << 16) ||
+        !dfi_net_range(ctx, "unet1d: condition", d->condition, 0, 1 << 20) ||
+        !dfi_net_range(ctx, "unet1d: embed", d->embed, 4, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: levels", d->levels, 1, DF_UNET_LEVELS) ||
+        !dfi_net_range(ctx, "unet1d: kernel", d->kernel, 1, 255) ||
+        !dfi_net_range(ctx, "unet1d: groups", d->groups, 1, 1 << 14) ||
+        !dfi_net_range(ctx, "unet1d: predict_scale", d->predict_scale, 0, 1) ||
+        dfi_unet_size(ctx, "length", d->length, d->levels - 1))
+        return ctx->code;
+    if (d->embed % 2 != 0 || d->kernel % 2 == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "unet1d: embed %d must be even, kernel %d odd", d->embed,
+                        d->kernel);
+    for (int i = 0; i < d->levels; i++) {
+        int C = d->width[i], G = i == 0 && C % d->groups == 0 ? 8 : d->groups;
+        if (!dfi_net_range(ctx, "unet1d: width of a level", C, 1, 1 << 14))
+            return ctx->code;
+        if (C % G != 0)
+            return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                            "unet1d: level %d has %d channels, which %d groups do not "
+                            "divide",
+                            i, C, G);
+    }
+    return DF_OK;
+}
+
+static df_result dfi_unet1d_build(df_ctx *ctx, df_net *net) {
+    df_unet1d_desc d = dfi_unet1d_of(net);
+    int failed = 0, widest = 1;
+    if (dfi_unet1d_check(ctx, &d) != DF_OK) return ctx->code;
+    if (net->ndim != 2 || net->shape[0] != d.length || net->shape[1] != d.channels)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet1d: shape and configuration differ");
+    net->condition = d.condition;
+    for (int i = 0; i < d.levels; i++)
+        if (d.width[i] > widest >> (d.levels - 1 - i))
+            widest = d.width[i] << (d.levels - 1 - i);
+    int live = DFI_NET_LIVE / 2 / (d.length >> (d.levels - 1)) / widest;
+    net->rows = live > 2 ? live : 2;
+    dfi_unet1d_walk(dfi_pass_build(ctx, net), NULL, NULL, &failed);
+    return failed ? ctx->code : (df_result)DF_OK;
+}
+
+DF_API df_unet1d_desc df_unet1d_defaults(void) {
+    df_unet1d_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.channels = 2;
+    d.length = 16;
+    d.embed = 256;
+    d.levels = 3;
+    for (int i = 0; i < 3; i++) d.width[i] = 256 << i;
+    d.kernel = 5;
+    d.groups = 8;
+    d.predict_scale = 1;
+    return d;
+}
+
+DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
+    df_unet1d_desc d = df_unet1d_defaults();
+    dfi_net_plan plan;
+    if (ctx == NULL) return NULL;
+    if (desc != NULL) d = *desc;
+    if (!dfi_net_cookie(ctx, d.cookie, "df_unet1d_create")) return NULL;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = "unet1d";
+    plan.ndim = 2;
+    plan.shape[0] = d.length, plan.shape[1] = d.channels;
+    plan.ints = &d.channels, plan.ints_size = DFI_UNET1D_INTS;
+    plan.seed = d.seed;
+    return dfi_unet1d_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+}
+
 /* All kinds that df_net_load knows. */
 static const dfi_net_kind dfi_net_kinds[] = {
     {"mlp", dfi_mlp_forward, dfi_mlp_build},
     {"unet", dfi_unet_forward, dfi_unet_build},
     {"dit", dfi_dit_forward, dfi_dit_build},
+    {"transformer", dfi_transformer_forward, dfi_transformer_build},
+    {"unet1d", dfi_unet1d_forward, dfi_unet1d_build},
 };
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name) {
     for (size_t i = 0; i < sizeof dfi_net_kinds / sizeof *dfi_net_kinds; i++)
         if (strcmp(dfi_net_kinds[i].name, name) == 0) return &dfi_net_kinds[i];
     return NULL;
+}
+
+/* ---- what a net costs --------------------------------------------------------------- */
+
+/* One line of the table: a layer, or a product without parameters, and what follows. */
+typedef struct dfi_cost_line {
+    char name[DFI_NET_NAME], shape[DFI_SHAPE_TEXT];
+    const char *op;
+    size_t parameters, bytes;
+    double flops;
+} dfi_cost_line;
+
+typedef struct dfi_costs {
+    const df_run *run;
+    char *seen; /* [parameters] counted already */
+    dfi_cost_line at;
+    int (*line)(void *user, const char *text);
+    void *user;
+    int result; /* of `line` */
+} dfi_costs;
+
+/* 2 K for each element of a product whose sums have K terms. */
+static double dfi_op_flops(const df_tensor *y) {
+    const df_tensor *a = y->in[0], *b = y->in[1];
+    double terms = 0;
+    if (y->op == &dfi_op_matmul) terms = a->shape[a->ndim - (y->arg[0] ? 2 : 1)];
+    if (y->op == &dfi_op_conv) terms = (double)(b->size / (size_t)b->shape[0]);
+    return 2 * terms * (double)y->size;
+}
+/* Which parameter a tensor is, reshaped or not; or -1. */
+static int dfi_cost_param(const df_run *run, const df_tensor *x) {
+    for (int i = 0; x != NULL && i < run->net->count; i++)
+        if (x->data == run->weights + run->net->param[i].offset) return i;
+    return -1;
+}
+
+static void dfi_cost_flush(dfi_costs *s) {
+    char text[2 * DFI_NET_NAME];
+    dfi_cost_line *a = &s->at;
+    if (a->op != NULL && s->line != NULL && s->result == 0) {
+        snprintf(text, sizeof text, "%-46.200s %-9s %-16s %10.0f %11.3f %10.1f", a->name,
+                 a->op, a->shape, (double)a->parameters, a->flops / 1e6,
+                 (double)a->bytes / 1e3);
+        s->result = s->line(s->user, text);
+    }
+    memset(a, 0, sizeof *a);
+}
+
+/* Reshaped tensors share what they show; weights are not counted as results. */
+static void dfi_cost_of(dfi_costs *s, const df_tensor *y, df_net_cost *sum) {
+    int first = -1, param;
+    size_t parameters = 0, bytes = y->size * sizeof(df_real);
+    double flops = dfi_op_flops(y);
+    if (y->in[0] != NULL && y->data == y->in[0]->data) return;
+    for (int i = 0; i < 3; i++) {
+        if ((param = dfi_cost_param(s->run, y->in[i])) < 0) continue;
+        if (first < 0) first = param;
+        if (!s->seen[param]) parameters += s->run->net->param[param].size;
+        s->seen[param] = 1;
+    }
+    if (first >= 0 || flops > 0 || s->at.op == NULL) {
+        static const char *const signs[DFI_BINARY_COUNT] = {"add", "sub", "mul", "div"};
+        const char *op = strncmp(y->op->name, "df_", 3) ? y->op->name : y->op->name + 3;
+        if (y->op == &dfi_op_binary) op = signs[y->arg[0]];
+        dfi_cost_flush(s);
+        snprintf(s->at.name, sizeof s->at.name, "%s",
+                 first >= 0 ? s->run->net->param[first].name : "");
+        size_t stem = strlen(s->at.name);
+        if (stem > 7 && strcmp(s->at.name + stem - 7, ".weight") == 0)
+            s->at.name[stem - 7] = 0;
+        s->at.op = first >= 0 && y->op == &dfi_op_matmul ? "linear" : op;
+        dfi_shape_text(y->ndim, y->shape, s->at.shape);
+    }
+    s->at.parameters += parameters;
+    s->at.flops += flops;
+    s->at.bytes += bytes;
+    sum->flops += flops;
+    sum->activations += bytes;
+}
+
+/* Head of the table, its lines in the order in which they ran, what no line had, sums. */
+static void dfi_cost_table(dfi_costs *s, df_tensor **tape, size_t count,
+                           df_net_cost *sum) {
+    char text[2 * DFI_NET_NAME];
+    const df_net *net = s->run->net;
+    size_t rest = 0;
+    if (s->line != NULL) {
+        snprintf(text, sizeof text, "%-46.40s %-9s %-16s %10s %11s %10s", net->kind, "",
+                 "result", "parameters", "Mflop", "kB");
+        s->result = s->line(s->user, text);
+    }
+    for (size_t i = count; i-- > 0;) dfi_cost_of(s, tape[i], sum);
+    dfi_cost_flush(s);
+    for (int i = 0; i < net->count; i++)
+        if (!s->seen[i]) rest += net->param[i].size;
+    if (rest > 0) s->at.op = "", s->at.parameters = rest;
+    snprintf(s->at.name, sizeof s->at.name, "%s", "fixed, or not read for this sample");
+    dfi_cost_flush(s);
+    s->at.op = "", s->at.parameters = sum->parameters;
+    s->at.flops = sum->flops, s->at.bytes = sum->activations;
+    snprintf(s->at.name, sizeof s->at.name, "%s", "all");
+    dfi_cost_flush(s);
+}
+
+/* One sample of ones is run and recorded, and the tape read. Gradients need a place that
+   marks them as wanted: the weights themselves, for nothing goes back. */
+static df_result dfi_describe(df_ctx *ctx, const df_net *net, dfi_costs *s,
+                              df_net_cost *sum) {
+    df_run run = df_run_defaults(ctx, net);
+    int shape[4] = {1, 1, 1, 1}, label[1] = {0};
+    size_t count = 0;
+    run.weights = run.grads = net->weights;
+    run.training = 1;
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    double value = net->vocab == 1 ? 0 : 1; /* times may be logarithms, tokens whole */
+    df_tensor *x = df_tensor_fill(ctx, net->ndim + 1, shape, value);
+    df_tensor *t = df_tensor_fill(ctx, 1, shape, 1);
+    x = df_tensor_need_grad(ctx, x), t = df_tensor_need_grad(ctx, t);
+    df_run_net(&run, x, t, net->classes > 0 ? label : NULL);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    for (df_tensor *y = ctx->tape; y != NULL; y = y->before) count++;
+    df_tensor **tape = (df_tensor **)dfi_scratch(ctx, dfi_mul(count + 1, sizeof *tape));
+    s->run = &run;
+    s->seen = (char *)dfi_scratch(ctx, (size_t)net->count + 1);
+    if (tape == NULL || s->seen == NULL) return DF_ERR_MEMORY;
+    memset(s->seen, 0, (size_t)net->count + 1);
+    count = 0;
+    for (df_tensor *y = ctx->tape; y != NULL; y = y->before) tape[count++] = y;
+    dfi_cost_table(s, tape, count, sum);
+    return (df_result)s->result;
+}
+
+DF_API df_result df_net_describe(df_ctx *ctx, const df_net *net, df_net_cost *cost,
+                                 int (*line)(void *user, const char *text), void *user) {
+    df_net_cost sum;
+    dfi_costs s;
+    memset(&sum, 0, sizeof sum);
+    memset(&s, 0, sizeof s);
+    s.line = line, s.user = user;
+    df_result result = dfi_net_missing(ctx, net, "df_net_describe");
+    if (result != DF_OK) return result;
+    sum.parameters = df_net_size(net), sum.trained = df_net_trained(net);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    int recording = ctx->recording; /* a graph that is being recorded waits */
+    df_tensor *tape = ctx->tape;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_record_begin(ctx);
+    result = dfi_describe(ctx, net, &s, &sum);
+    dfi_scratch_release(ctx, mark);
+    ctx->recording = recording;
+    ctx->tape = tape;
+    if (result != DF_OK) ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
+    if (cost != NULL) *cost = sum;
+    return result;
 }
 
 /* ---- the card: what the weights mean ----------------------------------------------- */
@@ -11087,6 +11645,10 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
         return dfi_fail(ctx, DF_ERR_SHAPE,
                         "net '%s': asked about %d elements a sample, it has %d", net->kind,
                         q->dim, net->dim);
+    if (net->vocab > 0)
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "net '%s': its samples are tokens: ask it by df_run_tokens",
+                        net->kind);
     if (net->outputs != net->shape[0] * (net->card.learned ? 2 : 1))
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "net '%s': makes %d channels of %d: a model makes as many, or "
@@ -11154,6 +11716,8 @@ DF_API df_model df_net_model(const df_net *net) {
      (kind a b), input_sigma_data, learned: the card
 
    Lists are separated by blanks, 17 digits give back the same double. */
+
+DFI_ONCE_BEGIN
 
 /* From `>>files`: numbers are read and sources named in one way everywhere. */
 static const char *dfi_json_number_end(const char *s, const char *end);
@@ -11674,6 +12238,8 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
     return DF_OK;
 }
 
+DFI_ONCE_END
+
 /* =====================================================================================
    // >>training: loss, optimiser, average, trainer
 
@@ -11688,13 +12254,14 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
    likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
 
    A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
-   noise of item k = step batch + row are keyed by the seed and k. So a resumed run goes on
-   bit for bit, and as sums are cut by size, never by worker, on any number of threads.
+   noise of item k = (step batch + row) parts + part are keyed by the seed and k. So a
+   resumed run goes on bit for bit, on any number of threads, as sums are cut by size and
+   never by worker; and n machines (parts) walk the items of one with n times the batch.
    ===================================================================================== */
 #include <time.h>
 
 /* What Philox draws are for; beside those of `>>networks`. */
-enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
+enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS, DFI_DRAW_FLIP };
 #define DFI_DRAW_TRAIN 0x90000000u
 #define DFI_DRAW_HELD  0x91000000u
 #define DFI_DRAW_ORDER 0x92000000u
@@ -11702,7 +12269,8 @@ enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS };
 enum {
     DFI_TRAIN_ROWS = 16,      /* rows that one task draws */
     DFI_TRAIN_SLICES = 64,    /* partial sums of a norm */
-    DFI_TRAIN_CHUNK = 1 << 14 /* elements that one task updates */
+    DFI_TRAIN_CHUNK = 1 << 14, /* elements that one task updates */
+    DFI_TRAIN_BYTES = 1 << 28 /* what the graph of a part of a batch may take */
 };
 
 struct df_trainer {
@@ -11713,13 +12281,15 @@ struct df_trainer {
     const int *labels;      /* [n] or NULL, borrowed */
     int n, dim, held, kept; /* rows in all, held out, trained on */
     size_t reals_size, ints_size; /* bytes of the two allocations, at m and at order */
+    size_t graph;                 /* ... of step memory for one part's graph */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
-    df_real *x, *target;    /* [batch, dim] */
-    df_real *t, *w;         /* [batch] native times, weights */
-    int *rows, *row_labels; /* [batch] */
+    df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
+    df_real *condition;     /* [desc.rows, df_net_condition(net)] */
+    df_real *t, *w;         /* [desc.rows] native times, weights */
+    int *rows, *row_labels; /* [desc.rows] */
     int64_t step;    /* steps done */
     double loss_sum; /* since the last report */
     int64_t loss_count;
@@ -11781,6 +12351,19 @@ DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_rea
     if (ctx == NULL) return;
     dfi_flat_job j = {ctx->k, NULL, size, average, NULL, NULL, w, decay, 0, 0};
     dfi_flat_run(ctx, &j, dfi_ema_task);
+}
+
+DF_API size_t df_net_span(const df_net *net, size_t *at) {
+    size_t size = 0;
+    for (int i = 0; net != NULL && i < net->count; i++) {
+        const df_param *p = &net->param[i];
+        if (p->offset < *at) continue;
+        if (p->frozen && size > 0) break;
+        if (p->frozen) continue;
+        if (size == 0) *at = p->offset;
+        size += p->size;
+    }
+    return size;
 }
 
 typedef struct dfi_norm_job {
@@ -11928,29 +12511,54 @@ static int dfi_train_row(df_trainer *tr, int64_t k) {
 typedef struct dfi_batch_job {
     df_trainer *tr;
     df_model model;
-    uint64_t first; /* item of row 0 */
+    int64_t first;  /* item of row 0 */
+    int64_t stride; /* from row to row */
     uint32_t draw;  /* DFI_DRAW_TRAIN or DFI_DRAW_HELD */
     int count;
 } dfi_batch_job;
+
+/* Does what happens to an item with probability p? Never to one that is held out. */
+static int dfi_batch_chance(const dfi_batch_job *j, uint64_t item, uint32_t draw,
+                            double p) {
+    double u;
+    if (j->draw == DFI_DRAW_HELD || !(p > 0)) return 0;
+    df_random_uniform(j->tr->desc.seed, item, j->draw + draw, 1, &u);
+    return u < p;
+}
+
+/* Label and condition of row r, or none. */
+static void dfi_batch_condition(dfi_batch_job *j, uint64_t item, int r) {
+    df_trainer *tr = j->tr;
+    int drop = dfi_batch_chance(j, item, DFI_DRAW_LABEL, tr->desc.label_dropout);
+    const df_real *from = tr->desc.condition;
+    size_t K = (size_t)tr->net->condition;
+    df_real *to = tr->condition + (size_t)r * K;
+    tr->row_labels[r] = tr->labels != NULL && !drop ? tr->labels[tr->rows[r]] : -1;
+    if (from == NULL) return;
+    if (drop) memset(to, 0, K * sizeof *to);
+    else memcpy(to, from + (size_t)tr->rows[r] * K, K * sizeof *to);
+}
 
 /* Row r: time, noise, label; x = c_in (alpha x_0 + sigma eps), target = a x_0 + b eps. The
    noise is drawn into target's place. */
 static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     df_trainer *tr = j->tr;
     const df_net *net = tr->net;
-    uint64_t item = j->first + (uint64_t)r, seed = tr->desc.seed;
+    uint64_t item = (uint64_t)(j->first + r * j->stride);
+    size_t width = (size_t)net->shape[net->ndim - 1];
     size_t dim = (size_t)tr->dim;
     const df_real *data = tr->data + (size_t)tr->rows[r] * dim;
     df_real *x = tr->x + (size_t)r * dim, *target = tr->target + (size_t)r * dim;
     int step = net->scaling_size > 1;
+    int flip = dfi_batch_chance(j, item, DFI_DRAW_FLIP, tr->desc.flip);
     dfi_train_point p;
-    double u;
     double t = dfi_train_time(tr, &j->model.process, item, j->draw + DFI_DRAW_TIME);
     df_result result = dfi_train_at(ctx, tr, &j->model, t, &p);
     if (result != DF_OK) return result;
-    df_random_normal(seed, item, j->draw + DFI_DRAW_EPS, dim, target);
+    df_random_normal(tr->desc.seed, item, j->draw + DFI_DRAW_EPS, dim, target);
     for (size_t i = 0; i < dim; i++) {
-        double x0 = (double)data[i], eps = (double)target[i];
+        double x0 = (double)data[flip ? i + width - 1 - 2 * (i % width) : i];
+        double eps = (double)target[i];
         if (net->scaling_size > 0) {
             const double *s = net->scaling + (step ? i : 0);
             x0 = (x0 - s[0]) / s[net->scaling_size];
@@ -11960,11 +12568,7 @@ static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
     }
     tr->t[r] = (df_real)p.native;
     tr->w[r] = (df_real)p.weight;
-    tr->row_labels[r] = tr->labels != NULL ? tr->labels[tr->rows[r]] : -1;
-    if (j->draw == DFI_DRAW_TRAIN && tr->desc.label_dropout > 0) {
-        df_random_uniform(seed, item, j->draw + DFI_DRAW_LABEL, 1, &u);
-        if (u < tr->desc.label_dropout) tr->row_labels[r] = -1;
-    }
+    dfi_batch_condition(j, item, r);
     return DF_OK;
 }
 
@@ -11975,15 +12579,20 @@ static void dfi_batch_task(void *arg, int index) {
         if (dfi_batch_row(NULL, j, r) != DF_OK) j->tr->rows[r] = -1 - j->tr->rows[r];
 }
 
-/* Fills the batch for tr->rows. Workers have no context to write a sentence to: they mark
-   a row whose time is singular by a negative index, and it is met again here. */
-static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, int count) {
+/* Rows for items from `first` on: the machine's own, or held out. Workers have no context
+   to write a sentence to: they mark a row whose time is singular by a negative index, and
+   it is met again here. */
+static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, int count) {
     dfi_batch_job j;
     j.tr = tr;
     j.model = df_net_model(tr->net);
     j.first = first;
+    j.stride = draw == DFI_DRAW_HELD ? 1 : tr->desc.parts;
     j.draw = draw;
     j.count = count;
+    for (int r = 0; r < count; r++)
+        tr->rows[r] = draw == DFI_DRAW_HELD ? tr->order[first + r]
+                                            : dfi_train_row(tr, first + r * j.stride);
     dfi_parallel(tr->ctx, (count + DFI_TRAIN_ROWS - 1) / DFI_TRAIN_ROWS, dfi_batch_task,
                  &j);
     for (int r = 0; r < count; r++)
@@ -11994,16 +12603,21 @@ static df_result dfi_batch_fill(df_trainer *tr, uint64_t first, uint32_t draw, i
     return DF_OK;
 }
 
-/* mean over elements of w (net - target)^2, as a graph */
-static df_tensor *dfi_batch_loss(df_trainer *tr, const df_run *run, int count) {
+/* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
+   not asked about. */
+static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count) {
     df_ctx *ctx = tr->ctx;
-    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1};
-    shape[0] = column[0] = count;
+    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1}, c[2];
+    shape[0] = column[0] = c[0] = count;
     for (int i = 1; i < ndim; i++) shape[i] = tr->net->shape[i - 1];
+    c[1] = tr->net->condition;
     df_tensor *x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
     df_tensor *t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
     df_tensor *target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
-    df_tensor *y = df_run_net(run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->desc.condition != NULL)
+        run.condition = df_tensor_borrow(ctx, 2, c, tr->condition, NULL);
+    df_tensor *y = df_run_net(&run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
+    if (tr->net->outputs != shape[1]) y = df_slice(ctx, y, 1, 0, shape[1]);
     if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, target);
     df_tensor *w = df_tensor_borrow(ctx, ndim, column, tr->w, NULL);
     return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, target)), w));
@@ -12038,10 +12652,17 @@ static df_result dfi_train_blown(df_trainer *tr, double loss, double norm) {
 }
 
 /* A trainer's tensors need the tape for themselves and start unstuck, so that a failure is
-   their own: afterwards it is reported, and no longer sticks. */
-static df_result dfi_train_ready(df_ctx *ctx, const char *function) {
-    if (!ctx->recording) return dfi_stuck(ctx);
-    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+   their own: afterwards it is reported, and no longer sticks. Step memory for a whole
+   graph is asked for in one piece: blocks that double as they grow would take more. */
+static df_result dfi_train_ready(df_trainer *tr, const char *function) {
+    df_ctx *ctx = tr->ctx;
+    if (ctx->recording)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: end the recording first", function);
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    df_scope mark = dfi_scratch_mark(ctx);
+    int fits = dfi_scratch(ctx, tr->graph) != NULL;
+    dfi_scratch_release(ctx, mark);
+    return fits ? (df_result)DF_OK : ctx->code;
 }
 static df_result dfi_train_unstick(df_ctx *ctx) {
     df_result result = dfi_stuck(ctx);
@@ -12049,34 +12670,62 @@ static df_result dfi_train_unstick(df_ctx *ctx) {
     return result;
 }
 
-/* Loss and gradients of the batch that stands ready. */
-static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+/* Rows at .. at+count-1 of this step's batch: their share of its mean loss is added to
+   *loss, of its gradient to tr->grads. The graph is left in step memory. */
+static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss) {
     df_ctx *ctx = tr->ctx;
+    int64_t first = (tr->step * tr->desc.batch + at) * tr->desc.parts + tr->desc.part;
     df_run run = df_run_defaults(ctx, tr->net);
     run.weights = tr->net->weights;
     run.grads = tr->grads;
     run.training = 1;
     run.seed = tr->desc.seed;
-    run.draw = (uint64_t)tr->step;
-    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
-    df_scope mark = dfi_scratch_mark(ctx);
+    run.draw = (uint64_t)first;
+    df_result result = dfi_batch_fill(tr, first, DFI_DRAW_TRAIN, count);
+    if (result != DF_OK) return result;
     df_record_begin(ctx);
-    df_tensor *graph = dfi_batch_loss(tr, &run, tr->desc.batch);
-    df_result result = df_backward(ctx, graph);
-    if (graph != NULL) *loss = (double)graph->data[0];
+    df_tensor *mean = dfi_batch_loss(tr, run, count);
+    df_tensor *share = df_scale(ctx, mean, (double)count / tr->desc.batch);
+    result = df_backward(ctx, share);
+    if (share != NULL) *loss += (double)share->data[0];
     df_record_end(ctx);
-    dfi_scratch_release(ctx, mark);
     return dfi_train_unstick(ctx) != DF_OK ? ctx->code : result;
+}
+
+/* Loss and gradient of a batch. Cancelling is noticed between its parts. */
+static df_result dfi_train_gradient(df_trainer *tr, double *loss) {
+    df_ctx *ctx = tr->ctx;
+    int batch = tr->desc.batch, rows = tr->desc.rows;
+    memset(tr->grads, 0, tr->net->size * sizeof(df_real));
+    for (int at = 0; at < batch; at += rows) {
+        if (dfi_cancelled(ctx))
+            return dfi_fail(ctx, DF_CANCELLED,
+                            "df_trainer_run: cancelled after step %.0f of %.0f",
+                            (double)tr->step, (double)tr->desc.steps);
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_result result = dfi_train_part(tr, at, batch - at < rows ? batch - at : rows,
+                                          loss);
+        dfi_scratch_release(ctx, mark);
+        if (result != DF_OK) return result;
+    }
+    return DF_OK;
+}
+
+/* What a callback said. One of the library's own codes has a sentence, which says more. */
+static df_result dfi_train_answer(df_trainer *tr, const char *name, int answer) {
+    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
+    return dfi_fail(tr->ctx, answer, "df_trainer_run: %s returned %d after step %.0f",
+                    name, answer, (double)tr->step);
 }
 
 static df_result dfi_train_step(df_trainer *tr) {
     const df_train_desc *d = &tr->desc;
     df_net *net = tr->net;
     double loss = 0, norm = 0;
-    int64_t first = tr->step * d->batch;
-    for (int r = 0; r < d->batch; r++) tr->rows[r] = dfi_train_row(tr, first + r);
-    df_result result = dfi_batch_fill(tr, (uint64_t)first, DFI_DRAW_TRAIN, d->batch);
-    if (result == DF_OK) result = dfi_train_gradient(tr, &loss);
+    df_result result = dfi_train_gradient(tr, &loss);
+    if (result == DF_OK && d->on_gradients != NULL)
+        result = dfi_train_answer(tr, "on_gradients",
+                                  d->on_gradients(d->user, net, tr->grads, net->size));
     if (result != DF_OK) return result;
     double factor = df_clip_factor(tr->ctx, net->size, tr->grads, d->clip, &norm);
     /* the square of a gradient must fit a df_real, or AdamW's v is infinite for ever */
@@ -12089,11 +12738,13 @@ static df_result dfi_train_step(df_trainer *tr) {
     adamw.beta2 = d->beta2;
     adamw.eps = d->adam_eps;
     adamw.weight_decay = d->weight_decay;
-    df_adamw_step(tr->ctx, &adamw, tr->step + 1, net->size, net->weights, tr->m, tr->v,
-                  tr->grads, factor);
-    if (net->average != NULL)
-        df_ema_step(tr->ctx, net->size, net->average, net->weights,
-                    d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema);
+    double decay = d->ema_warmup ? df_ema_warmup(d->ema, tr->step) : d->ema;
+    for (size_t at = 0, n; (n = df_net_span(net, &at)) > 0; at += n) {
+        df_adamw_step(tr->ctx, &adamw, tr->step + 1, n, net->weights + at, tr->m + at,
+                      tr->v + at, tr->grads + at, factor);
+        if (net->average != NULL)
+            df_ema_step(tr->ctx, n, net->average + at, net->weights + at, decay);
+    }
     tr->norm = norm;
     tr->loss_sum += loss;
     tr->loss_count++;
@@ -12125,6 +12776,7 @@ DF_API df_train_desc df_train_defaults(void) {
     d.clip = 1;
     d.ema = 0.999;
     d.ema_warmup = 1;
+    d.parts = 1;
     d.validation = 0.05;
     d.validate_every = 500;
     d.report = 50;
@@ -12135,6 +12787,10 @@ DF_API df_train_desc df_train_defaults(void) {
 static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
     const struct { const char *name; double value, least, most; } range[] = {
         {"batch", (double)d->batch, 1, 1 << 20}, {"warmup", (double)d->warmup, 0, 1e12},
+        {"rows", (double)d->rows, 0, 1 << 20}, {"parts", (double)d->parts, 1, 1 << 16},
+        {"part", (double)d->part, 0, (double)d->parts - 1}, {"flip", d->flip, 0, 1},
+        {"steps times batch times parts",
+         (double)d->steps * (double)d->batch * (double)d->parts, 1, 4e18},
         {"beta1", d->beta1, 0, 0.999999}, {"t_min", d->t_min, -1e300, 1},
         {"adam_eps", d->adam_eps, 1e-30, 1}, {"beta2", d->beta2, 0, 0.99999999},
         {"ema", d->ema, 0, 0.9999999},
@@ -12159,19 +12815,28 @@ static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
 }
 
 static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_real *data,
-                                      int n, const int *labels) {
-    size_t dim = (size_t)net->dim, total = dfi_mul((size_t)n, dim), at;
-    at = ctx->k->nonfinite(total, data);
-    if (at < total)
-        return dfi_fail(
-            ctx, DF_ERR_NONFINITE, "df_trainer_create: data row %.0f, element %.0f is %s",
-            (double)(at / dim), (double)(at % dim), dfi_nonfinite_name((double)data[at]));
+                                      int n, const int *labels, const df_train_desc *d) {
+    static const char who[] = "df_trainer_create";
+    size_t rows = (size_t)n, K = (size_t)net->condition;
     int bad = dfi_net_bad_label(net, n, labels);
     if (bad < n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_trainer_create: label %d of data row %d: net '%s' has %d "
-                        "classes", labels[bad], bad, net->kind, net->classes);
-    return DF_OK;
+                        "%s: label %d of data row %d: net '%s' has %d classes", who,
+                        labels[bad], bad, net->kind, net->classes);
+    if ((d->condition != NULL && K == 0) || (d->flip > 0 && net->ndim != 3))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: a condition is for nets that take one (df_net_condition), "
+                        "flip for samples of 3 axes; net '%s' takes %d numbers, its "
+                        "samples have %d",
+                        who, net->kind, net->condition, net->ndim);
+    if (net->outputs != net->shape[0] * (d->card.learned ? 2 : 1))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "%s: net '%s' makes %d channels of %d: it must make as many, or, "
+                        "where card.learned says what the others are, twice as many",
+                        who, net->kind, net->outputs, net->shape[0]);
+    df_result result = dfi_rows_finite(ctx, who, "data", rows, (size_t)net->dim, data);
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "condition", rows, K, d->condition);
 }
 
 /* Mean and deviation of column c (of all columns if size is 1), in double, two passes. A
@@ -12244,13 +12909,16 @@ static df_result dfi_train_interval(df_trainer *tr) {
     return DF_OK;
 }
 
-/* Two allocations, of numbers and of indices, cut into the arrays. */
+/* Two allocations, of numbers and of indices, cut into the arrays; the last ones go. */
 static df_result dfi_train_arrays(df_trainer *tr) {
-    size_t size = tr->net->size, batch = (size_t)tr->desc.batch, n = (size_t)tr->n;
-    size_t values = dfi_mul(batch, (size_t)tr->dim);
-    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), 2 * batch));
+    size_t size = tr->net->size, rows = (size_t)tr->desc.rows, n = (size_t)tr->n;
+    size_t values = dfi_mul(rows, (size_t)tr->dim);
+    size_t others = dfi_mul(rows, 2 + (size_t)tr->net->condition);
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), others));
+    dfi_delete(tr->ctx, tr->m, tr->reals_size);
+    dfi_delete(tr->ctx, tr->order, tr->ints_size);
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
-    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, batch), 2), sizeof(int));
+    tr->ints_size = dfi_mul(dfi_mul(dfi_plus(n, rows), 2), sizeof(int));
     tr->m = (df_real *)dfi_new(tr->ctx, tr->reals_size);
     tr->order = (int *)dfi_new(tr->ctx, tr->ints_size);
     if (tr->m == NULL || tr->order == NULL) return DF_ERR_MEMORY;
@@ -12259,13 +12927,64 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     tr->x = tr->grads + size;
     tr->target = tr->x + values;
     tr->t = tr->target + values;
-    tr->w = tr->t + batch;
+    tr->w = tr->t + rows;
+    tr->condition = tr->w + rows;
     tr->walk = tr->order + n;
     tr->rows = tr->walk + n;
-    tr->row_labels = tr->rows + batch;
+    tr->row_labels = tr->rows + rows;
+    tr->epoch = -1;
     for (int i = 0; i < tr->n; i++) tr->order[i] = i;
     dfi_shuffle(tr->desc.seed, 0, tr->n, tr->order);
     return DF_OK;
+}
+
+/* Bytes of step memory that the graph of `count` rows takes with its gradients, by making
+   it once, in a context of its own. They depend on shapes alone. */
+static df_result dfi_train_measure(df_trainer *tr, int count, size_t *bytes) {
+    df_ctx *ctx = tr->ctx;
+    df_ctx_desc d = df_ctx_defaults();
+    double loss = 0;
+    d.alloc = ctx->alloc;
+    d.threads = 1;
+    df_ctx *own = df_ctx_create(&d);
+    if (own == NULL) return dfi_fail(ctx, DF_ERR_MEMORY, "no memory for a context");
+    own->k = ctx->k;
+    tr->ctx = own;
+    df_result result = dfi_train_part(tr, 0, count, &loss);
+    tr->ctx = ctx;
+    if (result != DF_OK) dfi_fail(ctx, result, "%s", own->message);
+    *bytes = 0;
+    for (const dfi_block *b = own->first; b != NULL; b = b->next) {
+        *bytes += b->used;
+        if (b == own->block) break;
+    }
+    df_ctx_free(own);
+    return result;
+}
+
+/* How many rows at once, and step memory for them: what one row takes, what one more does,
+   and what operations hold while they run: columns of an image, panels of matrices (1 MiB
+   of float a worker). */
+static df_result dfi_train_rows(df_trainer *tr) {
+    int batch = tr->desc.batch, rows = tr->desc.rows < batch ? tr->desc.rows : batch;
+    size_t one = 0, two = 0, most = 1;
+    tr->desc.rows = batch < 2 ? 1 : 2;
+    df_result result = dfi_train_arrays(tr);
+    if (result == DF_OK) result = dfi_train_measure(tr, 1, &one);
+    if (result == DF_OK) result = dfi_train_measure(tr, tr->desc.rows, &two);
+    if (result != DF_OK) return result;
+    size_t more = two > one ? two - one : 1;
+    if (one < DFI_TRAIN_BYTES) most += (DFI_TRAIN_BYTES - one) / more;
+    if (rows == 0) {
+        int parts = most < (size_t)batch ? (batch - 1) / (int)most + 1 : 1;
+        rows = (batch - 1) / parts + 1;
+    }
+    tr->desc.rows = rows;
+    size_t graph = dfi_plus(one, dfi_mul(more, (size_t)rows - 1));
+    size_t passing = DFI_COLUMNS + ((size_t)tr->ctx->threads << 18);
+    passing *= sizeof(df_real);
+    tr->graph = dfi_plus(graph + graph / 8, graph < passing ? graph : passing);
+    return dfi_train_arrays(tr);
 }
 
 /* The average starts as the weights; without one a net must not keep an old one, which
@@ -12286,12 +13005,11 @@ static df_result dfi_train_setup(df_trainer *tr) {
     if (result != DF_OK) return result;
     tr->held = (int)(tr->desc.validation * tr->n);
     tr->kept = tr->n - tr->held;
-    if (dfi_train_arrays(tr) != DF_OK) return DF_ERR_MEMORY;
-    tr->epoch = -1;
     tr->validation = -1;
     result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
+    if (result == DF_OK) result = dfi_train_rows(tr);
     if (result == DF_OK) result = dfi_train_average(tr);
     if (result == DF_OK) tr->net->sealed = 1;
     return result;
@@ -12302,15 +13020,15 @@ DF_API df_trainer *df_trainer_create(df_ctx *ctx, df_net *net, const df_real *da
     df_train_desc d = df_train_defaults();
     if (ctx == NULL || dfi_net_missing(ctx, net, "df_trainer_create")) return NULL;
     if (desc != NULL) d = *desc;
-    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || net->size == 0) {
+    if (d.cookie != DFI_COOKIE || data == NULL || n < 1 || df_net_trained(net) == 0) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
                  "df_trainer_create: wants a descriptor that df_train_defaults made, a "
-                 "net with parameters and at least one row of data (here %d)",
+                 "net with parameters to train and at least one row of data (here %d)",
                  n);
         return NULL;
     }
     if (dfi_train_ranges(ctx, &d) || dfi_card_check(ctx, &d.card) ||
-        dfi_train_check_data(ctx, net, data, n, labels))
+        dfi_train_check_data(ctx, net, data, n, labels, &d))
         return NULL;
     df_trainer *tr = (df_trainer *)dfi_new(ctx, sizeof *tr);
     if (tr == NULL) return NULL;
@@ -12349,7 +13067,7 @@ static double dfi_train_clock(void) {
 }
 
 /* Held-out rows by the same density and weighting, with draws of their own that are the
-   same every time; the average, if any. In batches, so memory is bounded. */
+   same every time; the average, if any. In parts, so memory is bounded. */
 DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
     if (tr == NULL || loss == NULL) return DF_ERR_ARGUMENT;
     df_ctx *ctx = tr->ctx;
@@ -12358,15 +13076,14 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "df_trainer_validate: no row is held out: validation %g of %d",
                         tr->desc.validation, tr->n);
-    if (dfi_train_ready(ctx, "df_trainer_validate") != DF_OK) return ctx->code;
-    for (int at = 0; at < tr->held; at += tr->desc.batch) {
-        int count = tr->held - at < tr->desc.batch ? tr->held - at : tr->desc.batch;
-        for (int r = 0; r < count; r++) tr->rows[r] = tr->order[at + r];
-        df_result result = dfi_batch_fill(tr, (uint64_t)at, DFI_DRAW_HELD, count);
+    if (dfi_train_ready(tr, "df_trainer_validate") != DF_OK) return ctx->code;
+    for (int at = 0; at < tr->held; at += tr->desc.rows) {
+        int count = tr->held - at < tr->desc.rows ? tr->held - at : tr->desc.rows;
+        df_result result = dfi_batch_fill(tr, at, DFI_DRAW_HELD, count);
         if (result != DF_OK) return result;
         df_run run = df_run_defaults(ctx, tr->net);
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *graph = dfi_batch_loss(tr, &run, count);
+        df_tensor *graph = dfi_batch_loss(tr, run, count);
         if (graph != NULL) sum += (double)graph->data[0] * count;
         dfi_scratch_release(ctx, mark);
         if (dfi_train_unstick(ctx) != DF_OK) return ctx->code;
@@ -12381,17 +13098,20 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
 
 DF_API df_result df_trainer_info(const df_trainer *tr, df_train_info *info) {
     if (tr == NULL || info == NULL) return DF_ERR_ARGUMENT;
-    int64_t done = tr->step - tr->started_at;
+    double done = (double)(tr->step - tr->started_at);
+    double elapsed = done > 0 ? dfi_train_clock() - tr->started : 0;
     info->step = tr->step;
     info->steps = tr->desc.steps;
     info->loss = tr->loss_count > 0 ? tr->loss_sum / (double)tr->loss_count : tr->loss;
     info->validation = tr->validation;
     info->gradient_norm = tr->norm;
     info->learning_rate = tr->rate;
-    info->seconds_left = -1;
-    if (done > 0)
-        info->seconds_left = (dfi_train_clock() - tr->started) *
-                             (double)(info->steps - info->step) / (double)done;
+    info->memory = sizeof *tr + tr->reals_size + tr->ints_size + tr->graph;
+    info->memory += tr->net->capacity * sizeof(df_real);
+    if (tr->net->average != NULL) info->memory += tr->net->size * sizeof(df_real);
+    info->seconds_left =
+        elapsed > 0 ? elapsed * (double)(info->steps - info->step) / done : -1;
+    info->rows_per_second = elapsed > 0 ? done * tr->desc.batch / elapsed : 0;
     return DF_OK;
 }
 
@@ -12411,26 +13131,18 @@ static df_result dfi_train_between(df_trainer *tr) {
     tr->loss = info.loss;
     tr->loss_sum = 0;
     tr->loss_count = 0;
-    int answer = d->on_step != NULL ? d->on_step(d->user, &info) : 0;
-    /* one of the library's own codes has a sentence, which says more */
-    if (answer == 0 || (answer < 0 && answer == tr->ctx->code)) return answer;
-    return dfi_fail(tr->ctx, answer, "df_trainer_run: on_step returned %d after step %.0f",
-                    answer, (double)tr->step);
+    return dfi_train_answer(tr, "on_step",
+                            d->on_step != NULL ? d->on_step(d->user, &info) : 0);
 }
 
 DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
     if (tr == NULL) return DF_ERR_ARGUMENT;
-    df_ctx *ctx = tr->ctx;
     int64_t left = tr->desc.steps - tr->step;
     int64_t end = tr->step + (steps <= 0 || steps > left ? left : steps);
     tr->started = dfi_train_clock();
     tr->started_at = tr->step;
     while (tr->step < end) {
-        if (dfi_cancelled(ctx))
-            return dfi_fail(ctx, DF_CANCELLED,
-                            "df_trainer_run: cancelled after step %.0f of %.0f",
-                            (double)tr->step, (double)tr->desc.steps);
-        df_result result = dfi_train_ready(ctx, "df_trainer_run"); /* also after on_step */
+        df_result result = dfi_train_ready(tr, "df_trainer_run"); /* also after on_step */
         if (result == DF_OK) result = dfi_train_step(tr);
         if (result == DF_OK) result = dfi_train_between(tr);
         if (result != DF_OK) return result;
@@ -12440,7 +13152,7 @@ DF_API df_result df_trainer_run(df_trainer *tr, int64_t steps) {
 
 /* ---- saving and resuming ----------------------------------------------------------- */
 
-/* FNV-1a over the bytes of data and labels: enough to notice another array. */
+/* FNV-1a over the bytes of data, labels and condition: enough to notice another array. */
 static uint64_t dfi_fnv(uint64_t hash, const void *data, size_t size) {
     const unsigned char *bytes = (const unsigned char *)data;
     for (size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 0x100000001b3u;
@@ -12451,6 +13163,9 @@ static uint64_t dfi_train_digest(const df_trainer *tr) {
     uint64_t hash = dfi_fnv(0xcbf29ce484222325u, tr->data,
                             (size_t)tr->n * (size_t)tr->dim * sizeof(df_real));
     if (tr->labels != NULL) hash = dfi_fnv(hash, tr->labels, (size_t)tr->n * sizeof(int));
+    if (tr->desc.condition != NULL)
+        hash = dfi_fnv(hash, tr->desc.condition,
+                       (size_t)tr->n * (size_t)tr->net->condition * sizeof(df_real));
     return hash;
 }
 
@@ -12461,17 +13176,19 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
                  (unsigned long long)dfi_train_digest(tr));
     dfi_text_add(
         s, "train.settings",
-        "batch %d steps %.0f learning_rate %.17g warmup %.0f final_rate %.17g betas %.17g "
-        "%.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d seed %llu",
-        d->batch, (double)d->steps, d->learning_rate, (double)d->warmup, d->final_rate,
-        d->beta1, d->beta2, d->adam_eps, d->weight_decay, d->clip, d->ema, d->ema_warmup,
-        (unsigned long long)d->seed);
+        "batch %d rows %d parts %d steps %.0f learning_rate %.17g warmup %.0f final_rate "
+        "%.17g betas %.17g %.17g eps %.17g weight_decay %.17g clip %.17g ema %.17g %d "
+        "seed %llu frozen %.0f",
+        d->batch, d->rows, d->parts, (double)d->steps, d->learning_rate,
+        (double)d->warmup, d->final_rate, d->beta1, d->beta2, d->adam_eps, d->weight_decay,
+        d->clip, d->ema, d->ema_warmup, (unsigned long long)d->seed,
+        (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
-                 (double)d->validate_every, d->label_dropout);
+                 (double)d->validate_every, d->label_dropout, d->flip);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
@@ -13272,6 +13989,764 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
     df_buffer_free(ctx, &image);
     return result;
 }
+
+/* ---- configurations of others: JSON of scalars and lists ---- */
+
+DFI_ONCE_BEGIN
+
+/* The word next, as null, true, false. */
+static int dfi_json_word(dfi_parser *p, const char *word) {
+    size_t length = strlen(word);
+    (void)dfi_json_take(p, ' ');
+    if ((size_t)(p->end - p->at) < length || memcmp(p->at, word, length) != 0) return 0;
+    p->at += length;
+    return 1;
+}
+/* A number; 0, without an error, if there is none. */
+static int dfi_json_real(dfi_parser *p, double *x) {
+    (void)dfi_json_take(p, ' ');
+    const char *end = dfi_json_number_end(p->at, p->end);
+    if (end == NULL || end - p->at > 60) return 0;
+    *x = dfi_decimal(p->at, (size_t)(end - p->at));
+    if (dfi_nonfinite(*x)) return 0;
+    p->at += end - p->at;
+    return 1;
+}
+/* Passes over any value, which stays as it is: nothing is decoded. Depth is counted, not
+   walked by calls. */
+static void dfi_json_skip(dfi_parser *p) {
+    char open[32];
+    int depth = 0;
+    do {
+        (void)dfi_json_take(p, ' ');
+        char c = p->at < p->end ? *p->at : 0;
+        double x;
+        if (depth > 0 && c == open[depth - 1]) depth--, p->at++;
+        else if (depth > 0 && (c == ',' || (c == ':' && open[depth - 1] == '}'))) p->at++;
+        else if ((c == '{' || c == '[') && depth < 32)
+            open[depth++] = c == '{' ? '}' : ']', p->at++;
+        else if (c == '"') {
+            for (p->at++; p->at < p->end && *p->at != '"'; p->at++)
+                if (*p->at == '\\' && p->at + 1 < p->end) p->at++;
+            if (p->at == p->end) (void)dfi_json_fail(p, "ends inside a string");
+            else p->at++;
+        } else if (c == '{' || c == '[') (void)dfi_json_fail(p, "nested too deep");
+        else if (!dfi_json_word(p, "null") && !dfi_json_word(p, "true") &&
+                 !dfi_json_word(p, "false") && !dfi_json_real(p, &x))
+            (void)dfi_json_fail(p, "a value is missing");
+    } while (depth > 0 && p->result == DF_OK);
+}
+
+/* One key of a configuration and the field of a descriptor that it means. */
+typedef enum dfi_key_kind {
+    DFI_KEY_WHOLE,    /* int */
+    DFI_KEY_OR_NULL,  /* int, null for 0 */
+    DFI_KEY_FLAG,     /* int of true, false */
+    DFI_KEY_REAL,     /* double */
+    DFI_KEY_CHOICE,   /* int: which of the names; "" stands for null */
+    DFI_KEY_FIXED,    /* no field: the JSON of the one value that we know */
+    DFI_KEY_SIZE,     /* two ints: null (0), one number or [height, width] */
+    DFI_KEY_WHOLES,   /* int for each level */
+    DFI_KEY_CHOICES,  /* the same of names */
+    DFI_KEY_REALS     /* dfi_real_list: null or any number of them */
+} dfi_key_kind;
+typedef struct dfi_real_list {
+    double *at; /* step memory; NULL: null */
+    int count;
+} dfi_real_list;
+typedef struct dfi_config_key {
+    const char *name;
+    dfi_key_kind kind;
+    size_t at;
+    const char *names[4];
+} dfi_config_key;
+
+#define DFI_KEY(type, name, kind, field) {name, kind, offsetof(type, field), {NULL}}
+static const dfi_config_key dfi_unet_keys[] = {
+    {"act_fn", DFI_KEY_FIXED, 0, {"\"silu\""}},
+    DFI_KEY(df_unet_desc, "add_attention", DFI_KEY_FLAG, mid_attention),
+    DFI_KEY(df_unet_desc, "attention_head_dim", DFI_KEY_OR_NULL, head_dim),
+    DFI_KEY(df_unet_desc, "attn_norm_num_groups", DFI_KEY_OR_NULL, attn_groups),
+    DFI_KEY(df_unet_desc, "block_out_channels", DFI_KEY_WHOLES, channels),
+    DFI_KEY(df_unet_desc, "center_input_sample", DFI_KEY_FLAG, center_input),
+    {"class_embed_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, class_kind),
+     {"", "timestep", "identity"}},
+    {"down_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, down),
+     {"DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}},
+    DFI_KEY(df_unet_desc, "downsample_padding", DFI_KEY_WHOLE, downsample_padding),
+    {"downsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, downsample_resnet),
+     {"conv", "resnet"}},
+    DFI_KEY(df_unet_desc, "dropout", DFI_KEY_REAL, dropout),
+    DFI_KEY(df_unet_desc, "flip_sin_to_cos", DFI_KEY_FLAG, flip_sin_to_cos),
+    DFI_KEY(df_unet_desc, "freq_shift", DFI_KEY_WHOLE, freq_shift),
+    DFI_KEY(df_unet_desc, "in_channels", DFI_KEY_WHOLE, in_channels),
+    DFI_KEY(df_unet_desc, "layers_per_block", DFI_KEY_WHOLE, layers),
+    DFI_KEY(df_unet_desc, "mid_block_scale_factor", DFI_KEY_REAL, mid_scale),
+    {"mid_block_type", DFI_KEY_FIXED, 0, {"\"UNetMidBlock2D\""}},
+    DFI_KEY(df_unet_desc, "norm_eps", DFI_KEY_REAL, eps),
+    DFI_KEY(df_unet_desc, "norm_num_groups", DFI_KEY_WHOLE, groups),
+    DFI_KEY(df_unet_desc, "num_class_embeds", DFI_KEY_OR_NULL, classes),
+    DFI_KEY(df_unet_desc, "num_train_timesteps", DFI_KEY_OR_NULL, time_rows),
+    DFI_KEY(df_unet_desc, "out_channels", DFI_KEY_WHOLE, out_channels),
+    {"resnet_time_scale_shift", DFI_KEY_CHOICE, offsetof(df_unet_desc, scale_shift),
+     {"default", "scale_shift"}},
+    DFI_KEY(df_unet_desc, "sample_size", DFI_KEY_SIZE, height),
+    DFI_KEY(df_unet_desc, "time_embedding_dim", DFI_KEY_OR_NULL, time_dim),
+    {"time_embedding_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, time),
+     {"positional", "fourier", "learned"}},
+    {"up_block_types", DFI_KEY_CHOICES, offsetof(df_unet_desc, up),
+     {"UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}},
+    {"upsample_type", DFI_KEY_CHOICE, offsetof(df_unet_desc, upsample_resnet),
+     {"conv", "resnet"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* DiT's arguments, and DiTTransformer2DModel's: what either file says. */
+typedef struct dfi_dit_config {
+    df_dit_desc d;
+    double mlp_ratio, class_dropout;
+    int head_dim, out_channels;
+} dfi_dit_config;
+static const dfi_config_key dfi_dit_keys[] = {
+    DFI_KEY(dfi_dit_config, "input_size", DFI_KEY_WHOLE, d.size),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    DFI_KEY(dfi_dit_config, "hidden_size", DFI_KEY_WHOLE, d.width),
+    DFI_KEY(dfi_dit_config, "depth", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "num_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "mlp_ratio", DFI_KEY_REAL, mlp_ratio),
+    DFI_KEY(dfi_dit_config, "class_dropout_prob", DFI_KEY_REAL, class_dropout),
+    DFI_KEY(dfi_dit_config, "num_classes", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "learn_sigma", DFI_KEY_FLAG, d.learn_sigma),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+static const dfi_config_key dfi_dit_peer_keys[] = {
+    {"activation_fn", DFI_KEY_FIXED, 0, {"\"gelu-approximate\""}},
+    {"attention_bias", DFI_KEY_FIXED, 0, {"true"}},
+    DFI_KEY(dfi_dit_config, "attention_head_dim", DFI_KEY_WHOLE, head_dim),
+    {"dropout", DFI_KEY_FIXED, 0, {"0.0"}},
+    DFI_KEY(dfi_dit_config, "in_channels", DFI_KEY_WHOLE, d.in_channels),
+    {"norm_elementwise_affine", DFI_KEY_FIXED, 0, {"false"}},
+    {"norm_eps", DFI_KEY_FIXED, 0, {"1e-05"}},
+    {"norm_num_groups", DFI_KEY_FIXED, 0, {"32"}}, /* of no layer here */
+    {"norm_type", DFI_KEY_FIXED, 0, {"\"ada_norm_zero\""}},
+    DFI_KEY(dfi_dit_config, "num_attention_heads", DFI_KEY_WHOLE, d.heads),
+    DFI_KEY(dfi_dit_config, "num_embeds_ada_norm", DFI_KEY_WHOLE, d.classes),
+    DFI_KEY(dfi_dit_config, "num_layers", DFI_KEY_WHOLE, d.depth),
+    DFI_KEY(dfi_dit_config, "out_channels", DFI_KEY_OR_NULL, out_channels),
+    DFI_KEY(dfi_dit_config, "patch_size", DFI_KEY_WHOLE, d.patch),
+    DFI_KEY(dfi_dit_config, "sample_size", DFI_KEY_WHOLE, d.size),
+    {"upcast_attention", DFI_KEY_FIXED, 0, {"false"}},
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Of a scheduler only what says how the weights were trained. */
+typedef struct dfi_scheduler_config {
+    double beta_start, beta_end;
+    int steps, schedule, prediction, zero_snr;
+    dfi_real_list betas;
+} dfi_scheduler_config;
+static const dfi_config_key dfi_scheduler_keys[] = {
+    DFI_KEY(dfi_scheduler_config, "beta_end", DFI_KEY_REAL, beta_end),
+    {"beta_schedule", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, schedule),
+     {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"}},
+    DFI_KEY(dfi_scheduler_config, "beta_start", DFI_KEY_REAL, beta_start),
+    DFI_KEY(dfi_scheduler_config, "num_train_timesteps", DFI_KEY_WHOLE, steps),
+    {"prediction_type", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, prediction),
+     {"sample", "epsilon", "v_prediction"}},
+    DFI_KEY(dfi_scheduler_config, "rescale_betas_zero_snr", DFI_KEY_FLAG, zero_snr),
+    DFI_KEY(dfi_scheduler_config, "trained_betas", DFI_KEY_REALS, betas),
+    {NULL, DFI_KEY_FIXED, 0, {NULL}}
+};
+
+/* Which of the key's names comes next; -1 if none. */
+static int dfi_config_choice(dfi_parser *p, const dfi_config_key *k) {
+    if (dfi_json_word(p, "null")) return k->names[0] && k->names[0][0] == 0 ? 0 : -1;
+    const char *text = p->at < p->end && *p->at == '"' ? dfi_json_string(p) : NULL;
+    for (int i = 0; text != NULL && i < 4 && k->names[i] != NULL; i++)
+        if (strcmp(text, k->names[i]) == 0 && text[0] != 0) return i;
+    return -1;
+}
+static int dfi_config_whole(dfi_parser *p, int *out) {
+    double x;
+    if (!dfi_json_real(p, &x) || x != floor(x) || fabs(x) > 1 << 30) return 0;
+    *out = (int)x;
+    return 1;
+}
+/* A list with an entry for each level, at most DF_UNET_LEVELS; its length, or 0. */
+static int dfi_config_list(dfi_parser *p, const dfi_config_key *k, int *out) {
+    int n = 0;
+    while (dfi_json_item(p, "[]", &n)) {
+        int i = n - 1;
+        if (n > DF_UNET_LEVELS) return 0;
+        if (k->kind == DFI_KEY_CHOICES && (out[i] = dfi_config_choice(p, k)) < 0) return 0;
+        if (k->kind == DFI_KEY_WHOLES && !dfi_config_whole(p, &out[i])) return 0;
+    }
+    return n;
+}
+/* Numbers up to `end`, among which there are fewer commas. */
+static int dfi_config_reals(dfi_parser *p, const char *end, dfi_real_list *out) {
+    size_t room = 1;
+    int n = 0;
+    for (const char *c = p->at; c < end; c++) room += *c == ',';
+    if (dfi_json_word(p, "null")) return 1;
+    out->at = (double *)dfi_scratch(p->where->ctx, room * sizeof(double));
+    if (out->at == NULL) p->result = DF_ERR_MEMORY;
+    while (dfi_json_item(p, "[]", &n))
+        if (!dfi_json_real(p, &out->at[n - 1])) return 0;
+    out->count = n;
+    return n > 0;
+}
+/* The value of a key, which ends at `end`, into its field; 0 if it is none that we know.
+   *length: how long its list for the levels is. */
+static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, const char *end,
+                            char *field, int *length) {
+    int *out = (int *)(void *)field, n = 0;
+    switch (k->kind) {
+    case DFI_KEY_OR_NULL:
+        *out = 0;
+        return dfi_json_word(p, "null") || dfi_config_whole(p, out);
+    case DFI_KEY_WHOLE: return dfi_config_whole(p, out);
+    case DFI_KEY_FLAG:
+        *out = dfi_json_word(p, "true");
+        return *out || dfi_json_word(p, "false");
+    case DFI_KEY_REAL: return dfi_json_real(p, (double *)(void *)field);
+    case DFI_KEY_CHOICE: return (*out = dfi_config_choice(p, k)) >= 0;
+    case DFI_KEY_FIXED: return dfi_json_word(p, k->names[0]);
+    case DFI_KEY_SIZE:
+        out[0] = out[1] = 0;
+        if (dfi_json_word(p, "null")) return 1;
+        if (dfi_config_whole(p, out)) return out[1] = out[0], 1;
+        while (p->result == DF_OK && dfi_json_item(p, "[]", &n))
+            if (n > 2 || !dfi_config_whole(p, &out[n - 1])) return 0;
+        return n == 2;
+    case DFI_KEY_REALS: return dfi_config_reals(p, end, (dfi_real_list *)(void *)field);
+    default: return (*length = dfi_config_list(p, k, out)) > 0;
+    }
+}
+
+static int dfi_config_find(const dfi_config_key *keys, const char *key) {
+    int i = 0;
+    while (keys[i].name != NULL && strcmp(keys[i].name, key) != 0) i++;
+    return i;
+}
+
+/* A whole configuration into a descriptor that holds the defaults. Keys of others are
+   refused, unless they begin with '_', say null or false, or `strict` is 0. *levels: how
+   long the lists are; 0 if there are none. The text is decoded in place. */
+static df_result dfi_config_read(const dfi_where *where, df_buffer *text,
+                                 const dfi_config_key *keys, int strict, void *desc,
+                                 int *levels) {
+    char *begin = (char *)text->data;
+    dfi_parser p = {where, NULL, begin, begin, begin + text->size, DF_OK};
+    uint64_t seen = 0;
+    const char *key;
+    int n = 0;
+    *levels = 0;
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        int i = dfi_config_find(keys, key), length = 0, known = keys[i].name != NULL;
+        (void)dfi_json_take(&p, ' ');
+        char *value = p.at, raw[81];
+        dfi_json_skip(&p);
+        const char *end = p.at;
+        int shown = (int)(end - value < 80 ? end - value : 80);
+        snprintf(raw, sizeof raw, "%.*s", shown, value);
+        if (p.result != DF_OK) break;
+        if (!known && (key[0] == '_' || !strict || strcmp(raw, "null") == 0 ||
+                       strcmp(raw, "false") == 0))
+            continue;
+        p.at = value;
+        known = known && dfi_config_value(&p, &keys[i], end, (char *)desc + keys[i].at,
+                                          &length) && p.at == end;
+        if (!known && p.result == DF_OK)
+            return dfi_error(where, 0, NULL, "the key \"%.80s\" is %s, which is not "
+                             "supported", key, raw);
+        if (p.result != DF_OK) break;
+        if (seen >> i & 1)
+            return dfi_error(where, 0, NULL, "the key \"%s\" stands twice", keys[i].name);
+        seen |= (uint64_t)1 << i;
+        if (length > 0 && *levels > 0 && length != *levels)
+            return dfi_error(where, 0, NULL, "the key \"%s\" lists %d levels, another %d",
+                             keys[i].name, length, *levels);
+        if (length > 0) *levels = length;
+    }
+    (void)dfi_json_take(&p, ' ');
+    if (p.at < p.end) dfi_json_fail(&p, "something follows the end");
+    return p.result;
+}
+
+/* The text under `wanted`, or "" if the object has no such key; into out [size]. The text
+   of the file stays as it is. */
+static df_result dfi_config_text(const dfi_where *where, const df_buffer *text,
+                                 const char *wanted, size_t size, char *out) {
+    df_buffer copy = {NULL, 0, 0};
+    const char *key;
+    int n = 0;
+    out[0] = 0;
+    if (dfi_buffer_add(where->ctx, &copy, text->data, text->size)) return DF_ERR_MEMORY;
+    char *begin = (char *)copy.data;
+    dfi_parser p = {where, NULL, begin, begin, begin + copy.size, DF_OK};
+    while ((key = dfi_json_key(&p, &n)) != NULL) {
+        (void)dfi_json_take(&p, ' ');
+        if (strcmp(key, wanted) != 0 || p.at == p.end || *p.at != '"') dfi_json_skip(&p);
+        else if ((key = dfi_json_string(&p)) != NULL) snprintf(out, size, "%s", key);
+    }
+    df_buffer_free(where->ctx, &copy);
+    return p.result;
+}
+
+/* ---- ... written, as json.dumps(indent=2, sort_keys=True) does ---- */
+
+/* The fewest digits that give back the same number. */
+static void dfi_put_real(df_buffer *b, double x) {
+    char text[40];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, x);
+        for (char *c = text; *c != 0; c++) *c = *c == ',' ? '.' : *c;
+        if (fabs(dfi_decimal(text, strlen(text)) - x) <= 0) break;
+    }
+    dfi_put(b, "%s%s", text, strpbrk(text, ".e") ? "" : ".0");
+}
+static void dfi_put_choice(df_buffer *b, const dfi_config_key *k, int i) {
+    dfi_put(b, k->names[i][0] ? "\"%s\"" : "null", k->names[i]);
+}
+static void dfi_put_key(df_buffer *b, const dfi_config_key *k, const char *field,
+                        int levels) {
+    const int *in = (const int *)(const void *)field;
+    dfi_put(b, ",\n  \"%s\": ", k->name);
+    if (k->kind == DFI_KEY_OR_NULL && *in == 0) dfi_put(b, "null");
+    else if (k->kind == DFI_KEY_WHOLE || k->kind == DFI_KEY_OR_NULL) dfi_put(b, "%d", *in);
+    else if (k->kind == DFI_KEY_FLAG) dfi_put(b, *in ? "true" : "false");
+    else if (k->kind == DFI_KEY_REAL)
+        dfi_put_real(b, *(const double *)(const void *)field);
+    else if (k->kind == DFI_KEY_CHOICE) dfi_put_choice(b, k, *in);
+    else if (k->kind == DFI_KEY_FIXED) dfi_put(b, "%s", k->names[0]);
+    else if (k->kind == DFI_KEY_SIZE && in[0] == in[1]) dfi_put(b, "%d", in[0]);
+    else {
+        int count = k->kind == DFI_KEY_SIZE ? 2 : levels;
+        for (int i = 0; i < count; i++) {
+            dfi_put(b, i ? ",\n    " : "[\n    ");
+            if (k->kind == DFI_KEY_CHOICES) dfi_put_choice(b, k, in[i]);
+            else dfi_put(b, "%d", in[i]);
+        }
+        dfi_put(b, "\n  ]");
+    }
+}
+/* `name`: of the peer's class, or NULL. Room for the longest configuration is reserved. */
+static df_result dfi_config_write(df_ctx *ctx, const char *name,
+                                  const dfi_config_key *keys, const void *desc, int levels,
+                                  df_buffer *out) {
+    if (dfi_buffer_reserve(ctx, out, 1 << 14) != DF_OK) return DF_ERR_MEMORY;
+    dfi_put(out, "{");
+    if (name != NULL) /* the version whose format this is */
+        dfi_put(out, ",\n  \"_class_name\": \"%s\",\n  \"_diffusers_version\": "
+                "\"0.40.0.dev0\"", name);
+    for (int i = 0; keys[i].name != NULL; i++)
+        dfi_put_key(out, &keys[i], (const char *)desc + keys[i].at, levels);
+    memmove(out->data + 1, out->data + 2, --out->size - 1); /* the first comma */
+    dfi_put(out, "\n}\n");
+    return DF_OK;
+}
+
+/* ---- ... and the nets they describe ---- */
+
+/* The plan that a configuration is; what a key leaves out is the peer's default. */
+static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
+                               dfi_net_plan *plan) {
+    int levels;
+    *d = df_unet_defaults();
+    df_result result = dfi_config_read(at, text, dfi_unet_keys, 1, d, &levels);
+    if (levels > 0) d->levels = levels;
+    plan->kind = "unet";
+    plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
+    plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
+    return result != DF_OK ? result : dfi_unet_check(at->ctx, d);
+}
+static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
+                              dfi_dit_config *c, dfi_net_plan *plan) {
+    int levels;
+    df_dit_desc *d = &c->d;
+    memset(c, 0, sizeof *c);
+    *d = df_dit_defaults();
+    c->mlp_ratio = 4, c->class_dropout = .1, c->head_dim = 72;
+    df_result result =
+        dfi_config_read(at, text, peer ? dfi_dit_peer_keys : dfi_dit_keys, 1, c, &levels);
+    if (result != DF_OK) return result;
+    if (peer) {
+        if (c->out_channels == 0) c->out_channels = d->in_channels;
+        if (!dfi_net_range(at->ctx, "attention_head_dim", c->head_dim, 1, 1 << 14) ||
+            !dfi_net_range(at->ctx, "num_attention_heads", d->heads, 1, 1 << 14))
+            return DF_ERR_ARGUMENT;
+        if (c->out_channels != d->in_channels && c->out_channels / 2 != d->in_channels)
+            return dfi_error(at, 0, NULL, "the key \"out_channels\" is %d, neither %d nor "
+                             "twice that", c->out_channels, d->in_channels);
+        d->learn_sigma = c->out_channels != d->in_channels;
+        d->width = d->heads * c->head_dim;
+        d->diffusers = 1;
+        plan->naming = DFI_NAMES_DIFFUSERS;
+    } else {
+        if (!(c->mlp_ratio > 0 && c->mlp_ratio < 64))
+            return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
+        d->null_class = c->class_dropout > 0;
+        if (d->width > 0 && d->width < 1 << 20)
+            d->mlp_width = (int)(d->width * c->mlp_ratio);
+    }
+    plan->kind = "dit";
+    plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
+    plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
+    return dfi_dit_check(at->ctx, d);
+}
+
+/* Every tensor of the file must be a part of the net. Transformer2DModel repeats the
+   embedding of time and class in each block; we hold one, so they must be equal. */
+static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
+                                  const char *name) {
+    char first[DFI_NET_NAME + 64], key[DFI_NET_NAME + 64];
+    const char *rest = strstr(name, ".norm1.emb.");
+    const df_file_tensor *t = df_safetensors_find(f->file, name), *same = NULL;
+    for (int i = 0; i < net->count; i++)
+        for (int part = 0, parts = 1; part < parts; part++) {
+            parts = dfi_net_key(net->naming, net->param[i].name, part, key);
+            if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
+        }
+    static const char blocks[] = "transformer_blocks.";
+    size_t digits = strncmp(name, blocks, sizeof blocks - 1) == 0
+                        ? strspn(name + sizeof blocks - 1, "0123456789") : 0;
+    if (digits > 0 && rest == name + sizeof blocks - 1 + digits &&
+        net->naming == DFI_NAMES_DIFFUSERS) {
+        snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
+        same = df_safetensors_find(f->file, first);
+    }
+    if (same == NULL)
+        return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.160s: tensor '%.160s' is no part of "
+                        "the network that its configuration says", f->function, f->name,
+                        name);
+    if (same->dtype == t->dtype && same->count == t->count &&
+        memcmp(same->bytes, t->bytes,
+               t->count * (size_t)dfi_dtypes[t->dtype].bits / 8) == 0)
+        return DF_OK;
+    return dfi_fail(f->ctx, DF_ERR_UNSUPPORTED, "%s: %.160s: '%.160s' differs from block "
+                    "0's: blocks with embeddings of their own are not supported",
+                    f->function, f->name, name);
+}
+
+/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
+   table means "none"; the configuration of others cannot. */
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
+                                 df_source weights) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
+    df_net *net = NULL;
+    int bad = 0;
+    if (f.file == NULL) return NULL;
+    for (int i = 0; i < df_safetensors_count(f.file); i++)
+        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
+            plan->naming = DFI_NAMES_OLD;
+    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
+        unet->classes--, unet->null_class = 1;
+    plan->ndim = 3;
+    plan->from = f.file;
+    net = dfi_net_new(ctx, plan);
+    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
+        bad = dfi_net_leftover(&f, net, df_safetensors_at(f.file, i)->name) != DF_OK;
+    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
+        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
+                 ctx->message);
+    df_safetensors_close(f.file);
+    if (bad) df_net_free(net);
+    return bad ? NULL : net;
+}
+
+/* The card of networks of denoising diffusion: a table of betas, t = 0 .. T - 1. */
+static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net *net) {
+    static const df_prediction predictions[3] = {DF_X0, DF_EPS, DF_V};
+    static const df_betas_kind kinds[4] = {DF_BETAS_LINEAR, DF_BETAS_SCALED_LINEAR,
+                                           DF_BETAS_COSINE, DF_BETAS_SIGMOID};
+    df_card card = df_card_defaults();
+    df_scope mark = dfi_scratch_mark(ctx);
+    double *betas = NULL, total = 0;
+    df_result result = DF_ERR_ARGUMENT;
+    int T = c->betas.at != NULL ? c->betas.count : c->steps;
+    if (dfi_net_range(ctx, "num_train_timesteps", T, 1, 1 << 20)) {
+        betas = (double *)dfi_scratch(ctx, 2 * (size_t)T * sizeof *betas);
+        result = betas == NULL ? (df_result)DF_ERR_MEMORY
+                 : c->betas.at != NULL
+                     ? (df_result)DF_OK
+                     : df_betas(ctx, kinds[c->schedule], c->beta_start, c->beta_end, T,
+                                betas);
+    }
+    for (int i = 0; result == DF_OK && c->betas.at != NULL && i < T; i++) {
+        betas[i] = c->betas.at[i];
+        if (!(betas[i] >= 0 && betas[i] <= 1))
+            result = dfi_fail(ctx, DF_ERR_ARGUMENT, "trained_betas: number %d is %g, "
+                              "wanted 0 to 1", i, betas[i]);
+    }
+    if (result == DF_OK && c->zero_snr) result = df_betas_zero_snr(ctx, T, betas);
+    for (int i = 0; result == DF_OK && i < T; i++)
+        betas[T + i] = total += betas[i] < 1 ? log1p(-betas[i]) : -dfi_infinity(1);
+    card.process.kind = DF_PROCESS_TABLE;
+    card.process.table_size = T;
+    card.process.log_abar = betas ? betas + T : NULL;
+    card.prediction = predictions[c->prediction];
+    card.time = df_time_index(T);
+    card.learned = net->card.learned;
+    if (result == DF_OK) result = df_net_set_card(ctx, net, &card);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+/* A text from a source, whole. */
+static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *text) {
+    at->file = dfi_source_name(&source);
+    df_result result = dfi_source_load(at, source, text);
+    if (result == DF_OK && (text->size == 0 || text->size > 1 << 20))
+        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has 1 to 2^20",
+                           (double)text->size);
+    return result;
+}
+
+static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, {NULL, 0}};
+    df_buffer text = {NULL, 0, 0};
+    int levels;
+    df_result result = DF_OK;
+    df_scope mark = dfi_scratch_mark(ctx);
+    if (source != NULL) result = dfi_config_load(&at, *source, &text);
+    if (source != NULL && result == DF_OK)
+        result = dfi_config_read(&at, &text, dfi_scheduler_keys, 0, &c, &levels);
+    df_buffer_free(ctx, &text);
+    if (result == DF_OK) result = dfi_card_of(ctx, &c, net);
+    if (result == DF_ERR_ARGUMENT)
+        result = dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
+                                  const df_source *scheduler) {
+    dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
+    df_buffer text = {NULL, 0, 0};
+    char name[64];
+    dfi_net_plan plan;
+    df_unet_desc unet;
+    dfi_dit_config dit;
+    df_net *net = NULL;
+    if (ctx == NULL) return NULL;
+    memset(&plan, 0, sizeof plan);
+    unet = df_unet_defaults();
+    df_result result = dfi_config_load(&at, config, &text);
+    if (result == DF_OK)
+        result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
+    if (result == DF_OK && strcmp(name, "UNet2DModel") == 0)
+        result = dfi_plan_unet(&at, &text, &unet, &plan);
+    else if (result == DF_OK && (name[0] == 0 || strstr(name, "Transformer2DModel")))
+        result = dfi_plan_dit(&at, &text, name[0] != 0, &dit, &plan);
+    else if (result == DF_OK)
+        result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
+                           "DiTTransformer2DModel or DiT's arguments are known", name);
+    if (result == DF_ERR_ARGUMENT)
+        dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
+    df_buffer_free(ctx, &text);
+    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, &unet, weights);
+    if (net == NULL || dfi_scheduler_load(ctx, scheduler, net) == DF_OK) return net;
+    df_net_free(net);
+    return NULL;
+}
+/* ---- folders ---- */
+
+/* folder/name in step memory. */
+static char *dfi_path_in(df_ctx *ctx, const char *folder, const char *name) {
+    size_t size = dfi_plus(strlen(folder), strlen(name) + 2);
+    char *path = (char *)dfi_scratch(ctx, size);
+    if (path != NULL) snprintf(path, size, "%s/%s", folder, name);
+    return path;
+}
+/* The first of the names, ended by NULL, that can be opened; else the first. */
+static char *dfi_path_of(df_ctx *ctx, const char *folder, const char *const *names,
+                         int *found) {
+    char *first = dfi_path_in(ctx, folder, names[0]);
+    *found = 0;
+#ifndef DIFFUSION_NO_STDIO
+    for (int i = 0; first != NULL && names[i] != NULL; i++) {
+        char *path = dfi_path_in(ctx, folder, names[i]);
+        FILE *file = path != NULL ? fopen(path, "rb") : NULL;
+        if (file == NULL) continue;
+        fclose(file);
+        *found = 1;
+        return path;
+    }
+#endif
+    return first;
+}
+
+static const char *const dfi_folder_config[] = {"config.json", NULL};
+static const char *const dfi_folder_weights[] = {"diffusion_pytorch_model.safetensors",
+                                                 "model.safetensors", NULL};
+static const char *const dfi_folder_scheduler[] = {
+    "scheduler_config.json", "../scheduler/scheduler_config.json", NULL};
+
+DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder) {
+    df_net *net = NULL;
+    int found;
+    if (ctx == NULL) return NULL;
+    if (folder == NULL) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_load_folder: the folder is NULL");
+        return NULL;
+    }
+    df_scope mark = dfi_scratch_mark(ctx);
+    char *config = dfi_path_of(ctx, folder, dfi_folder_config, &found);
+    char *weights = dfi_path_of(ctx, folder, dfi_folder_weights, &found);
+    char *scheduler = dfi_path_of(ctx, folder, dfi_folder_scheduler, &found);
+    if (config != NULL && weights != NULL && scheduler != NULL) {
+        df_source third = df_source_path(scheduler);
+        net = df_net_load_config(ctx, df_source_path(config), df_source_path(weights),
+                                 found ? &third : NULL);
+    }
+    dfi_scratch_release(ctx, mark);
+    return net;
+}
+
+/* The configuration of a net as its own library writes it. */
+static df_result dfi_net_config(df_ctx *ctx, const df_net *net, df_buffer *out) {
+    if (strcmp(net->kind, "unet") == 0) {
+        df_unet_desc d = dfi_unet_of(net);
+        d.classes += d.null_class;
+        return dfi_config_write(ctx, "UNet2DModel", dfi_unet_keys, &d, d.levels, out);
+    }
+    dfi_dit_config c;
+    memset(&c, 0, sizeof c);
+    df_dit_desc *d = &c.d;
+    *d = dfi_dit_of(net);
+    c.class_dropout = d->null_class ? .1 : 0;
+    c.mlp_ratio = d->mlp_width > 0 ? (double)d->mlp_width / d->width : 4;
+    c.head_dim = d->width / d->heads;
+    c.out_channels = net->outputs;
+    return dfi_config_write(ctx, d->diffusers ? "DiTTransformer2DModel" : NULL,
+                            d->diffusers ? dfi_dit_peer_keys : dfi_dit_keys, &c, 0, out);
+}
+
+/* The weights under construction as a file: the average if there is one. */
+typedef struct dfi_export {
+    df_save_tensor *list;
+    char (*keys)[DFI_NET_NAME + 64];
+    int count;
+} dfi_export;
+static char *dfi_export_add(dfi_export *e, const df_param *p, int parts,
+                            const df_real *data) {
+    int shape[DF_AXES];
+    memcpy(shape, p->shape, sizeof shape);
+    shape[0] /= parts;
+    dfi_save_add(&e->list[e->count], e->keys[e->count], p->ndim, shape, data, 0);
+    e->list[e->count].dtype = DF_DTYPE_F32;
+    return e->keys[e->count++];
+}
+/* One parameter, each part under the peer's name; what Transformer2DModel repeats in each
+   block, for each of `blocks`. */
+static void dfi_export_param(dfi_export *e, const df_net *net, const df_param *p,
+                             dfi_naming naming, int blocks) {
+    static const char first[] = "transformer_blocks.0.norm1.emb.";
+    const df_real *w = net->average != NULL ? net->average : net->weights;
+    for (int part = 0, parts = 1; part < parts; part++) {
+        parts = dfi_net_key(naming, p->name, part, e->keys[e->count]);
+        if (parts == 0) return;
+        const df_real *data = w + p->offset + p->size / (size_t)parts * (size_t)part;
+        const char *key = dfi_export_add(e, p, parts, data);
+        for (int i = 1; i < blocks && strncmp(key, first, sizeof first - 1) == 0; i++) {
+            snprintf(e->keys[e->count], sizeof e->keys[0],
+                     "transformer_blocks.%d.norm1.emb.%.150s", i, key + sizeof first - 1);
+            dfi_export_add(e, p, 1, data);
+        }
+    }
+}
+static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
+                                df_sink sink) {
+    static const df_save_text texts[2] = {{"format", "pt"}, {"null_class", "1"}};
+    int unet = strcmp(net->kind, "unet") == 0, blocks = unet ? 0 : dfi_dit_of(net).depth;
+    size_t room = 3 * (size_t)net->count + 5 * (size_t)blocks;
+    dfi_export e;
+    e.count = 0;
+    e.list = (df_save_tensor *)dfi_scratch(ctx, dfi_mul(room, sizeof *e.list));
+    e.keys = (char(*)[DFI_NET_NAME + 64])dfi_scratch(ctx, dfi_mul(room, sizeof *e.keys));
+    if (e.list == NULL || e.keys == NULL) return DF_ERR_MEMORY;
+    for (int i = 0; i < net->count; i++)
+        dfi_export_param(&e, net, &net->param[i], naming, blocks);
+    return df_safetensors_write(ctx, sink, e.list, e.count, texts,
+                                unet && net->null_class ? 2 : 1);
+}
+
+/* A scheduler's configuration with the table's own betas. */
+static df_result dfi_scheduler_config_write(df_ctx *ctx, const df_net *net,
+                                            df_buffer *out) {
+    const df_card *card = &net->card;
+    const char *name = card->prediction == DF_EPS ? "epsilon"
+                     : card->prediction == DF_X0  ? "sample"
+                     : card->prediction == DF_V   ? "v_prediction" : NULL;
+    int T = card->process.table_size;
+    double before = 0;
+    if (card->process.kind != DF_PROCESS_TABLE || name == NULL) return DF_OK;
+    if (dfi_buffer_reserve(ctx, out, dfi_plus(1024, dfi_mul(40, (size_t)T))))
+        return DF_ERR_MEMORY;
+    dfi_put(out, "{\n  \"_class_name\": \"DDPMScheduler\",\n"
+            "  \"num_train_timesteps\": %d,\n  \"prediction_type\": \"%s\",\n"
+            "  \"variance_type\": \"%s\",\n"
+            "  \"clip_sample\": false,\n  \"trained_betas\": [", T, name,
+            card->learned ? "learned_range" : "fixed_small");
+    for (int i = 0; i < T; i++) {
+        double now = net->log_abar[i];
+        dfi_put(out, i ? ",\n    " : "\n    ");
+        dfi_put_real(out, dfi_nonfinite(now) ? 1 : -expm1(now - before));
+        before = now;
+    }
+    dfi_put(out, "\n  ]\n}\n");
+    return DF_OK;
+}
+
+/* One text file of a folder; nothing if there is no text. */
+static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *name,
+                                const df_buffer *text) {
+    char *path = dfi_path_in(ctx, folder, name);
+    dfi_where at = {ctx, "df_net_save_folder", path, DF_ERR_IO};
+    if (path == NULL) return DF_ERR_MEMORY;
+    if (text->size == 0) return DF_OK;
+    return dfi_sink_save(&at, df_sink_path(path), text);
+}
+
+DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder) {
+    df_buffer config = {NULL, 0, 0}, scheduler = {NULL, 0, 0};
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    df_result result = dfi_net_missing(ctx, net, "df_net_save_folder");
+    if (result == DF_OK && folder == NULL)
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_save_folder: the folder is NULL");
+    if (result == DF_OK && (net->row == NULL || (strcmp(net->kind, "unet") != 0 &&
+                                                 strcmp(net->kind, "dit") != 0)))
+        result = dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_net_save_folder: net '%s' has no "
+                          "form of others: use df_net_save", net->kind);
+    if (result == DF_OK) result = dfi_net_finite(ctx, net, "df_net_save_folder");
+    if (result != DF_OK) return result;
+#ifdef DFI_POSIX
+    (void)mkdir(folder, 0777); /* it may be there */
+#endif
+    df_scope mark = dfi_scratch_mark(ctx);
+    int peer = strcmp(net->kind, "dit") == 0 && dfi_dit_of(net).diffusers;
+    int own = strcmp(net->kind, "dit") == 0 && !peer;
+    char *path = dfi_path_in(ctx, folder, dfi_folder_weights[own]);
+    if (path == NULL) result = DF_ERR_MEMORY;
+    if (result == DF_OK) result = dfi_net_config(ctx, net, &config);
+    if (result == DF_OK) result = dfi_scheduler_config_write(ctx, net, &scheduler);
+    if (result == DF_OK)
+        result = dfi_net_export(ctx, net, peer ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN,
+                                df_sink_path(path));
+    if (result == DF_OK) result = dfi_folder_put(ctx, folder, "config.json", &config);
+    if (result == DF_OK)
+        result = dfi_folder_put(ctx, folder, "scheduler_config.json", &scheduler);
+    dfi_scratch_release(ctx, mark);
+    df_buffer_free(ctx, &config);
+    df_buffer_free(ctx, &scheduler);
+    return result;
+}
+
+DFI_ONCE_END
 
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples

@@ -75,7 +75,7 @@ static void picture(const options *o, const data_set *d, const df_real *x) {
 
 static int sample(df_ctx *ctx, const options *o, const data_set *d, int n, const df_net *net) {
     df_model model = df_net_model(net), guided;
-    df_guidance guidance = { &model, NULL, guidance_scale };
+    df_guidance guidance = { &model, NULL, guidance_scale, 0 };
     df_sample_desc s = df_sample_defaults();
     double distance = 0, floor = 0;
     int held = d->n - n, result = 1, compare = o->n < held ? o->n : held;

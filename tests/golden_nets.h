@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NETS_KEYS = 32, NETS_ARRAYS = 512, NETS_LINE = 1024 };
+enum { NETS_KEYS = 512, NETS_ARRAYS = 512, NETS_LINE = 1024 };
 
 typedef struct nets_array {
     char name[128];
@@ -21,7 +21,7 @@ typedef struct nets_array {
 typedef struct nets_case {
     char name[128];
     int keys, arrays;
-    char key[NETS_KEYS][64], value[NETS_KEYS][256];
+    char key[NETS_KEYS][128], value[NETS_KEYS][256];
     nets_array array[NETS_ARRAYS];
 } nets_case;
 
@@ -71,7 +71,7 @@ static inline int nets_read(FILE *f, nets_case *c) {
             if (!nets_numbers(f, line, &c->array[c->arrays++])) break;
         } else if (blank && c->keys < NETS_KEYS) {
             *blank = 0;
-            snprintf(c->key[c->keys], sizeof c->key[0], "%.60s", line);
+            snprintf(c->key[c->keys], sizeof c->key[0], "%.120s", line);
             snprintf(c->value[c->keys++], sizeof c->value[0], "%.250s", blank + 1);
         }
     }

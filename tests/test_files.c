@@ -367,10 +367,10 @@ typedef struct {
 
 TEST(golden_files) {
     static const golden files[2] = {
-        {"tests/golden/nets/files/unusual_header.safetensors", 112, 17609,
+        {"tests/golden/nets/unet/unusual_header/diffusion_pytorch_model.safetensors", 112, 17609,
          180.87540421493895, 603.4698248846933, 630.9959185288694,
          "mid_block.resnets.1.time_emb_proj.bias", DF_DTYPE_F32, -0.1523362696170807},
-        {"tests/golden/nets/files/dit_bf16.safetensors", 42, 20008, 135.98883536458015,
+        {"tests/golden/nets/dit/dit_bf16/model.safetensors", 42, 20008, 135.98883536458015,
          1153.9220399654935, 522.927770793438, "blocks.2.adaLN_modulation.1.weight",
          DF_DTYPE_BF16, -0.23828125}};
     df_ctx *ctx = new_ctx();

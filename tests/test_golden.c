@@ -3,6 +3,7 @@
 // GOLDEN, or tests/golden, the subset that comes with the project.
 #include "golden_diffusers.h"
 #include "golden_libraries.h"
+#include "golden_checkpoints.h"
 
 // Not matched, case by case or group by group (a prefix): each with its reason. These do not
 // count as checks; at most 5 % of all cases may be here.
@@ -82,10 +83,46 @@ TEST(every_case) {
     check(left_out * 20 <= cases || cases < 100, "%d of %d left out", left_out, cases);
 }
 
+// Checkpoints, sampling and training with them, in the folder `nets`.
+TEST(every_network) {
+    static const char *const unets[] = {
+        "cifar_style", "butterflies_style", "attn_levels", "class_cond_gray", "scale_shift",
+        "scale_shift_attn_groups", "resample_resnet", "resample_resnet_ignored", "groups8_odd",
+        "all_attn_one_level", "fractional_time", "center_midscale", "legacy_attention_names",
+        "no_mid_attention", "weights_f16", "weights_bf16", "unusual_header", "fourier_time",
+        "learned_time", "class_timestep", "resnet_resample_blocks", "trained_gray"};
+    static const char *const dits[] = {"dit_sigma", "dit_nosigma_rgb", "dit_patch4_gray_nonull",
+                                       "dit_bf16"};
+    static const char *const samples[] = {"ddim_leading_clip", "ddim_eta1_trailing",
+                                          "ddim_v_class_noclip", "dit_ddpm_learned_range_cfg",
+                                          "dit_ddim10_clip"};
+    for (size_t i = 0; i < sizeof unets / sizeof unets[0]; i++) nets_folder("unet", unets[i]);
+    for (size_t i = 0; i < sizeof dits / sizeof dits[0]; i++) nets_folder("dit", dits[i]);
+    for (size_t i = 0; i < sizeof samples / sizeof samples[0]; i++) nets_sample(samples[i]);
+    nets_train("train_unet");
+    nets_train("train_dit");
+    printf("golden: %d networks, samplings and trainings\n", nets_cases);
+    check(nets_cases > 0, "no recorded networks found");
+}
+
+TEST(every_generator) {
+    static nets_case c;
+    FILE *f = nets_open("rng/torch_cpu.txt");
+    int count = 0;
+    for (; f && nets_read(f, &c); count++) {
+        nets_generators(&c);
+        nets_free(&c);
+    }
+    if (f) fclose(f);
+    check(count > 0, "no recorded generators found");
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     ctx = df_ctx_create(NULL);
     RUN(every_case);
+    RUN(every_network);
+    RUN(every_generator);
     df_ctx_free(ctx);
     return test_end();
 }

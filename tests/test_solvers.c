@@ -755,7 +755,7 @@ TEST(adaptive_into_the_data) {
 }
 
 TEST(settings_that_would_be_silent) {
-    static const char *const say[] = {"restart_max is 1e+09", "noise_scale is 2", "order 1",
+    static const char *const say[] = {"restart_max is 1e+09", "noise_scale 2", "order 1",
                                       "eta_max 1"};
     for (int k = 0; k < 4; k++) {
         static const char *const methods[] = {"restart", "mala", "dpm_adaptive", "consistency"};

@@ -5,6 +5,7 @@
 #include "test.h"
 #include "counting.h"
 #include "golden_nets.h"
+#include <signal.h>
 #include <time.h>
 
 enum { IS_DOUBLE = sizeof(df_real) == 8 };
@@ -112,6 +113,73 @@ TEST(recorded) {
     df_ctx_free(ctx);
 }
 
+// A frozen parameter keeps its bits, in the average too, whatever the decay; the others train
+// as if it were a constant: a net whose frozen factors are 1 goes as one without them.
+static df_tensor *forward_factors(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    int n = df_net_count(run->net);
+    (void)t, (void)labels;
+    for (int i = 0; i < n; i++) x = df_mul(run->ctx, x, df_run_param(run, i));
+    return x;
+}
+TEST(frozen) {
+    static const char *const name[6] = {"f0", "a", "b", "f1", "f2", "c"};
+    df_ctx *ctx = new_ctx(2, NULL);
+    int two[1] = {2};
+    df_real data[64], w[2][12];
+    double norm[2];
+    df_random_normal(4, 0, 0, 64, data);
+    for (int k = 0; k < 2; k++) {
+        df_train_info info;
+        df_train_desc d = df_train_defaults();
+        d.steps = 30;
+        d.batch = 8;
+        d.weight_decay = 1;
+        d.learning_rate = .05;
+        d.warmup = 0;
+        d.clip = .5;
+        d.validation = 0;
+        df_net *net = df_net_create(ctx, "factors", 1, two, forward_factors, 1);
+        for (int i = 0; i < 6; i++) {
+            int freeze = name[i][0] == 'f';
+            if (k == 1 && freeze) continue;
+            int index = df_net_add(ctx, net, name[i], 1, two, DF_INIT_ONE);
+            if (freeze) df_net_freeze(net, index);
+        }
+        size_t at = 0, size = df_net_size(net);
+        if (k == 0) {
+            expect(df_net_span(net, &at) == 4 && at == 2);
+            at += 4;
+            expect(df_net_span(net, &at) == 2 && at == 10);
+            at += 2;
+            expect(df_net_span(net, &at) == 0);
+        } else {
+            expect(df_net_span(net, &at) == 6 && at == 0);
+        }
+        df_trainer *tr = df_trainer_create(ctx, net, data, 32, NULL, &d);
+        check(tr && df_trainer_run(tr, 0) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        norm[k] = info.gradient_norm;
+        for (int i = 0, j = 0; i < df_net_count(net); i++) {
+            const df_param *p = df_net_param(net, i);
+            const df_real *a = df_net_average(net) + p->offset;
+            if (!p->frozen) memcpy(&w[k][2 * j++], df_net_weights(net) + p->offset, 2 * sizeof *a);
+            else expect(a[0] == 1 && a[1] == 1 && df_net_weights(net)[p->offset] == 1);
+        }
+        expect(size == (k == 0 ? 12 : 6) && df_net_trained(net) == 6);
+        df_trainer_free(tr);
+        for (int i = 0; i < df_net_count(net); i++) df_net_freeze(net, i);
+        expect(df_trainer_create(ctx, net, data, 32, NULL, &d) == NULL && says(ctx, "to train"));
+        df_net_free(net);
+    }
+    near_all(w[0], w[1], 6, IS_DOUBLE ? 1e-13 : 1e-6);
+    near_rel(norm[0], norm[1], IS_DOUBLE ? 1e-12 : 1e-5);
+    expect(fabs((double)w[0][0] - 1) > .05);
+    size_t at = 0;
+    expect(df_net_span(NULL, &at) == 0);
+    df_ctx_free(ctx);
+}
+
 // Long arrays: against double loops, and the same bits on any number of threads.
 TEST(optimiser_threads) {
     enum { N = 100003 };
@@ -149,10 +217,11 @@ TEST(optimiser_threads) {
 
 // A net that answers w x with w = 0, hence 0, and keeps what it saw.
 enum { SEEN = 40000 };
-static struct { int n; df_real x[SEEN], t[SEEN]; int label[SEEN]; } seen;
+static struct { df_ctx *ctx; int n; df_real x[SEEN], t[SEEN]; int label[SEEN]; } seen;
 static df_tensor *forward_spy(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
     if (x == NULL) return NULL;
-    for (int i = 0; i < x->shape[0] && seen.n < SEEN; i++, seen.n++) {
+    // a trainer measures a net in a context of its own: not looked at
+    for (int i = 0; run->ctx == seen.ctx && i < x->shape[0] && seen.n < SEEN; i++, seen.n++) {
         seen.x[seen.n] = x->data[(size_t)i * x->size / (size_t)x->shape[0]];
         seen.t[seen.n] = t->data[i];
         seen.label[seen.n] = labels != NULL ? labels[i] : -2;
@@ -164,6 +233,7 @@ static df_net *spy_net(df_ctx *ctx, int dim) {
     df_net *net = df_net_create(ctx, "spy", 1, &dim, forward_spy, 0);
     if (net != NULL && df_net_add(ctx, net, "w", 1, one, DF_INIT_ZERO) < 0) return NULL;
     seen.n = 0;
+    seen.ctx = ctx;
     return net;
 }
 
@@ -653,16 +723,406 @@ TEST(refused) {
     end(from);
 }
 
+// ---- a batch in parts ----
+
+// Two convolutions and a skip on [2,8,8]; the first is told the time by a bias of its own.
+static df_tensor *forward_conv(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    df_ctx *ctx = run->ctx;
+    int column[4] = {x != NULL ? x->shape[0] : 1, 1, 1, 1};
+    (void)labels;
+    df_tensor *time = df_mul(ctx, df_reshape(ctx, t, 4, column), df_run_param(run, 6));
+    df_tensor *h = df_silu(ctx, df_add(ctx, df_run_conv2d(run, 0, x, 1, 1), time));
+    h = df_silu(ctx, df_run_conv2d(run, 2, h, 1, 1));
+    return df_add(ctx, x, df_run_conv2d(run, 4, h, 1, 1));
+}
+static df_net *conv_net(df_ctx *ctx, int width) {
+    int shape[3] = {2, 8, 8}, bias[3] = {width, 1, 1};
+    df_net *net = df_net_create(ctx, "conv", 3, shape, forward_conv, 5);
+    df_layer_conv2d(ctx, net, "a", 2, width, 3, DF_INIT_FAN_IN);
+    df_layer_conv2d(ctx, net, "b", width, width, 3, DF_INIT_FAN_IN);
+    df_layer_conv2d(ctx, net, "c", width, 2, 3, DF_INIT_FAN_IN);
+    df_net_add(ctx, net, "time", 3, bias, DF_INIT_NORMAL_02);
+    return net;
+}
+enum { CONV_ROWS = 50, CONV_DIM = 2 * 8 * 8 };
+
+// The gradients of the first step, and losses of a short run whose rate is 0.
+typedef struct caught { int calls; df_real *grads; size_t size; int stop; } caught;
+static int catch_gradients(void *user, df_net *net, df_real *grads, size_t size) {
+    caught *c = (caught *)user;
+    expect(size == df_net_size(net));
+    if (c->calls++ == 0) {
+        c->grads = (df_real *)malloc(size * sizeof *grads);
+        c->size = size;
+        memcpy(c->grads, grads, size * sizeof *grads);
+    }
+    return c->stop;
+}
+typedef struct conv_run { caught c; double loss, held; df_train_info info; } conv_run;
+static conv_run conv_train(int threads, df_train_desc d, const df_real *data) {
+    conv_run r;
+    df_ctx *ctx = new_ctx(threads, NULL);
+    df_net *net = conv_net(ctx, 6);
+    memset(&r, 0, sizeof r);
+    d.on_gradients = catch_gradients;
+    d.user = &r.c;
+    df_trainer *tr = df_trainer_create(ctx, net, data, CONV_ROWS, NULL, &d);
+    check(tr && df_trainer_run(tr, 1) == DF_OK, "%s", df_ctx_message(ctx));
+    df_trainer_info(tr, &r.info);
+    check(df_trainer_validate(tr, &r.held) == DF_OK, "%s", df_ctx_message(ctx));
+    r.loss = r.info.loss;
+    df_trainer_free(tr);
+    df_net_free(net);
+    df_ctx_free(ctx);
+    return r;
+}
+static df_train_desc conv_desc(df_real *data) {
+    df_train_desc d = df_train_defaults();
+    df_random_normal(8, 0, 0, CONV_ROWS * CONV_DIM, data);
+    d.batch = 12;
+    d.validation = .5;
+    d.learning_rate = 0;
+    d.card.prediction = DF_EPS;
+    d.weighting = DF_WEIGHT_MIN_SNR;       // a weight that differs from row to row
+    return d;
+}
+
+// Added over parts, also of unequal size, gradient and loss are those of the whole batch; the
+// same bits on any number of threads.
+TEST(parts_of_a_batch) {
+    static const int rows[5] = {0, 12, 5, 1, 4};
+    df_real data[CONV_ROWS * CONV_DIM];
+    df_train_desc d = conv_desc(data);
+    conv_run whole = conv_train(1, d, data);
+    expect(whole.held > 0 && whole.info.gradient_norm > 1e-3);
+    for (int i = 0; i < 5; i++) {
+        conv_run r[2];
+        d.rows = rows[i];
+        for (int k = 0; k < 2; k++) r[k] = conv_train(k + 1, d, data);
+        near_rel(r[0].loss, whole.loss, IS_DOUBLE ? 1e-13 : 1e-6);
+        near_rel(r[0].held, whole.held, IS_DOUBLE ? 1e-13 : 1e-6);
+        near_rel(r[0].info.gradient_norm, whole.info.gradient_norm, IS_DOUBLE ? 1e-12 : 1e-5);
+        for (size_t j = 0; j < whole.c.size; j++)
+            near_abs((double)r[0].c.grads[j], (double)whole.c.grads[j],
+                     (IS_DOUBLE ? 1e-13 : 1e-6) * whole.info.gradient_norm);
+        same_bits(r[0].c.grads, r[1].c.grads, r[0].c.size * sizeof(df_real));
+        expect(r[0].held == r[1].held && r[0].loss == r[1].loss);
+        if (i < 2) same_bits(r[0].c.grads, whole.c.grads, r[0].c.size * sizeof(df_real));
+        for (int k = 0; k < 2; k++) free(r[k].c.grads);
+    }
+    free(whole.c.grads);
+}
+
+// A net that is told two numbers a row beside its label, and looks whether they belong there:
+// rows of data are told apart by their first value, as t is nearly 0.
+static struct { df_ctx *ctx; int n, dropped, mirrored, training; uint64_t draw; } told;
+enum { TOLD_ROWS = 400, TOLD_DIM = 6 };                // rows of [1,2,3]: r, r+.1 ... r+.5
+static df_tensor *forward_told(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    (void)t;
+    for (int i = 0; run->ctx == told.ctx && x != NULL && i < x->shape[0]; i++) {
+        const df_real *row = x->data + (size_t)i * TOLD_DIM;
+        int r = (int)floor((double)row[0] + .001), flip = (double)row[0] - r > .05, good = 1;
+        int label = labels != NULL ? labels[i] : -2;
+        const df_real *c = run->condition != NULL ? run->condition->data + 2 * i : NULL;
+        for (int j = 0; j < TOLD_DIM; j++) {
+            int k = flip ? j + 2 - 2 * (j % 3) : j;
+            good &= fabs((double)row[j] - r - .1 * k) < .01;
+        }
+        if (c == NULL) good = 0;
+        else if (label == -1) good &= c[0] == 0 && c[1] == 0;
+        else good &= label == 3 * r && c[0] == r + 1 && c[1] == -r;
+        check(good, "row %d, label %d: x begins %g %g %g, told %g %g", r, label, (double)row[0],
+              (double)row[1], (double)row[2], c ? (double)c[0] : NAN, c ? (double)c[1] : NAN);
+        told.n++;
+        told.dropped += label == -1;
+        told.mirrored += flip;
+        told.training += run->training;
+    }
+    if (run->ctx == told.ctx && run->training) {
+        expect(run->draw != told.draw);                // dropout is drawn anew for each part
+        told.draw = run->draw;
+    }
+    return df_mul(run->ctx, x, df_run_param(run, 0));
+}
+static df_net *told_net(df_ctx *ctx, int condition) {
+    int one[1] = {1}, shape[3] = {1, 2, 3};
+    df_net *net = df_net_create(ctx, "told", 3, shape, forward_told, 0);
+    df_net_add(ctx, net, "w", 1, one, DF_INIT_ZERO);
+    df_net_set_condition(net, condition);
+    memset(&told, 0, sizeof told);
+    told.ctx = ctx;
+    told.draw = UINT64_MAX;
+    return net;
+}
+
+TEST(condition_and_flip) {
+    df_ctx *ctx = new_ctx(2, NULL);
+    df_net *net = told_net(ctx, 2);
+    static df_real data[TOLD_ROWS * TOLD_DIM], condition[2 * TOLD_ROWS];
+    int labels[TOLD_ROWS], n = 40 * 50;
+    double loss;
+    df_train_desc d = df_train_defaults();
+    df_buffer file;
+    memset(&file, 0, sizeof file);
+    for (int r = 0; r < TOLD_ROWS; r++) {
+        for (int j = 0; j < TOLD_DIM; j++) data[r * TOLD_DIM + j] = (df_real)(r + .1 * j);
+        labels[r] = 3 * r;
+        condition[2 * r] = (df_real)(r + 1);
+        condition[2 * r + 1] = (df_real)-r;
+    }
+    d.t_min = 0;
+    d.t_max = 1e-6;
+    d.scaling = DF_SCALING_NONE;
+    d.learning_rate = 0;
+    d.batch = 50;
+    d.rows = 20;                           // 20, 20 and 10
+    d.steps = 40;
+    d.validate_every = 0;
+    d.label_dropout = .3;
+    d.flip = .4;
+    d.condition = condition;
+    df_trainer *tr = df_trainer_create(ctx, net, data, TOLD_ROWS, labels, &d);
+    check(tr && df_trainer_run(tr, 0) == DF_OK, "%s", df_ctx_message(ctx));
+    expect(told.n == n && told.training == n);
+    near_abs(told.dropped, .3 * n, 6 * sqrt(n * .3 * .7));
+    near_abs(told.mirrored, .4 * n, 6 * sqrt(n * .4 * .6));
+    told.n = told.dropped = told.mirrored = told.training = 0;
+    expect(df_trainer_validate(tr, &loss) == DF_OK && told.n == TOLD_ROWS / 20);
+    expect(told.dropped == 0 && told.mirrored == 0 && told.training == 0);
+    // another condition is another run; NaN in one is found
+    expect(df_trainer_save(tr, df_sink_buffer(&file)) == DF_OK);
+    condition[11] += 1;
+    expect(df_trainer_load(tr, df_source_memory(file.data, file.size)) == DF_ERR_FORMAT);
+    expect(says(ctx, "train.data"));
+    condition[11] = (df_real)NAN;
+    expect(df_trainer_create(ctx, net, data, TOLD_ROWS, labels, &d) == NULL);
+    expect(says(ctx, "condition") && says(ctx, "nan in row 5, element 1"));
+    df_buffer_free(ctx, &file);
+    df_trainer_free(tr);
+    df_net_free(net);
+    net = told_net(ctx, 0);
+    told.ctx = NULL;
+    expect(df_trainer_create(ctx, net, data, TOLD_ROWS, labels, &d) == NULL);
+    expect(says(ctx, "takes 0 numbers"));
+    d.condition = NULL;
+    tr = df_trainer_create(ctx, net, data, TOLD_ROWS, labels, &d);
+    check(tr != NULL, "%s", df_ctx_message(ctx));
+    df_trainer_free(tr);
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
+// A condition is learnt from: y = c x trained on rows that are c times one pattern.
+TEST(condition_is_learnt) {
+    df_ctx *ctx = new_ctx(2, NULL);
+    enum { N = 2000 };
+    df_real *data = (df_real *)malloc(2 * N * sizeof *data);
+    df_real *c = (df_real *)malloc(N * sizeof *c);
+    double loss[2];
+    df_random_normal(6, 0, 0, N, c);
+    for (int i = 0; i < N; i++) data[2 * i] = c[i], data[2 * i + 1] = 2 * c[i];
+    for (int k = 0; k < 2; k++) {
+        df_mlp_desc md = df_mlp_defaults();
+        df_train_desc d = df_train_defaults();
+        md.width = 32;
+        md.depth = 2;
+        md.embed = 16;
+        md.condition = 1;
+        md.time_scale = 20;
+        d.steps = 300;
+        d.batch = 64;
+        d.validate_every = 0;
+        d.condition = k == 0 ? c : NULL;       // NULL: zeros, of which nothing is learnt
+        df_net *net = df_mlp_create(ctx, &md);
+        df_trainer *tr = df_trainer_create(ctx, net, data, N, NULL, &d);
+        check(tr && df_trainer_run(tr, 0) == DF_OK && df_trainer_validate(tr, &loss[k]) == DF_OK,
+              "%s", df_ctx_message(ctx));
+        df_trainer_free(tr);
+        df_net_free(net);
+    }
+    check(loss[0] < .3 * loss[1], "loss %.3f told, %.3f not", loss[0], loss[1]);
+    free(data);
+    free(c);
+    df_ctx_free(ctx);
+}
+
+// A net that says a variance too learns the first half of its channels: its loss is that of
+// the net without (both begin as 0), no gradient reaches the second half.
+TEST(first_half) {
+    static df_real data[32 * 128];
+    df_ctx *ctx = new_ctx(2, NULL);
+    double loss[2];
+    df_random_normal(3, 0, 0, 32 * 128, data);
+    for (int k = 0; k < 2; k++) {
+        df_dit_desc dit = df_dit_defaults();
+        df_train_desc d = df_train_defaults();
+        df_train_info info;
+        caught c;
+        dit.in_channels = 2;
+        dit.size = 8;
+        dit.width = 32;
+        dit.depth = 1;
+        dit.heads = 2;
+        dit.learn_sigma = k;
+        df_net *net = df_dit_create(ctx, &dit);
+        memset(&c, 0, sizeof c);
+        d.batch = 8;
+        d.learning_rate = 0;
+        d.validation = 0;
+        d.card.learned = k ? DF_LEARNED_NONE : DF_LEARNED_RANGE;
+        d.on_gradients = catch_gradients;
+        d.user = &c;
+        expect(df_trainer_create(ctx, net, data, 32, NULL, &d) == NULL && says(ctx, "of 2"));
+        d.card.learned = k ? DF_LEARNED_RANGE : DF_LEARNED_NONE;
+        df_trainer *tr = df_trainer_create(ctx, net, data, 32, NULL, &d);
+        check(tr && df_trainer_run(tr, 1) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        loss[k] = info.loss;
+        const df_param *p = df_net_param(net, df_net_find(net, "final_layer.linear.bias"));
+        int channels = k ? 4 : 2;                      // of the data's, then the variance's
+        if (check(p != NULL && c.grads != NULL, "no gradient"))
+            for (size_t i = 0; i < p->size; i++)
+                expect((c.grads[p->offset + i] != 0) == ((int)i % channels < 2));
+        free(c.grads);
+        df_trainer_free(tr);
+        df_net_free(net);
+    }
+    expect(loss[0] == loss[1] && loss[0] > .5);
+    df_ctx_free(ctx);
+}
+
+// Two machines in one process: the first hands its gradients over and stops before its step,
+// the second takes the mean with its own, the first does that step again with the mean.
+enum { GIVE, MEAN, TAKE };
+typedef struct machine {
+    int turn;
+    df_real *exchange;
+    df_ctx *ctx;
+    df_net *net;
+    df_trainer *tr;
+} machine;
+static int exchange(void *user, df_net *net, df_real *grads, size_t size) {
+    machine *m = (machine *)user;
+    expect(net == m->net);
+    for (size_t i = 0; i < size; i++) {
+        if (m->turn == GIVE) m->exchange[i] = grads[i];
+        if (m->turn == MEAN) m->exchange[i] = (m->exchange[i] + grads[i]) / 2;
+        if (m->turn != GIVE) grads[i] = m->exchange[i];
+    }
+    return m->turn == GIVE ? 77 : 0;
+}
+TEST(two_machines) {
+    static df_real data[CONV_ROWS * CONV_DIM], shared[10000];
+    machine m[3];
+    df_train_info info[3];
+    df_buffer b;
+    memset(&b, 0, sizeof b);
+    for (int i = 0; i < 3; i++) {                      // the third is one machine alone
+        df_train_desc d = conv_desc(data);
+        d.learning_rate = 1e-3;
+        d.warmup = 0;
+        d.adam_eps = 1e-3;                             // rounding stays rounding
+        d.validation = .1;                             // 45 rows: 8 x 12 walks them twice
+        d.flip = .5;
+        d.steps = 8;
+        d.validate_every = 4;
+        d.batch = i < 2 ? 6 : 12;
+        d.rows = i < 2 ? 4 : 0;
+        d.part = i % 2;
+        d.parts = i < 2 ? 2 : 1;
+        d.on_gradients = i < 2 ? exchange : NULL;
+        d.user = &m[i];
+        m[i].exchange = shared;
+        m[i].ctx = new_ctx(i + 1, NULL);
+        m[i].net = conv_net(m[i].ctx, 6);
+        m[i].tr = df_trainer_create(m[i].ctx, m[i].net, data, CONV_ROWS, NULL, &d);
+        check(m[i].tr != NULL, "%s", df_ctx_message(m[i].ctx));
+    }
+    size_t size = df_net_size(m[0].net) * sizeof(df_real);
+    df_real *before = (df_real *)malloc(size);
+    for (int k = 0; k < 8; k++) {
+        memcpy(before, df_net_weights(m[0].net), size);
+        m[0].turn = GIVE;
+        expect(df_trainer_run(m[0].tr, 1) == 77 && says(m[0].ctx, "on_gradients returned 77"));
+        same_bits(df_net_weights(m[0].net), before, size);
+        m[1].turn = MEAN;
+        m[0].turn = TAKE;
+        for (int i = 1; i >= 0; i--)
+            check(df_trainer_run(m[i].tr, 1) == DF_OK, "%s", df_ctx_message(m[i].ctx));
+    }
+    expect(df_trainer_run(m[2].tr, 0) == DF_OK);
+    for (int i = 0; i < 3; i++) df_trainer_info(m[i].tr, &info[i]);
+    same_bits(df_net_weights(m[0].net), df_net_weights(m[1].net), size);
+    same_bits(df_net_average(m[0].net), df_net_average(m[1].net), size);
+    expect(memcmp(df_net_weights(m[0].net), before, size) != 0);
+    near_all(df_net_weights(m[0].net), df_net_weights(m[2].net), df_net_size(m[2].net),
+             IS_DOUBLE ? 1e-12 : 2e-6);
+    near_rel(info[0].gradient_norm, info[2].gradient_norm, IS_DOUBLE ? 1e-10 : 1e-4);
+    near_rel(info[0].validation, info[2].validation, IS_DOUBLE ? 1e-10 : 1e-4);
+    near_rel((info[0].loss + info[1].loss) / 2, info[2].loss, IS_DOUBLE ? 1e-10 : 1e-5);
+    expect(fabs(info[0].loss - info[1].loss) > 1e-4);
+    // one machine's checkpoint serves the other, not one that is alone
+    expect(df_trainer_save(m[0].tr, df_sink_buffer(&b)) == DF_OK);
+    df_net_weights(m[1].net)[3] = 5;
+    check(df_trainer_load(m[1].tr, df_source_memory(b.data, b.size)) == DF_OK, "%s",
+          df_ctx_message(m[1].ctx));
+    same_bits(df_net_weights(m[0].net), df_net_weights(m[1].net), size);
+    expect(df_trainer_load(m[2].tr, df_source_memory(b.data, b.size)) == DF_ERR_FORMAT);
+    df_buffer_free(m[0].ctx, &b);
+    for (int i = 0; i < 3; i++) {
+        df_trainer_free(m[i].tr);
+        df_net_free(m[i].net);
+        df_ctx_free(m[i].ctx);
+    }
+    free(before);
+}
+
+// As many rows at once as fit: a batch that would take gigabytes stays below a limit, and what
+// training takes is known before its first step.
+TEST(memory) {
+    for (int k = 0; k < (test_short() || IS_DOUBLE ? 3 : 4); k++) {
+        df_ctx *ctx = new_ctx(2, NULL);
+        df_real *data = (df_real *)calloc(CONV_ROWS, CONV_DIM * sizeof *data);
+        df_train_desc d = df_train_defaults();
+        df_train_info info;
+        df_net *net;
+        if (k < 2) {
+            df_mlp_desc md = df_mlp_defaults();
+            md.dim = CONV_DIM;
+            net = df_mlp_create(ctx, &md);
+        } else {
+            net = conv_net(ctx, k == 2 ? 16 : 64);
+        }
+        d.batch = k == 3 ? 2000 : k == 1 ? 1000 : 100;
+        d.validation = .5;
+        d.report = 1;
+        df_trainer *tr = df_trainer_create(ctx, net, data, CONV_ROWS, NULL, &d);
+        check(tr != NULL && df_trainer_info(tr, &info) == DF_OK, "%s", df_ctx_message(ctx));
+        size_t before = df_ctx_peak_bytes(ctx), memory = info.memory;
+        check(df_trainer_run(tr, 1) == DF_OK, "%s", df_ctx_message(ctx));
+        df_trainer_info(tr, &info);
+        expect(info.memory == memory && before < memory);
+        double held = (double)df_ctx_peak_bytes(ctx) +
+                      2 * (double)(df_net_size(net) * sizeof(df_real));
+        near_rel((double)memory, held, .3);
+        if (k == 3) check(held < 350e6, "%.0f MiB", held / 1048576);
+        df_trainer_free(tr);
+        df_net_free(net);
+        df_ctx_free(ctx);
+        free(data);
+    }
+}
+
 // ---- what goes wrong ----
 
 TEST(nonfinite) {
     setup *s = begin(2);
     s->data[2 * 17 + 1] = (df_real)NAN;
     expect(df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d) == NULL);
-    expect(df_ctx_error(s->ctx) == DF_ERR_NONFINITE && says(s->ctx, "row 17, element 1 is nan"));
+    expect(df_ctx_error(s->ctx) == DF_ERR_NONFINITE && says(s->ctx, "nan in row 17, element 1"));
     s->data[2 * 17 + 1] = (df_real)INFINITY;
     expect(df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d) == NULL);
-    expect(says(s->ctx, "row 17, element 1 is inf"));
+    expect(says(s->ctx, "inf in row 17, element 1"));
     expect(df_net_average(s->net) == NULL);
     end(s);
 
@@ -719,12 +1179,13 @@ TEST(exploding) {
 TEST(descriptor) {
     setup *s = begin(1);
     df_net *before = small_net(s->ctx, 2, 24, 4);
-    for (int i = 0; i < 21; i++) {
+    for (int i = 0; i < 27; i++) {
         static const char *const say[] = {
             "df_train_defaults", "batch", "steps", "learning_rate", "learning_rate", "warmup",
             "final_rate", "beta1", "beta2", "adam_eps", "weight_decay", "ema", "validation",
             "label_dropout", "report", "t_min", "t_max", "INDEX", "t_min = 0", "t_max = 1",
-            "label 9 of data row 4"};
+            "label 9 of data row 4", "rows", "parts", "part is 2", "flip", "3 axes",
+            "takes 0 numbers"};
         df_train_desc d = s->d;
         switch (i) {
         case 0: d.cookie = 0; break;
@@ -748,6 +1209,12 @@ TEST(descriptor) {
         case 18: d.t_min = 0, d.card.prediction = DF_SCORE; break;     // -eps/sigma at sigma = 0
         case 19: d.card.time = df_time_sigma(); break;                 // infinite at alpha = 0
         case 20: s->labels[4] = 9; break;
+        case 21: s->labels[4] = 0, d.rows = -1; break;
+        case 22: d.parts = 0; break;
+        case 23: d.parts = d.part = 2; break;
+        case 24: d.flip = 1.1; break;
+        case 25: d.flip = .5; break;                                   // points have no sides
+        case 26: d.condition = s->data; break;
         }
         df_trainer *tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &d);
         check(tr == NULL && says(s->ctx, say[i]), "case %d (%s): %s", i, say[i],
@@ -773,6 +1240,102 @@ TEST(descriptor) {
 static int cancel_at(void *user, const df_train_info *info) {
     if (info->step == 12) df_ctx_cancel((df_ctx *)user);
     return 0;
+}
+
+// Ctrl-C between two parts of a batch: that step is not done, the trainer can be saved, and
+// what goes on from the file, here or elsewhere, is the run that was not interrupted.
+static df_ctx *interrupted;
+static int parts_left;
+static void on_signal(int number) {
+    (void)number;
+    df_ctx_cancel(interrupted);
+}
+static df_tensor *forward_signal(const df_run *run, df_tensor *x, df_tensor *t,
+                                 const int *labels) {
+    if (run->ctx == interrupted && run->training && --parts_left == 0) raise(SIGINT);
+    return forward_conv(run, x, t, labels);
+}
+TEST(interrupted_by_signal) {
+    static df_real data[CONV_ROWS * CONV_DIM];
+    df_ctx *ctx = new_ctx(2, NULL);
+    df_net *net[3];
+    df_trainer *tr[3];
+    df_buffer file[4];
+    df_train_desc d = conv_desc(data);
+    df_train_info info;
+    memset(file, 0, sizeof file);
+    d.rows = 5;                                        // parts of 5, 5 and 2
+    d.learning_rate = 1e-3;
+    d.steps = 6;
+    void (*old)(int) = signal(SIGINT, on_signal);
+    for (int i = 0; i < 3; i++) {
+        net[i] = conv_net(ctx, 4);
+        tr[i] = df_trainer_create(ctx, net[i], data, CONV_ROWS, NULL, &d);
+    }
+    int shape[3] = {2, 8, 8};
+    df_net *own = df_net_create(ctx, "conv", 3, shape, forward_signal, 5);
+    for (int i = 0; i < df_net_count(net[0]); i++) {
+        const df_param *p = df_net_param(net[0], i);
+        df_net_add(ctx, own, p->name, p->ndim, p->shape, DF_INIT_ZERO);
+    }
+    memcpy(df_net_weights(own), df_net_weights(net[0]), df_net_size(own) * sizeof(df_real));
+    df_trainer *stopped = df_trainer_create(ctx, own, data, CONV_ROWS, NULL, &d);
+    interrupted = ctx;
+    parts_left = 2 * 3 + 2;                            // in the second part of the third step
+    expect(df_trainer_run(tr[0], 0) == DF_OK);
+    expect(df_trainer_run(stopped, 0) == DF_CANCELLED && says(ctx, "after step 2 of 6"));
+    df_trainer_info(stopped, &info);
+    expect(info.step == 2);
+    expect(df_trainer_run(tr[1], 2) == DF_OK);
+    same_bits(df_net_weights(own), df_net_weights(net[1]), df_net_size(own) * sizeof(df_real));
+    expect(df_trainer_save(stopped, df_sink_buffer(&file[0])) == DF_OK);
+    check(df_trainer_load(tr[2], df_source_memory(file[0].data, file[0].size)) == DF_OK, "%s",
+          df_ctx_message(ctx));
+    expect(df_trainer_run(tr[2], 0) == DF_OK && df_trainer_run(stopped, 0) == DF_OK);
+    expect(df_trainer_save(tr[0], df_sink_buffer(&file[1])) == DF_OK);
+    expect(df_trainer_save(tr[2], df_sink_buffer(&file[2])) == DF_OK);
+    expect(df_trainer_save(stopped, df_sink_buffer(&file[3])) == DF_OK);
+    for (int i = 2; i < 4; i++)
+        expect(file[i].size == file[1].size &&
+               memcmp(file[i].data, file[1].data, file[1].size) == 0);
+    signal(SIGINT, old);
+    interrupted = NULL;
+    for (int i = 0; i < 3; i++) df_trainer_free(tr[i]), df_net_free(net[i]);
+    for (int i = 0; i < 4; i++) df_buffer_free(ctx, &file[i]);
+    df_trainer_free(stopped);
+    df_net_free(own);
+    df_ctx_free(ctx);
+}
+
+// Before a run nothing is known of its speed; in it, rows a second and time left agree.
+static int clocked(void *user, const df_train_info *info) {
+    double *worst = (double *)user;
+    double left = info->rows_per_second * info->seconds_left;
+    if (info->step < info->steps)
+        worst[0] = fmax(worst[0], fabs(left / (37.0 * (double)(info->steps - info->step)) - 1));
+    worst[1] = fmax(worst[1], info->rows_per_second);
+    return 0;
+}
+TEST(clock) {
+    setup *s = begin(1);
+    double worst[2] = {0, 0}, start;
+    struct timespec now;
+    df_train_info info;
+    s->d.on_step = clocked;
+    s->d.user = worst;
+    s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+    df_trainer_info(s->tr, &info);
+    expect(info.rows_per_second == 0 && info.seconds_left < 0);
+    timespec_get(&now, TIME_UTC);
+    start = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    expect(df_trainer_run(s->tr, 0) == DF_OK);
+    df_trainer_info(s->tr, &info);
+    timespec_get(&now, TIME_UTC);
+    double took = (double)now.tv_sec + 1e-9 * (double)now.tv_nsec - start;
+    expect(worst[0] < 1e-9 && worst[1] > 0);
+    check(info.rows_per_second >= 40 * 37 / took * .9, "%g rows/s in %g s",
+          info.rows_per_second, took);
+    end(s);
 }
 
 TEST(stopping) {
@@ -870,6 +1433,32 @@ TEST(failing_memory) {
         check(c.live == 0, "call %ld failing: %ld bytes lost", at, c.live);
     }
     expect(calls > 30);
+}
+
+// A net that fails does so when its trainer is made, with its own sentence; it stays as it was
+// and the context goes on.
+static df_tensor *forward_wrong(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    int shape[2] = {3, 5};
+    (void)t, (void)labels;
+    x = df_mul(run->ctx, x, df_run_param(run, 0));
+    return x == NULL || x->shape[0] < 2 ? x : df_reshape(run->ctx, x, 2, shape);
+}
+TEST(net_that_fails) {
+    counter c = {0, 0, 0};
+    df_ctx *ctx = new_ctx(1, &c);
+    df_real data[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+    int one[1] = {1}, two[1] = {2};
+    df_net *net = df_net_create(ctx, "wrong", 1, two, forward_wrong, 0);
+    df_net_add(ctx, net, "w", 1, one, DF_INIT_ZERO);
+    long live = c.live;
+    expect(df_trainer_create(ctx, net, data, 4, NULL, NULL) == NULL);
+    expect(df_ctx_error(ctx) == DF_ERR_SHAPE && says(ctx, "df_reshape"));
+    expect(df_net_average(net) == NULL && df_tensor_new(ctx, 1, one) != NULL);
+    expect(df_net_add(ctx, net, "more", 1, one, DF_INIT_ZERO) == 1);
+    check(c.live < live + 100000, "%ld bytes are kept", c.live - live);
+    df_net_free(net);
+    df_ctx_free(ctx);
+    expect(c.live == 0);
 }
 
 TEST(null_arguments) {
@@ -1072,6 +1661,7 @@ TEST(eight_gaussians_long) {
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     RUN(recorded);
+    RUN(frozen);
     RUN(optimiser_threads);
     RUN(weightings);
     RUN(targets);
@@ -1082,12 +1672,21 @@ int main(int argc, char **argv) {
     RUN(threads);
     RUN(resume);
     RUN(refused);
+    RUN(parts_of_a_batch);
+    RUN(condition_and_flip);
+    RUN(condition_is_learnt);
+    RUN(first_half);
+    RUN(two_machines);
+    RUN(memory);
     RUN(nonfinite);
     RUN(exploding);
     RUN(descriptor);
+    RUN(interrupted_by_signal);
+    RUN(clock);
     RUN(stopping);
     RUN(no_allocation);
     RUN(failing_memory);
+    RUN(net_that_fails);
     RUN(null_arguments);
     RUN(sealed);
     RUN(short_of_memory_once);

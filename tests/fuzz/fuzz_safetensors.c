@@ -1,23 +1,6 @@
 // fuzz_safetensors.c: any bytes as a safetensors file. What opens must be consistent: names are
 // found, tensors can be read or are refused in words, and written again they read the same.
-//
-//     clang -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/fuzz_safetensors.c -o fuzz -lm -lpthread
-//     ./fuzz -max_total_time=60
-#define DIFFUSION_IMPLEMENTATION
-#include "diffusion.h"
-
-// Exact sizes, so that the sanitizer sees one byte too far, and a limit.
-static void *exact_alloc(void *user, size_t size, size_t align) {
-    void *p;
-    (void)user;
-    return size < (size_t)1 << 28 && posix_memalign(&p, align, size) == 0 ? p : NULL;
-}
-static void exact_free(void *user, void *ptr, size_t size, size_t align) {
-    (void)user; (void)size; (void)align;
-    free(ptr);
-}
-
-static void must(int ok) { if (!ok) __builtin_trap(); }
+#include "fuzz.h"
 
 // Reads tensor i; what could be read is written to memory and compared.
 static void read_one(df_ctx *ctx, const df_safetensors *f, int i) {
@@ -54,24 +37,16 @@ static void read_one(df_ctx *ctx, const df_safetensors *f, int i) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    static df_ctx *ctx;
+    df_ctx *ctx = fuzz_context();
     df_safetensors *f;
     size_t before;
-    if (ctx == NULL) {
-        df_ctx_desc d = df_ctx_defaults();
-        d.threads = 1;
-        d.alloc.alloc = exact_alloc;
-        d.alloc.free = exact_free;
-        ctx = df_ctx_create(&d);
-    }
     before = df_ctx_bytes(ctx);
     f = df_safetensors_open(ctx, df_source_memory(data, size));
     if (f != NULL) {
         for (int i = 0; i < df_safetensors_count(f) && i < 50; i++) read_one(ctx, f, i);
         (void)df_safetensors_metadata(f, "format");
     } else {
-        must(df_ctx_error(ctx) == DF_ERR_FORMAT || df_ctx_error(ctx) == DF_ERR_MEMORY
-             || df_ctx_error(ctx) == DF_ERR_ARGUMENT);
+        must_explain(ctx);
     }
     df_safetensors_close(f);
     must(df_ctx_bytes(ctx) == before);
