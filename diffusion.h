@@ -1878,6 +1878,17 @@ typedef struct dfi_kernels {
     void (*log_softmax)(size_t n, const df_real *x, df_real *y);
     void (*log_softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
 
+    /* 3x3 convolution by 2x2 outputs at a time, n places (chapter 14): 16 numbers v[k step
+       + i] from the 4 phases x[k plane + i] of an image with rows of `pitch`; 4 from 16;
+       16 from 4, the transpose of that */
+    void (*wino_in)(size_t n, size_t pitch, const df_real *x, size_t plane, df_real *v,
+                    size_t step);
+    void (*wino_out)(size_t n, const df_real *m, size_t step, df_real *y, size_t plane);
+    void (*wino_back)(size_t n, const df_real *dy, size_t plane, df_real *m, size_t step);
+    /* n pairs: even[i], odd[i] = x[2i], x[2i + 1];  y[2i], y[2i + 1] += even[i], odd[i] */
+    void (*split)(size_t n, const df_real *x, df_real *even, df_real *odd);
+    void (*merge)(size_t n, const df_real *even, const df_real *odd, df_real *y);
+
     /* AdamW: w *= 1 - lr wd; m, v moving averages of scale*g and its square;
        w -= lr/(1-b1^t) m / (sqrt(v)/sqrt(1-b2^t) + eps), the corrections given as c1,
        c2 */
@@ -1904,6 +1915,15 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
                                 size_t K, const df_real *A, size_t lda, size_t sa,
                                 const df_real *B, size_t ldb, size_t sb, int accumulate,
                                 df_real *C, size_t ldc, size_t sc);
+/* y += conv(x, w), 3x3, stride 1, pad 1: x [B,C,H,W], w [O,C,3,3]; back: y += its
+   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth it
+   for such channels and widths. */
+typedef struct dfi_image { size_t B, C, O, H, W; } dfi_image;
+static int dfi_wino_fits(const dfi_image *s);
+static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
+                               const df_real *x, const df_real *w, df_real *y);
+static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real *x,
+                                  const df_real *dy, df_real *dw);
 /* Eigenvalues of a symmetric a [n, n] onto its diagonal, eigenvectors into the rows of q;
    entries below `tiny` count as 0. Returns 0 where a was diagonal: then they are exact. */
 static int dfi_jacobi(size_t n, double tiny, double *a, double *q);
@@ -8674,10 +8694,13 @@ DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight,
    where column p of col holds the C kh kw values that output pixel p looks at (Chellapilla
    et al. 2006). Columns are made for some samples at a time, or, if an image is large, for
    some of its rows: as much as stays in the cache. How much depends on one sample's shape
-   alone. A 1x1 kernel needs no columns: they are x. */
+   alone. A 1x1 kernel needs no columns: they are x. Most 3x3 kernels go another way, by
+   fewer products: dfi_wino_conv. */
 typedef struct dfi_conv {
     size_t B, C, H, W, O, kh, kw, stride, pad, Ho, Wo;
     size_t K, P;               /* height of a column, pixels of the result */
+    dfi_image image;           /* B, C, O, H, W once more */
+    int fewer;                 /* by dfi_wino_conv */
     int direct;                /* columns are x itself */
     int back;                  /* columns go to dx instead of coming from x */
     size_t samples, rows;      /* how much of the result at a time */
@@ -8701,7 +8724,11 @@ static int dfi_conv_begin(df_ctx *ctx, dfi_conv *c, const df_tensor *x, const df
     c->x = x->data;
     c->direct = c->kh == 1 && c->kw == 1 && c->stride == 1 && c->pad == 0;
     c->samples = c->B, c->rows = c->Ho;
-    if (c->direct) return 1;
+    c->image.B = c->B, c->image.C = c->C, c->image.O = c->O;
+    c->image.H = c->H, c->image.W = c->W;
+    c->fewer = c->kh == 3 && c->kw == 3 && c->stride == 1 && c->pad == 1 &&
+               dfi_wino_fits(&c->image);
+    if (c->direct || c->fewer) return 1;
     c->rows = DFI_COLUMNS / dfi_mul(c->K, c->Wo);
     c->rows = c->rows < 1 ? 1 : c->rows < c->Ho ? c->rows : c->Ho;
     c->samples = c->rows < c->Ho ? 1 : DFI_COLUMNS / dfi_mul(c->K, c->P);
@@ -8772,7 +8799,10 @@ static void dfi_conv_back(df_ctx *ctx, df_tensor *y) {
     df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
     dfi_conv c;
     if (!dfi_conv_begin(ctx, &c, y->in[0], w, y)) return;
-    for (c.dx = dx; dfi_conv_next(&c);) {
+    if (c.fewer && ((dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK) ||
+                    (dx && dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)))
+        dfi_stick(ctx);
+    for (c.dx = dx; !c.fewer && dfi_conv_next(&c);) {
         dfi_matrix dy = dfi_matrix_of(y->grad + c.at, c.P, c.O * c.P, 0);
         if (dw != NULL) {
             dfi_matrix g = dy, col = dfi_conv_columns(ctx, &c);
@@ -8848,7 +8878,10 @@ DF_API df_tensor *df_conv2d(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_ten
     }
     mark = dfi_scratch_mark(ctx);
     if (!dfi_conv_begin(ctx, &c, x, weight, y)) return NULL;
-    while (dfi_conv_next(&c))
+    if (c.fewer && bias == NULL) memset(y->data, 0, y->size * sizeof(df_real));
+    if (c.fewer && dfi_wino_conv(ctx, &c.image, 0, c.x, weight->data, y->data) != DF_OK)
+        return dfi_stick(ctx);
+    while (!c.fewer && dfi_conv_next(&c))
         dfi_product(ctx, c.n_samples, c.O, c.pixels, c.K,
                     dfi_matrix_of(weight->data, c.K, 0, 0), dfi_conv_columns(ctx, &c),
                     bias != NULL, y->data + c.at, c.P, c.O * c.P);
@@ -15403,6 +15436,60 @@ static void dfi_tile_plain(size_t k, const df_real *a, const df_real *b, size_t 
 }
 static const dfi_micro dfi_micro_plain = {4, 4, 4, 4, dfi_pack_plain, dfi_tile_plain};
 
+/* Of the four lines of a 4 x 4 block, or the two of a 2 x 2 block, one step of the
+   transforms of dfi_wino_conv, below: B^T d, A^T m and A y. */
+#define DFI_WINO_IN(t, a, b, c, d) (t[0] = a - c, t[1] = b + c, t[2] = c - b, t[3] = b - d)
+#define DFI_WINO_OUT(t, a, b, c, d) (t[0] = a + b + c, t[1] = b - c - d)
+#define DFI_WINO_BACK(t, a, b) (t[0] = a, t[1] = a + b, t[2] = a - b, t[3] = -b)
+
+static void dfi_wino_in_plain(size_t n, size_t pitch, const df_real *x, size_t plane,
+                              df_real *v, size_t step) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[4][4], u[4];
+        for (size_t b = 0; b < 4; b++) {
+            const df_real *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
+            DFI_WINO_IN(t[b], p[0], q[0], p[pitch], q[pitch]);
+        }
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            for (size_t b = 0; b < 4; b++) v[(4 * a + b) * step + i] = u[b];
+        }
+    }
+}
+static void dfi_wino_out_plain(size_t n, const df_real *m, size_t step, df_real *y,
+                               size_t plane) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[4][2], u[2];
+        for (size_t b = 0; b < 4; b++) {
+            const df_real *p = m + b * step + i;
+            DFI_WINO_OUT(t[b], p[0], p[4 * step], p[8 * step], p[12 * step]);
+        }
+        for (size_t a = 0; a < 2; a++) {
+            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            y[2 * a * plane + i] = u[0], y[(2 * a + 1) * plane + i] = u[1];
+        }
+    }
+}
+static void dfi_split_plain(size_t n, const df_real *x, df_real *even, df_real *odd) {
+    for (size_t i = 0; i < n; i++) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+}
+static void dfi_merge_plain(size_t n, const df_real *even, const df_real *odd,
+                            df_real *y) {
+    for (size_t i = 0; i < n; i++) y[2 * i] += even[i], y[2 * i + 1] += odd[i];
+}
+static void dfi_wino_back_plain(size_t n, const df_real *dy, size_t plane, df_real *m,
+                                size_t step) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[2][4], u[4];
+        DFI_WINO_BACK(t[0], dy[i], dy[i + 2 * plane]);
+        DFI_WINO_BACK(t[1], dy[i + plane], dy[i + 3 * plane]);
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_BACK(u, t[0][a], t[1][a]);
+            for (size_t b = 0; b < 4; b++) m[(4 * a + b) * step + i] = u[b];
+        }
+    }
+}
+
 #ifdef DFI_PLAIN_OPTIONS
 #pragma GCC pop_options
 #elif defined(__clang__) && defined(__FAST_MATH__)
@@ -15548,6 +15635,179 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
                           ldc, 0);
 }
 
+/* ---- 3x3 convolutions by fewer products ----------------------------------------------
+
+   Two neighbouring outputs of a filter g of three, y_0 = d_0 g_0 + d_1 g_1 + d_2 g_2 and
+   y_1 = d_1 g_0 + d_2 g_1 + d_3 g_2, are six products, or four (Winograd 1980):
+
+     m_0 = (d_0 - d_2) g_0            m_1 = (d_1 + d_2) (g_0 + g_1 + g_2)/2
+     m_3 = (d_1 - d_3) g_2            m_2 = (d_2 - d_1) (g_0 - g_1 + g_2)/2
+     y_0 = m_0 + m_1 + m_2            y_1 = m_1 - m_2 - m_3
+
+   In short y = A^T (G g . B^T d), and along both axes of an image (Lavin & Gray 2016)
+   Y = A^T [(G g G^T) . (B^T d B)] A: 2 x 2 outputs by 16 products instead of 36. Summed
+   over channels these are 16 matrix products, U_k [O, C] V_k [C, tiles]. All maps are
+   linear, so that gradients come by transposes: the filter's is
+     dU_k = dM_k V_k^T with dM = A dY A^T,  dg = G^T dU G,
+   and the image's is the convolution of dY with the filter turned about and transposed.
+
+   An image is taken apart into its 4 phases, pixels of even and odd row and column (of the
+   image with its border of zeros, on the way in): then the d of neighbouring tiles lie side
+   by side. Rows of tiles have one place more than tiles, for the phases' last column; what
+   is computed there is never used. */
+
+enum { DFI_WINO_PLANE = 1024, DFI_WINO_SIZE = 1 << 19 };   /* elements: phases, V or M */
+enum { DFI_WINO_FROM_X, DFI_WINO_TO_Y, DFI_WINO_FROM_DY };
+
+typedef struct dfi_wino {
+    const dfi_kernels *k;
+    dfi_image s;
+    size_t pitch, tiles;               /* places in a row of tiles, rows of an image */
+    size_t samples, rows;              /* a part: so many images, or rows of one ... */
+    size_t b, row, n_samples, n_rows;  /* the current one ... */
+    size_t run, places;                /* ... has so many places a sample, and in all */
+    int kind;
+    size_t channels;                   /* of the image that is read or written, */
+    df_real *image, *v;                /* and its 16 arrays [channels, places] */
+    df_real *u, *v1, *v2;
+} dfi_wino;
+
+/* Below, transforms would cost more than they save. */
+static int dfi_wino_fits(const dfi_image *s) {
+    return s->C >= 16 && s->O >= 16 && s->H > 1 && s->W > 1 && s->W < DFI_WINO_PLANE / 2;
+}
+/* (G x G) [16, 9], the filter turned about or not. */
+static void dfi_wino_filter(int turned, df_real g[16 * 9]) {
+    static const double G[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+    for (int i = 0; i < 16 * 9; i++) {
+        int k = i / 9, j = turned ? 8 - i % 9 : i % 9;
+        g[i] = (df_real)(G[k / 4][j / 3] * G[k % 4][j % 3]);
+    }
+}
+/* Parts hold as much as stays in the cache, one about as much as the other. */
+static df_result dfi_wino_begin(df_ctx *ctx, dfi_wino *g, const dfi_image *s) {
+    size_t most = s->C > s->O ? s->C : s->O, parts, n;
+    memset(g, 0, sizeof *g);
+    g->k = ctx->k, g->s = *s;
+    g->pitch = (s->W + 1) / 2 + 1, g->tiles = (s->H + 1) / 2;
+    n = DFI_WINO_SIZE / dfi_mul(16 * most, g->pitch);
+    n = n < 1 ? 1 : dfi_smaller(n, g->tiles);
+    parts = (g->tiles + n - 1) / n;
+    g->rows = (g->tiles + parts - 1) / parts;
+    n = parts > 1 ? 1 : DFI_WINO_SIZE / (16 * most * g->pitch * g->tiles);
+    parts = n < 1 ? s->B : (s->B + n - 1) / n;
+    g->samples = (s->B + parts - 1) / parts;
+    n = dfi_mul(16 * most, g->samples * g->rows * g->pitch);
+    g->u = (df_real *)dfi_scratch(ctx, dfi_mul(16 * s->C * s->O, sizeof(df_real)));
+    g->v1 = (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    g->v2 = (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    return g->u && g->v1 && g->v2 ? DF_OK : DF_ERR_MEMORY;
+}
+static int dfi_wino_next(dfi_wino *g) {
+    g->row += g->n_rows;
+    if (g->row == g->tiles) g->row = 0;
+    if (g->row == 0) g->b += g->n_samples;
+    if (g->b == g->s.B) return 0;
+    g->n_samples = dfi_smaller(g->s.B - g->b, g->samples);
+    g->n_rows = dfi_smaller(g->tiles - g->row, g->rows);
+    g->run = g->n_rows * g->pitch;
+    g->places = g->n_samples * g->run;
+    return 1;
+}
+/* Rows of tiles [row, row + n) of one channel into phases, or added from them. The border
+   shifts pixels by one. */
+static void dfi_wino_phases(const dfi_wino *g, df_real *x, size_t row, size_t n,
+                            df_real *phase) {
+    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_FROM_X;
+    for (size_t i = 0; i < 2 * (n + border); i++) {
+        size_t y = 2 * row + i - border;       /* above the image: wraps, so is > H */
+        df_real *first = phase + i % 2 * 2 * DFI_WINO_PLANE + i / 2 * p;
+        df_real *even = first + border * DFI_WINO_PLANE;
+        df_real *odd = first + (border ? 1 : DFI_WINO_PLANE);
+        if (g->kind != DFI_WINO_TO_Y)
+            memset(first, 0, p * sizeof *x),
+                memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
+        if (y >= H) continue;
+        if (g->kind == DFI_WINO_TO_Y) {
+            g->k->merge(W / 2, even, odd, x + y * W);
+            if (W % 2) x[y * W + W - 1] += even[W / 2];
+        } else {
+            g->k->split(W / 2, x + y * W, even, odd);
+            if (W % 2) even[W / 2] = x[y * W + W - 1];
+        }
+    }
+}
+/* Channels and samples [from, to): between an image and its 16 arrays. */
+static void dfi_wino_piece(void *arg, size_t from, size_t to) {
+    const dfi_wino *g = (const dfi_wino *)arg;
+    df_real phase[4 * DFI_WINO_PLANE];
+    size_t most = DFI_WINO_PLANE / g->pitch - 2, step = g->channels * g->places, n;
+    for (size_t i = from; i < to; i++) {
+        size_t b = g->b + i % g->n_samples, c = i / g->n_samples;
+        df_real *x = g->image + (b * g->channels + c) * g->s.H * g->s.W;
+        for (size_t r = 0; r < g->n_rows; r += n) {
+            df_real *v = g->v + i * g->run + r * g->pitch;
+            n = dfi_smaller(most, g->n_rows - r);
+            if (g->kind == DFI_WINO_TO_Y)
+                g->k->wino_out(n * g->pitch, v, step, phase, DFI_WINO_PLANE);
+            dfi_wino_phases(g, x, g->row + r, n, phase);
+            for (size_t k = 0; k < 4; k++)     /* the last place looks one further */
+                phase[k * DFI_WINO_PLANE + (n + 1) * g->pitch] = 0;
+            if (g->kind == DFI_WINO_FROM_X)
+                g->k->wino_in(n * g->pitch, g->pitch, phase, DFI_WINO_PLANE, v, step);
+            else if (g->kind == DFI_WINO_FROM_DY)
+                g->k->wino_back(n * g->pitch, phase, DFI_WINO_PLANE, v, step);
+        }
+    }
+}
+static void dfi_wino_run(df_ctx *ctx, dfi_wino *g, int kind, size_t channels,
+                         const df_real *image, df_real *v) {
+    g->kind = kind, g->channels = channels, g->v = v;
+    g->image = (df_real *)(uintptr_t)image;    /* written only TO_Y */
+    dfi_split(ctx, channels * g->n_samples, 16 * g->run, dfi_wino_piece, g);
+}
+
+static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
+                               const df_real *x, const df_real *w, df_real *y) {
+    size_t in = back ? s->O : s->C, out = back ? s->C : s->O, size = s->C * s->O;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real filter[16 * 9];
+    dfi_wino g;
+    df_result result = dfi_wino_begin(ctx, &g, s);
+    dfi_wino_filter(back, filter);
+    if (result == DF_OK)
+        result = dfi_gemm(ctx, 0, 1, 16, size, 9, filter, 9, w, 9, 0, g.u, size);
+    while (result == DF_OK && dfi_wino_next(&g)) {
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, in, x, g.v1);
+        result = dfi_gemm_batch(ctx, back, 0, 16, out, g.places, in, g.u, s->C, size, g.v1,
+                                g.places, in * g.places, 0, g.v2, g.places,
+                                out * g.places);
+        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_TO_Y, out, y, g.v2);
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real *x,
+                                  const df_real *dy, df_real *dw) {
+    size_t size = s->C * s->O;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real filter[16 * 9];
+    dfi_wino g;
+    df_result result = dfi_wino_begin(ctx, &g, s);
+    for (int part = 0; result == DF_OK && dfi_wino_next(&g); part++) {
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, s->C, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_DY, s->O, dy, g.v2);
+        result = dfi_gemm_batch(ctx, 0, 1, 16, s->O, s->C, g.places, g.v2, g.places,
+                                s->O * g.places, g.v1, g.places, s->C * g.places, part > 0,
+                                g.u, s->C, size);
+    }
+    dfi_wino_filter(0, filter);
+    if (result == DF_OK)
+        result = dfi_gemm(ctx, 1, 0, size, 9, 16, g.u, size, filter, 9, 1, dw, 9);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
 /* ---- the tables --------------------------------------------------------------------- */
 
 #define DFI_KERNEL_TABLE(s, isa)                                                         \
@@ -15565,7 +15825,9 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
         dfi_convert_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
-        dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
+        dfi_log_softmax_back_##s, dfi_wino_in_##s, dfi_wino_out_##s, dfi_wino_back_##s,  \
+        dfi_split_##s, dfi_merge_##s,                                                    \
+        dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 
 static void dfi_rotate(double *x, double *y, double c, double s) {
@@ -16276,6 +16538,94 @@ static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, f
     }
 }
 
+/* ---- 3x3 convolutions ---------------------------------------------------------------- */
+
+/* The last vector begins early rather than ends late, where there is a whole one: it
+   computes some places again, which come out the same. */
+DFI_INLINE size_t DFI_V(place)(size_t i, size_t n) {
+    return i + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : i;
+}
+static void DFI_V(wino_in)(size_t n, size_t pitch, const float *x, size_t plane, float *v,
+                           size_t step) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[4][4], u[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            const float *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
+            DFI_WINO_IN(t[b], DFI_V(get)(p, left), DFI_V(get)(q, left),
+                        DFI_V(get)(p + pitch, left), DFI_V(get)(q + pitch, left));
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            DFI_UNROLL
+            for (size_t b = 0; b < 4; b++) DFI_V(put)(v + (4 * a + b) * step + i, u[b], left);
+        }
+    }
+}
+static void DFI_V(wino_out)(size_t n, const float *m, size_t step, float *y,
+                            size_t plane) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[4][2], u[2], p[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            DFI_UNROLL
+            for (size_t a = 0; a < 4; a++)
+                p[a] = DFI_V(get)(m + (4 * a + b) * step + i, left);
+            DFI_WINO_OUT(t[b], p[0], p[1], p[2], p[3]);
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 2; a++) {
+            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            DFI_V(put)(y + 2 * a * plane + i, u[0], left);
+            DFI_V(put)(y + (2 * a + 1) * plane + i, u[1], left);
+        }
+    }
+}
+static void DFI_V(wino_back)(size_t n, const float *dy, size_t plane, float *m,
+                             size_t step) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[2][4], u[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 2; b++) {
+            const float *p = dy + b * plane + i;
+            DFI_V(v) first = DFI_V(get)(p, left), second = DFI_V(get)(p + 2 * plane, left);
+            DFI_WINO_BACK(t[b], first, second);
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_BACK(u, t[0][a], t[1][a]);
+            DFI_UNROLL
+            for (size_t b = 0; b < 4; b++) DFI_V(put)(m + (4 * a + b) * step + i, u[b], left);
+        }
+    }
+}
+
+/* Rows may be short: 4 at a time whatever the width of vectors. */
+static void DFI_V(split)(size_t n, const float *x, float *even, float *odd) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        DFI_V(quad) a = *(const DFI_V(quad) *)(x + 2 * i);
+        DFI_V(quad) b = *(const DFI_V(quad) *)(x + 2 * i + 4);
+        *(DFI_V(quad) *)(even + i) = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+        *(DFI_V(quad) *)(odd + i) = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    }
+    dfi_split_plain(n - i, x + 2 * i, even + i, odd + i);
+}
+static void DFI_V(merge)(size_t n, const float *even, const float *odd, float *y) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        DFI_V(quad) a = *(const DFI_V(quad) *)(even + i);
+        DFI_V(quad) b = *(const DFI_V(quad) *)(odd + i);
+        *(DFI_V(quad) *)(y + 2 * i) += __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        *(DFI_V(quad) *)(y + 2 * i + 4) += __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    }
+    dfi_merge_plain(n - i, even + i, odd + i, y + 2 * i);
+}
+
 /* ---- the matrix product: packing and tile ------------------------------------------- */
 
 /* Columns of 4 rows become rows of 4, in registers: a matrix of 4 x 4 in each quarter of
@@ -16313,28 +16663,26 @@ DFI_INLINE void DFI_V(turn)(const float *x, size_t ld, float *y, size_t width) {
 static void DFI_V(pack)(size_t width, size_t count, size_t k, const float *x, size_t ld,
                         int across, float *panel) {
     size_t i = 0;
-    if (!across && count == width) {
-        for (size_t j = 0; j < k; j++, x += ld, panel += width)
-            if (width % DFI_LANES == 0)
-                for (i = 0; i < width; i += DFI_LANES)
-                    DFI_V(store)(panel + i, DFI_V(load)(x + i));
-            else
-                for (i = 0; i < width; i += 4)
-                    *(DFI_V(quad) *)(panel + i) = *(const DFI_V(quad) *)(x + i);
+    if (!across) {
+        for (size_t j = 0; j < k; j++, x += ld, panel += width) {
+            for (i = 0; i + DFI_LANES <= count; i += DFI_LANES)
+                DFI_V(store)(panel + i, DFI_V(load)(x + i));
+            for (; i + 4 <= count; i += 4)
+                *(DFI_V(quad) *)(panel + i) = *(const DFI_V(quad) *)(x + i);
+            for (; i < width; i++) panel[i] = i < count ? x[i] : 0;
+        }
         return;
     }
-    if (across)
-        for (; i + 4 <= count; i += 4) {
-            size_t j = 0;
-            for (; j + DFI_LANES <= k; j += DFI_LANES)
-                DFI_V(turn)(x + i * ld + j, ld, panel + j * width + i, width);
-            for (; j < k; j++)
-                for (size_t r = i; r < i + 4; r++) panel[j * width + r] = x[r * ld + j];
-        }
-    size_t si = across ? ld : 1, sj = across ? 1 : ld;
+    for (; i + 4 <= count; i += 4) {
+        size_t j = 0;
+        for (; j + DFI_LANES <= k; j += DFI_LANES)
+            DFI_V(turn)(x + i * ld + j, ld, panel + j * width + i, width);
+        for (; j < k; j++)
+            for (size_t r = i; r < i + 4; r++) panel[j * width + r] = x[r * ld + j];
+    }
     for (size_t j = 0; j < k && i < width; j++)
         for (size_t r = i; r < width; r++)
-            panel[j * width + r] = r < count ? x[r * si + j * sj] : 0;
+            panel[j * width + r] = r < count ? x[r * ld + j] : 0;
 }
 
 /* A tile of rows x vectors registers of C. Both are constants where this is called, the
