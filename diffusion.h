@@ -568,7 +568,8 @@ typedef struct df_query {
     int step;                /* sampler's step from 0, or -1 */
     const int *labels;       /* [n], -1 none; NULL: no labels at all */
     const df_real *condition;      /* NULL, or that of sample i (row r: i = r mod samples)
-                                      at condition + i * condition_stride */
+                                      at condition + i * condition_stride: a net reads
+                                      df_net_condition(net) numbers there */
     size_t condition_stride;       /* elements; 0: one condition for all rows */
 } df_query;
 
@@ -1024,12 +1025,15 @@ DF_API void df_v3_free(df_ctx *ctx, df_v3_statistics *statistics);
    another model (same dim, process, prediction, times) without labels. Beside "1 is off"
    libraries use "0 is off" with s = scale - 1. */
 typedef struct df_guidance {
+    uint32_t cookie;
     const df_model *model;   /* must outlive the guidance, and that the guided model */
-    const df_model *uncond;  /* NULL: `model` with null_label */
-    double scale;
+    const df_model *uncond;  /* NULL: `model` with null_label [NULL] */
+    double scale;            /* [1] */
     int guided;              /* leading elements of each answer that are guided, the others
-                                are cond's; 0: all. DiT guides 3 channels, even of 4 */
+                                are cond's; 0: all. DiT guides 3 channels, even of 4. A
+                                learned variance is cond's, uncond's for scale 0 [0] */
 } df_guidance;
+DF_API df_guidance df_guidance_defaults(void);
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
 DF_API df_model df_guidance_model(df_guidance *guidance);
@@ -1325,7 +1329,8 @@ DF_API void df_net_free(df_net *net);
    returns its index, or -1. Names are unique. */
 DF_API int df_net_add(df_ctx *ctx, df_net *net, const char *name, int ndim,
                       const int *shape, df_init init);
-/* Keeps a parameter as it is: no gradient, no decay, no average. */
+/* Keeps a parameter as it is: no gradient, no decay, no average. Say it before
+   df_trainer_create, and again after loading: checkpoints do not hold it. */
 DF_API void df_net_freeze(df_net *net, int index);
 /* A net of your own that reads run->condition: how many numbers a sample has there. */
 DF_API void df_net_set_condition(df_net *net, int size);
@@ -1878,6 +1883,17 @@ typedef struct dfi_kernels {
     void (*log_softmax)(size_t n, const df_real *x, df_real *y);
     void (*log_softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
 
+    /* 3x3 convolution by 2x2 outputs at a time, n places (chapter 14): 16 numbers v[k step
+       + i] from the 4 phases x[k plane + i] of an image with rows of `pitch`; 4 from 16;
+       16 from 4, the transpose of that */
+    void (*wino_in)(size_t n, size_t pitch, const df_real *x, size_t plane, df_real *v,
+                    size_t step);
+    void (*wino_out)(size_t n, const df_real *m, size_t step, df_real *y, size_t plane);
+    void (*wino_back)(size_t n, const df_real *dy, size_t plane, df_real *m, size_t step);
+    /* n pairs: even[i], odd[i] = x[2i], x[2i + 1];  y[2i], y[2i + 1] += even[i], odd[i] */
+    void (*split)(size_t n, const df_real *x, df_real *even, df_real *odd);
+    void (*merge)(size_t n, const df_real *even, const df_real *odd, df_real *y);
+
     /* AdamW: w *= 1 - lr wd; m, v moving averages of scale*g and its square;
        w -= lr/(1-b1^t) m / (sqrt(v)/sqrt(1-b2^t) + eps), the corrections given as c1,
        c2 */
@@ -1904,6 +1920,15 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
                                 size_t K, const df_real *A, size_t lda, size_t sa,
                                 const df_real *B, size_t ldb, size_t sb, int accumulate,
                                 df_real *C, size_t ldc, size_t sc);
+/* y += conv(x, w), 3x3, stride 1, pad 1: x [B,C,H,W], w [O,C,3,3]; back: y += its
+   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth it
+   for such channels and widths. */
+typedef struct dfi_image { size_t B, C, O, H, W; } dfi_image;
+static int dfi_wino_fits(const dfi_image *s);
+static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
+                               const df_real *x, const df_real *w, df_real *y);
+static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real *x,
+                                  const df_real *dy, df_real *dw);
 /* Eigenvalues of a symmetric a [n, n] onto its diagonal, eigenvectors into the rows of q;
    entries below `tiny` count as 0. Returns 0 where a was diagonal: then they are exact. */
 static int dfi_jacobi(size_t n, double tiny, double *a, double *q);
@@ -7348,12 +7373,18 @@ static int dfi_same_numbers(const double *a, const double *b, int n) {
 static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_query *q) {
     const df_model *a = g->model, *b = g->uncond;
     const char *what = NULL;
-    if (a == NULL || a->predict == NULL || (b && b->predict == NULL))
+    if (g->cookie != DFI_COOKIE || a == NULL || a->predict == NULL ||
+        (b && b->predict == NULL))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_guidance: a model is missing or has no predict");
+                        "df_guidance: a model is missing or has no predict, or "
+                        "df_guidance_defaults did not make it");
     if (dfi_nonfinite(g->scale))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: scale is %s",
                         dfi_nonfinite_name(g->scale));
+    if (g->guided < 0 || g->guided > a->dim || (g->guided > 0 && q->ask == DF_ASK_VJP))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_guidance: guided is %d, wanted 0 (all) to the model's %d, and "
+                        "0 for VJP", g->guided, a->dim);
     if (b && b->dim != a->dim)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: model has dim %d, uncond %d",
                         a->dim, b->dim);
@@ -7504,13 +7535,24 @@ static int dfi_guidance_predict(void *self, df_ctx *ctx, const df_query *q, df_r
     return r;
 }
 
+DF_API df_guidance df_guidance_defaults(void) {
+    df_guidance g;
+    memset(&g, 0, sizeof g);
+    g.cookie = DFI_COOKIE;
+    g.scale = 1;
+    return g;
+}
+
 DF_API df_model df_guidance_model(df_guidance *guidance) {
-    df_model m = guidance && guidance->model ? *guidance->model : df_model_defaults();
+    int made = guidance && guidance->cookie == DFI_COOKIE && guidance->model;
+    df_model m = made ? *guidance->model : df_model_defaults();
     unsigned linear =
         DF_ASK_PREDICT | DF_ASK_JVP | DF_ASK_VJP; /* combine as predictions do */
     if (guidance == NULL) return m; /* of dim 0: refused, with a sentence, where used */
     m.predict = dfi_guidance_predict;
     m.self = guidance;
+    /* what is guided is part of an answer to PREDICT and JVP; VJP's is of x's kind */
+    if (guidance->guided != 0) linear &= ~(unsigned)DF_ASK_VJP;
     m.answers &= guidance->uncond ? linear & guidance->uncond->answers : linear;
     m.max_batch = 0; /* each model's own limit is kept when it is asked */
     return m;
@@ -8674,10 +8716,13 @@ DF_API df_tensor *df_linear(df_ctx *ctx, df_tensor *x, df_tensor *weight,
    where column p of col holds the C kh kw values that output pixel p looks at (Chellapilla
    et al. 2006). Columns are made for some samples at a time, or, if an image is large, for
    some of its rows: as much as stays in the cache. How much depends on one sample's shape
-   alone. A 1x1 kernel needs no columns: they are x. */
+   alone. A 1x1 kernel needs no columns: they are x. Most 3x3 kernels go another way, by
+   fewer products: dfi_wino_conv. */
 typedef struct dfi_conv {
     size_t B, C, H, W, O, kh, kw, stride, pad, Ho, Wo;
     size_t K, P;               /* height of a column, pixels of the result */
+    dfi_image image;           /* B, C, O, H, W once more */
+    int fewer;                 /* by dfi_wino_conv */
     int direct;                /* columns are x itself */
     int back;                  /* columns go to dx instead of coming from x */
     size_t samples, rows;      /* how much of the result at a time */
@@ -8701,7 +8746,11 @@ static int dfi_conv_begin(df_ctx *ctx, dfi_conv *c, const df_tensor *x, const df
     c->x = x->data;
     c->direct = c->kh == 1 && c->kw == 1 && c->stride == 1 && c->pad == 0;
     c->samples = c->B, c->rows = c->Ho;
-    if (c->direct) return 1;
+    c->image.B = c->B, c->image.C = c->C, c->image.O = c->O;
+    c->image.H = c->H, c->image.W = c->W;
+    c->fewer = c->kh == 3 && c->kw == 3 && c->stride == 1 && c->pad == 1 &&
+               dfi_wino_fits(&c->image);
+    if (c->direct || c->fewer) return 1;
     c->rows = DFI_COLUMNS / dfi_mul(c->K, c->Wo);
     c->rows = c->rows < 1 ? 1 : c->rows < c->Ho ? c->rows : c->Ho;
     c->samples = c->rows < c->Ho ? 1 : DFI_COLUMNS / dfi_mul(c->K, c->P);
@@ -8772,7 +8821,10 @@ static void dfi_conv_back(df_ctx *ctx, df_tensor *y) {
     df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
     dfi_conv c;
     if (!dfi_conv_begin(ctx, &c, y->in[0], w, y)) return;
-    for (c.dx = dx; dfi_conv_next(&c);) {
+    if (c.fewer && ((dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK) ||
+                    (dx && dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)))
+        dfi_stick(ctx);
+    for (c.dx = dx; !c.fewer && dfi_conv_next(&c);) {
         dfi_matrix dy = dfi_matrix_of(y->grad + c.at, c.P, c.O * c.P, 0);
         if (dw != NULL) {
             dfi_matrix g = dy, col = dfi_conv_columns(ctx, &c);
@@ -8848,7 +8900,10 @@ DF_API df_tensor *df_conv2d(df_ctx *ctx, df_tensor *x, df_tensor *weight, df_ten
     }
     mark = dfi_scratch_mark(ctx);
     if (!dfi_conv_begin(ctx, &c, x, weight, y)) return NULL;
-    while (dfi_conv_next(&c))
+    if (c.fewer && bias == NULL) memset(y->data, 0, y->size * sizeof(df_real));
+    if (c.fewer && dfi_wino_conv(ctx, &c.image, 0, c.x, weight->data, y->data) != DF_OK)
+        return dfi_stick(ctx);
+    while (!c.fewer && dfi_conv_next(&c))
         dfi_product(ctx, c.n_samples, c.O, c.pixels, c.K,
                     dfi_matrix_of(weight->data, c.K, 0, 0), dfi_conv_columns(ctx, &c),
                     bias != NULL, y->data + c.at, c.P, c.O * c.P);
@@ -9381,6 +9436,7 @@ struct df_net {
     double *scaling;            /* [2 scaling_size]: means, then scales */
     int sealed; /* complete: built in, or a trainer's arrays have its size */
     dfi_naming naming;
+    int said;                   /* while loading: the weights brought their card */
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -9571,6 +9627,8 @@ static int dfi_net_key(dfi_naming naming, const char *name, int part,
                        char key[DFI_NET_NAME + 64]) {
     size_t count = sizeof dfi_renamed / sizeof *dfi_renamed, row = 0;
     const char *at = NULL, *front = "";
+    snprintf(key, DFI_NET_NAME + 64, "%s", name);
+    if (naming == DFI_NAMES_OWN) return 1;
     if (naming == DFI_NAMES_DIFFUSERS && strcmp(name, "pos_embed") == 0) return 0;
     if (naming == DFI_NAMES_DIFFUSERS && strncmp(name, "blocks.", 7) == 0)
         front = "transformer_";
@@ -10050,6 +10108,13 @@ typedef struct dfi_net_plan {
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
+    if (dfi_net_elements(plan->ndim, plan->shape) == 0) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "%s: a sample of %d x %d x %d: each at least 1, fewer than 2^31 in all",
+                 plan->kind, plan->shape[0], plan->ndim > 1 ? plan->shape[1] : 1,
+                 plan->ndim > 2 ? plan->shape[2] : 1);
+        return NULL;
+    }
     df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row, row->forward,
                                plan->seed);
     if (net == NULL) return NULL;
@@ -10519,7 +10584,13 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
         !dfi_net_range(ctx, "unet: class_kind", d->class_kind, 0,
                        DF_UNET_CLASS_IDENTITY) ||
         !dfi_net_range(ctx, "unet: classes", d->classes, 0, 1 << 20) ||
-        !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, 1) ||
+        !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, d->classes > 0) ||
+        !dfi_net_range(ctx, "unet: scale_shift", d->scale_shift, 0, 1) ||
+        !dfi_net_range(ctx, "unet: mid_attention", d->mid_attention, 0, 1) ||
+        !dfi_net_range(ctx, "unet: center_input", d->center_input, 0, 1) ||
+        !dfi_net_range(ctx, "unet: flip_sin_to_cos", d->flip_sin_to_cos, 0, 1) ||
+        !dfi_net_range(ctx, "unet: downsample_resnet", d->downsample_resnet, 0, 1) ||
+        !dfi_net_range(ctx, "unet: upsample_resnet", d->upsample_resnet, 0, 1) ||
         dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
         dfi_unet_size(ctx, "width", d->width, d->levels - 1))
         return ctx->code;
@@ -10568,6 +10639,7 @@ static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
     net->outputs = d.out_channels;
     net->classes = d.classes;
     net->null_class = d.null_class;
+    net->condition = 0;
     if (d.class_kind == DF_UNET_CLASS_TIMESTEP) net->classes = 1 << 20;
     if (d.class_kind == DF_UNET_CLASS_IDENTITY)
         net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
@@ -10788,6 +10860,7 @@ static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
     net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
     net->classes = d.classes;
     net->null_class = d.null_class;
+    net->condition = 0;
     if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
     int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
     net->rows = live > 2 ? live : 2;
@@ -11413,9 +11486,9 @@ static df_result dfi_describe(df_ctx *ctx, const df_net *net, dfi_costs *s,
     run.weights = run.grads = net->weights;
     run.training = 1;
     for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
-    double value = net->vocab == 1 ? 0 : 1; /* times may be logarithms, tokens whole */
+    double value = net->vocab == 1 ? 0 : 1; /* tokens are whole */
     df_tensor *x = df_tensor_fill(ctx, net->ndim + 1, shape, value);
-    df_tensor *t = df_tensor_fill(ctx, 1, shape, 1);
+    df_tensor *t = df_tensor_fill(ctx, 1, shape, 0);
     x = df_tensor_need_grad(ctx, x), t = df_tensor_need_grad(ctx, t);
     df_run_net(&run, x, t, net->classes > 0 ? label : NULL);
     if (dfi_stuck(ctx) != DF_OK) return ctx->code;
@@ -11630,6 +11703,11 @@ static int dfi_net_answer(void *self, df_ctx *ctx, const df_query *q, df_real *o
     if (q->condition != NULL && net->condition == 0)
         return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
                         "net '%s': takes labels, no condition", net->kind);
+    if (q->condition != NULL && q->condition_stride > 0 &&
+        q->condition_stride < (size_t)net->condition)
+        return dfi_fail(ctx, DF_ERR_SHAPE,
+                        "net '%s': a condition_stride of %.0f, conditions of %d numbers",
+                        net->kind, (double)q->condition_stride, net->condition);
     if (bad < q->n)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "net '%s': label %d of row %d: it knows 0 to %d, and -1 for none",
@@ -12014,6 +12092,8 @@ static df_result dfi_net_read_card(const dfi_net_file *f, df_net *net) {
     card.prediction = (df_prediction)prediction;
     int n, learned;
     if (dfi_net_ints(f, "learned", 1, 1, &learned) < 0) return f->ctx->code;
+    if (learned < 0 || learned > (int)DF_LEARNED_RANGE)
+        return dfi_net_bad(f, "learned", "is not in [0, 3]");
     card.learned = (df_learned)learned;
     card.process.log_abar = dfi_net_doubles(f, "process.log_abar", &n);
     if (n < 0) return f->ctx->code;
@@ -12117,6 +12197,8 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
         (ndim = dfi_net_ints(f, "shape", 1, 3, shape)) < 0 ||
         dfi_net_ints(f, "classes", 1, 1, &classes) < 0 ||
         dfi_net_ints(f, "condition", 1, 1, &condition) < 0 ||
+        (condition < 0 || condition > 1 << 20
+             ? dfi_net_bad(f, "condition", "is not in [0, 2^20]") : (df_result)DF_OK) ||
         dfi_net_ints(f, "config", 0, DFI_NET_SLOTS, config) < 0 ||
         dfi_net_numbers(f, "numbers", DFI_NET_NUMBERS, DFI_NET_NUMBERS, number) < 0)
         return NULL;
@@ -12790,6 +12872,10 @@ static df_result dfi_train_check_data(df_ctx *ctx, const df_net *net, const df_r
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "%s: label %d of data row %d: net '%s' has %d classes", who,
                         labels[bad], bad, net->kind, net->classes);
+    if (net->vocab > 0)
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "%s: net '%s' takes tokens, which have no noise: train it by "
+                        "df_run_tokens and df_cross_entropy", who, net->kind);
     if ((d->condition != NULL && K == 0) || (d->flip > 0 && net->ndim != 3))
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "%s: a condition is for nets that take one (df_net_condition), "
@@ -12950,7 +13036,7 @@ static df_result dfi_train_rows(df_trainer *tr) {
     size_t graph = dfi_plus(one, dfi_mul(more, (size_t)rows - 1));
     size_t passing = DFI_COLUMNS + ((size_t)tr->ctx->threads << 18);
     passing *= sizeof(df_real);
-    tr->graph = dfi_plus(graph + graph / 8, graph < passing ? graph : passing);
+    tr->graph = dfi_plus(dfi_plus(graph, graph / 8), graph < passing ? graph : passing);
     return dfi_train_arrays(tr);
 }
 
@@ -12959,21 +13045,48 @@ static df_result dfi_train_rows(df_trainer *tr) {
 static df_result dfi_train_average(df_trainer *tr) {
     df_net *net = tr->net;
     size_t bytes = net->size * sizeof(df_real);
-    dfi_delete_by(&net->alloc, net->average, bytes);
-    net->average = NULL;
     if (!(tr->desc.ema > 0)) return DF_OK;
     net->average = (df_real *)dfi_net_copy(tr->ctx, net, net->weights, bytes);
     return net->average != NULL ? (df_result)DF_OK : (df_result)DF_ERR_MEMORY;
 }
 
-/* The rest of creation; on failure the caller frees. */
+/* What a trainer writes into its net: card, scaling and average, freed. */
+static void dfi_train_strip(df_net *net) {
+    size_t bytes = net->size * sizeof(df_real);
+    dfi_delete_by(&net->alloc, net->average, bytes);
+    dfi_delete_by(&net->alloc, net->log_abar,
+                  (size_t)net->card.process.table_size * sizeof(double));
+    dfi_delete_by(&net->alloc, net->scaling,
+                  2 * (size_t)net->scaling_size * sizeof(double));
+}
+/* ... of `from` instead. */
+static void dfi_train_dress(df_net *net, const df_net *from) {
+    net->average = from->average;
+    net->card = from->card;
+    net->log_abar = from->log_abar;
+    net->scaling = from->scaling;
+    net->scaling_size = from->scaling_size;
+}
+
+static df_result dfi_train_write(df_trainer *tr);
+/* The rest of creation; on failure the caller frees, and the net is as it was. */
 static df_result dfi_train_setup(df_trainer *tr) {
+    df_net old = *tr->net, bare = old;
     df_result result = dfi_train_interval(tr);
     if (result != DF_OK) return result;
     tr->held = (int)(tr->desc.validation * tr->n);
     tr->kept = tr->n - tr->held;
     tr->validation = -1;
-    result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
+    bare.average = NULL, bare.log_abar = bare.scaling = NULL;
+    bare.scaling_size = bare.card.process.table_size = 0;
+    dfi_train_dress(tr->net, &bare);
+    result = dfi_train_write(tr);
+    dfi_train_strip(result == DF_OK ? &old : tr->net);
+    if (result != DF_OK) dfi_train_dress(tr->net, &old);
+    return result;
+}
+static df_result dfi_train_write(df_trainer *tr) {
+    df_result result = df_net_set_card(tr->ctx, tr->net, &tr->desc.card);
     if (result == DF_OK) tr->desc.card = tr->net->card; /* the net's own copy of a table */
     if (result == DF_OK) result = dfi_train_scaling(tr);
     if (result == DF_OK) result = dfi_train_rows(tr);
@@ -13364,11 +13477,14 @@ static df_result dfi_buffer_add(df_ctx *ctx, df_buffer *b, const void *data, siz
 }
 
 /* Reads until the hook gives no more. */
-static df_result dfi_read_all(const dfi_where *at, df_source hook, df_buffer *out) {
+static df_result dfi_read_all(const dfi_where *at, df_source hook, size_t most,
+                              df_buffer *out) {
     while (dfi_buffer_reserve(at->ctx, out, 1) == DF_OK) {
         size_t room = out->capacity - out->size;
         size_t got = hook.read(hook.user, out->data + out->size, room);
         if (got == 0) return DF_OK;
+        if (got > most || out->size > most - got)
+            return dfi_error(at, 0, NULL, "more than %.0f bytes", (double)most);
         if (got > room)
             return dfi_error(at, DF_ERR_ARGUMENT, NULL, "%zu bytes for %zu", got, room);
         out->size += got;
@@ -13377,7 +13493,8 @@ static df_result dfi_read_all(const dfi_where *at, df_source hook, df_buffer *ou
 }
 
 #ifdef DIFFUSION_NO_STDIO
-#define dfi_file_load(at, path, out) dfi_error(at, DF_ERR_UNSUPPORTED, NULL, "no stdio")
+#define dfi_file_load(at, path, most, out)                                               \
+    dfi_error(at, DF_ERR_UNSUPPORTED, NULL, "no stdio")
 #define dfi_file_save(at, path, b) dfi_error(at, DF_ERR_UNSUPPORTED, NULL, "no stdio")
 #else
 static df_result dfi_file_fail(const dfi_where *at, const char *what) {
@@ -13388,15 +13505,16 @@ static size_t dfi_file_read(void *user, void *buffer, size_t size) {
 }
 
 /* The size is a first guess (a pipe has none); with one byte more, the end is seen. */
-static df_result dfi_file_load(const dfi_where *at, const char *path, df_buffer *out) {
+static df_result dfi_file_load(const dfi_where *at, const char *path, size_t most,
+                               df_buffer *out) {
     FILE *file = fopen(path, "rb");
     df_source hook = df_source_hooks(dfi_file_read, file);
     if (file == NULL) return dfi_file_fail(at, "open");
     long size = fseek(file, 0, SEEK_END) == 0 ? ftell(file) : 0;
     rewind(file);
-    if (size < 0 || size == LONG_MAX) size = 0;
+    if (size < 0 || size == LONG_MAX || (size_t)size > most) size = 0;
     df_result result = dfi_buffer_reserve(at->ctx, out, (size_t)size + 1);
-    if (result == DF_OK) result = dfi_read_all(at, hook, out);
+    if (result == DF_OK) result = dfi_read_all(at, hook, most, out);
     if (result == DF_OK && ferror(file)) result = dfi_file_fail(at, "read");
     fclose(file);
     return result;
@@ -13443,11 +13561,14 @@ static df_result dfi_file_save(const dfi_where *at, const char *path, const df_b
 }
 #endif
 
-/* All bytes of a source. The caller frees `out`, on failure too. */
-static df_result dfi_source_load(const dfi_where *at, df_source s, df_buffer *out) {
-    if (s.path != NULL) return dfi_file_load(at, s.path, out);
+/* All bytes of a source, at most so many. The caller frees `out`, on failure too. */
+static df_result dfi_source_load(const dfi_where *at, df_source s, size_t most,
+                                 df_buffer *out) {
+    if (s.path != NULL) return dfi_file_load(at, s.path, most, out);
+    if (s.memory != NULL && s.size > most)
+        return dfi_error(at, 0, NULL, "more than %.0f bytes", (double)most);
     if (s.memory != NULL) return dfi_buffer_add(at->ctx, out, s.memory, s.size);
-    if (s.read != NULL) return dfi_read_all(at, s, out);
+    if (s.read != NULL) return dfi_read_all(at, s, most, out);
     return dfi_error(at, DF_ERR_ARGUMENT, NULL, "no path, no memory, no read hook");
 }
 
@@ -13752,7 +13873,7 @@ DF_API df_safetensors *df_safetensors_open(df_ctx *ctx, df_source source) {
     if (f == NULL) return NULL;
     f->at = at;
     f->at.file = f->name = dfi_strdup(ctx, at.file);
-    if (f->name != NULL && dfi_source_load(&f->at, source, &f->bytes) == DF_OK
+    if (f->name != NULL && dfi_source_load(&f->at, source, SIZE_MAX, &f->bytes) == DF_OK
         && dfi_safetensors_parse(f) == DF_OK)
         return f;
     df_safetensors_close(f);
@@ -14025,7 +14146,7 @@ typedef struct dfi_config_key {
     const char *name;
     dfi_key_kind kind;
     size_t at;
-    const char *names[4];
+    const char *names[6];
 } dfi_config_key;
 
 #define DFI_KEY(type, name, kind, field) {name, kind, offsetof(type, field), {NULL}}
@@ -14110,7 +14231,7 @@ static const dfi_config_key dfi_dit_peer_keys[] = {
 /* Of a scheduler only what says how the weights were trained. */
 typedef struct dfi_scheduler_config {
     double beta_start, beta_end;
-    int steps, schedule, prediction, zero_snr;
+    int steps, schedule, prediction, variance, zero_snr;
     dfi_real_list betas;
 } dfi_scheduler_config;
 static const dfi_config_key dfi_scheduler_keys[] = {
@@ -14123,6 +14244,9 @@ static const dfi_config_key dfi_scheduler_keys[] = {
      {"sample", "epsilon", "v_prediction"}},
     DFI_KEY(dfi_scheduler_config, "rescale_betas_zero_snr", DFI_KEY_FLAG, zero_snr),
     DFI_KEY(dfi_scheduler_config, "trained_betas", DFI_KEY_REALS, betas),
+    {"variance_type", DFI_KEY_CHOICE, offsetof(dfi_scheduler_config, variance),
+     {"fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned",
+      "learned_range"}},
     {NULL, DFI_KEY_FIXED, 0, {NULL}}
 };
 
@@ -14130,7 +14254,7 @@ static const dfi_config_key dfi_scheduler_keys[] = {
 static int dfi_config_choice(dfi_parser *p, const dfi_config_key *k) {
     if (dfi_json_word(p, "null")) return k->names[0] && k->names[0][0] == 0 ? 0 : -1;
     const char *text = p->at < p->end && *p->at == '"' ? dfi_json_string(p) : NULL;
-    for (int i = 0; text != NULL && i < 4 && k->names[i] != NULL; i++)
+    for (int i = 0; text != NULL && i < 6 && k->names[i] != NULL; i++)
         if (strcmp(text, k->names[i]) == 0 && text[0] != 0) return i;
     return -1;
 }
@@ -14169,6 +14293,8 @@ static int dfi_config_reals(dfi_parser *p, const char *end, dfi_real_list *out) 
 static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, const char *end,
                             char *field, int *length) {
     int *out = (int *)(void *)field, n = 0;
+    const size_t begin = (size_t)(p->at - p->begin);
+    double x;
     switch (k->kind) {
     case DFI_KEY_OR_NULL:
         *out = 0;
@@ -14179,7 +14305,11 @@ static int dfi_config_value(dfi_parser *p, const dfi_config_key *k, const char *
         return *out || dfi_json_word(p, "false");
     case DFI_KEY_REAL: return dfi_json_real(p, (double *)(void *)field);
     case DFI_KEY_CHOICE: return (*out = dfi_config_choice(p, k)) >= 0;
-    case DFI_KEY_FIXED: return dfi_json_word(p, k->names[0]);
+    case DFI_KEY_FIXED:
+        if (dfi_json_word(p, k->names[0]) && p->at == end) return 1;
+        p->at = p->begin + begin; /* 1e-5 is 1e-05 */
+        return dfi_json_real(p, &x) && fabs(x - dfi_decimal(k->names[0],
+                                                            strlen(k->names[0]))) <= 0;
     case DFI_KEY_SIZE:
         out[0] = out[1] = 0;
         if (dfi_json_word(p, "null")) return 1;
@@ -14317,6 +14447,11 @@ static df_result dfi_config_write(df_ctx *ctx, const char *name,
 
 /* ---- ... and the nets they describe ---- */
 
+/* A value out of range is a caller's mistake in a descriptor, a fault of a file here. */
+static df_result dfi_config_checked(const dfi_where *at, df_result result) {
+    return result != DF_ERR_ARGUMENT
+               ? result : dfi_error(at, DF_ERR_FORMAT, NULL, "%.240s", at->ctx->message);
+}
 /* The plan that a configuration is; what a key leaves out is the peer's default. */
 static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
                                dfi_net_plan *plan) {
@@ -14328,7 +14463,7 @@ static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_des
     plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
     plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
     plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
-    return result != DF_OK ? result : dfi_unet_check(at->ctx, d);
+    return result != DF_OK ? result : dfi_config_checked(at, dfi_unet_check(at->ctx, d));
 }
 static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
                               dfi_dit_config *c, dfi_net_plan *plan) {
@@ -14344,8 +14479,8 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
         if (c->out_channels == 0) c->out_channels = d->in_channels;
         if (!dfi_net_range(at->ctx, "attention_head_dim", c->head_dim, 1, 1 << 14) ||
             !dfi_net_range(at->ctx, "num_attention_heads", d->heads, 1, 1 << 14))
-            return DF_ERR_ARGUMENT;
-        if (c->out_channels != d->in_channels && c->out_channels / 2 != d->in_channels)
+            return dfi_config_checked(at, DF_ERR_ARGUMENT);
+        if (c->out_channels != d->in_channels && c->out_channels != 2 * d->in_channels)
             return dfi_error(at, 0, NULL, "the key \"out_channels\" is %d, neither %d nor "
                              "twice that", c->out_channels, d->in_channels);
         d->learn_sigma = c->out_channels != d->in_channels;
@@ -14357,45 +14492,87 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
             return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
         d->null_class = c->class_dropout > 0;
         if (d->width > 0 && d->width < 1 << 20)
-            d->mlp_width = (int)(d->width * c->mlp_ratio);
+            d->mlp_width = (int)(d->width * c->mlp_ratio + 1e-6); /* ratios are rounded */
     }
     plan->kind = "dit";
     plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
     plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
-    return dfi_dit_check(at->ctx, d);
+    return dfi_config_checked(at, dfi_dit_check(at->ctx, d));
 }
 
-/* Every tensor of the file must be a part of the net. Transformer2DModel repeats the
-   embedding of time and class in each block; we hold one, so they must be equal. */
-static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
-                                  const char *name) {
-    char first[DFI_NET_NAME + 64], key[DFI_NET_NAME + 64];
-    const char *rest = strstr(name, ".norm1.emb.");
-    const df_file_tensor *t = df_safetensors_find(f->file, name), *same = NULL;
+/* The names that a net's parameters have in a file, sorted; step memory. */
+typedef struct dfi_key_list {
+    const char **name;
+    size_t count;
+} dfi_key_list;
+static df_result dfi_net_keys(df_ctx *ctx, const df_net *net, dfi_key_list *out) {
+    enum { KEY = DFI_NET_NAME + 64 };
+    size_t most = 3 * (size_t)net->count;
+    char *keys = (char *)dfi_scratch(ctx, dfi_mul(most, KEY));
+    out->name = (const char **)dfi_scratch(ctx, dfi_mul(most, sizeof *out->name));
+    out->count = 0;
+    if (keys == NULL || out->name == NULL) return DF_ERR_MEMORY;
     for (int i = 0; i < net->count; i++)
         for (int part = 0, parts = 1; part < parts; part++) {
+            char *key = keys + out->count * KEY;
             parts = dfi_net_key(net->naming, net->param[i].name, part, key);
-            if (parts > 0 && strcmp(key, name) == 0) return DF_OK;
+            if (parts > 0) out->name[out->count++] = key;
         }
-    static const char blocks[] = "transformer_blocks.";
-    size_t digits = strncmp(name, blocks, sizeof blocks - 1) == 0
-                        ? strspn(name + sizeof blocks - 1, "0123456789") : 0;
-    if (digits > 0 && rest == name + sizeof blocks - 1 + digits &&
-        net->naming == DFI_NAMES_DIFFUSERS) {
-        snprintf(first, sizeof first, "transformer_blocks.0%.150s", rest);
+    dfi_sort(out->name, out->count, sizeof *out->name, dfi_by_name);
+    return DF_OK;
+}
+static int dfi_has_key(const dfi_key_list *keys, const char *name) {
+    return bsearch(&name, keys->name, keys->count, sizeof name, dfi_by_name) != NULL;
+}
+
+/* Block 0's name of what Transformer2DModel repeats in each block, into first; 0 if the
+   name is none of those of blocks 1 to depth - 1. */
+static int dfi_repeated(const char *name, int depth, char first[DFI_NET_NAME + 64]) {
+    char again[DFI_NET_NAME + 64];
+    int block = 0, length = 0;
+    if (sscanf(name, "transformer_blocks.%9d.norm1.emb.%n", &block, &length) < 1 ||
+        length == 0 || block < 1 || block >= depth || strlen(name) >= DFI_NET_NAME)
+        return 0;
+    snprintf(again, sizeof again, "transformer_blocks.%d.norm1.emb.%s", block,
+             name + length);
+    snprintf(first, DFI_NET_NAME + 64, "transformer_blocks.0.norm1.emb.%s", name + length);
+    return strcmp(again, name) == 0;
+}
+
+/* Every tensor of the file must be a part of the net. Transformer2DModel has the embedding
+   of time and class in each block; we hold one, so they must be equal. */
+static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
+                                  const dfi_key_list *keys, const df_file_tensor *t) {
+    char first[DFI_NET_NAME + 64];
+    const df_file_tensor *same = NULL;
+    if (dfi_has_key(keys, t->name)) return DF_OK;
+    if (net->naming == DFI_NAMES_DIFFUSERS &&
+        dfi_repeated(t->name, dfi_dit_of(net).depth, first) && dfi_has_key(keys, first))
         same = df_safetensors_find(f->file, first);
-    }
     if (same == NULL)
         return dfi_fail(f->ctx, DF_ERR_FORMAT, "%s: %.160s: tensor '%.160s' is no part of "
                         "the network that its configuration says", f->function, f->name,
-                        name);
-    if (same->dtype == t->dtype && same->count == t->count &&
+                        t->name);
+    if (same->dtype == t->dtype && t->dtype != DF_DTYPE_COUNT && same->count == t->count &&
         memcmp(same->bytes, t->bytes,
                t->count * (size_t)dfi_dtypes[t->dtype].bits / 8) == 0)
         return DF_OK;
     return dfi_fail(f->ctx, DF_ERR_UNSUPPORTED, "%s: %.160s: '%.160s' differs from block "
                     "0's: blocks with embeddings of their own are not supported",
-                    f->function, f->name, name);
+                    f->function, f->name, t->name);
+}
+
+/* What only we can say of weights, as strings beside them: the data's scaling, and a card
+   that is no table of betas. */
+static df_result dfi_net_own_words(const dfi_net_file *f, df_net *net) {
+    double both[2];
+    if (df_safetensors_metadata(f->file, "data.scaling") != NULL &&
+        (dfi_net_numbers(f, "data.scaling", 2, 2, both) < 0 ||
+         df_net_set_scaling(f->ctx, net, 1, &both[0], &both[1]) != DF_OK))
+        return f->ctx->code;
+    if (df_safetensors_metadata(f->file, "process") == NULL) return DF_OK;
+    net->said = 1;
+    return dfi_net_read_card(f, net);
 }
 
 /* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
@@ -14414,8 +14591,13 @@ static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *
     plan->ndim = 3;
     plan->from = f.file;
     net = dfi_net_new(ctx, plan);
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_key_list keys;
+    bad = net != NULL && dfi_net_keys(ctx, net, &keys) != DF_OK;
     for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
-        bad = dfi_net_leftover(&f, net, df_safetensors_at(f.file, i)->name) != DF_OK;
+        bad = dfi_net_leftover(&f, net, &keys, df_safetensors_at(f.file, i)) != DF_OK;
+    bad = bad || (net != NULL && dfi_net_own_words(&f, net) != DF_OK);
+    dfi_scratch_release(ctx, mark);
     if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
         dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
                  ctx->message);
@@ -14457,6 +14639,8 @@ static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net 
     card.prediction = predictions[c->prediction];
     card.time = df_time_index(T);
     card.learned = net->card.learned;
+    if (c->variance > 3 && net->outputs == 2 * net->shape[0])
+        card.learned = c->variance == 4 ? DF_LEARNED_VARIANCE : DF_LEARNED_RANGE;
     if (result == DF_OK) result = df_net_set_card(ctx, net, &card);
     dfi_scratch_release(ctx, mark);
     return result;
@@ -14465,21 +14649,37 @@ static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net 
 /* A text from a source, whole. */
 static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *text) {
     at->file = dfi_source_name(&source);
-    df_result result = dfi_source_load(at, source, text);
-    if (result == DF_OK && (text->size == 0 || text->size > 1 << 20))
-        result = dfi_error(at, 0, NULL, "%.0f bytes: a configuration has 1 to 2^20",
-                           (double)text->size);
+    df_result result = dfi_source_load(at, source, 1 << 20, text);
+    if (result == DF_OK && text->size == 0)
+        result = dfi_error(at, 0, NULL, "a configuration of 0 bytes");
     return result;
 }
 
+/* diffusers' schedulers that go by betas; "" if the file does not say. */
+static int dfi_scheduler_known(const char *name) {
+    static const char *const first[] = {
+        "DDPM", "DDIM", "PNDM",  "DPMSolver", "KDPM2", "Euler", "Heun",
+        "LMS",  "DEIS", "UniPC", "SASolver",  "LCM",   "TCD"};
+    int known = name[0] == 0;
+    for (size_t i = 0; i < sizeof first / sizeof *first; i++)
+        known |= strncmp(name, first[i], strlen(first[i])) == 0;
+    return known;
+}
 static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
     dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
-    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, {NULL, 0}};
+    dfi_scheduler_config c = {.0001, .02, 1000, 0, 1, 0, 0, {NULL, 0}};
+    char name[64];
     df_buffer text = {NULL, 0, 0};
     int levels;
     df_result result = DF_OK;
     df_scope mark = dfi_scratch_mark(ctx);
     if (source != NULL) result = dfi_config_load(&at, *source, &text);
+    if (source != NULL && result == DF_OK)
+        result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
+    if (source != NULL && result == DF_OK && !dfi_scheduler_known(name))
+        result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": only "
+                           "schedulers of a table of betas are known (DDPM, DDIM, DPM, "
+                           "Euler, ...)", name);
     if (source != NULL && result == DF_OK)
         result = dfi_config_read(&at, &text, dfi_scheduler_keys, 0, &c, &levels);
     df_buffer_free(ctx, &text);
@@ -14512,11 +14712,10 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
     else if (result == DF_OK)
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
                            "DiTTransformer2DModel or DiT's arguments are known", name);
-    if (result == DF_ERR_ARGUMENT)
-        dfi_error(&at, DF_ERR_FORMAT, NULL, "%.240s", ctx->message);
     df_buffer_free(ctx, &text);
     if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, &unet, weights);
-    if (net == NULL || dfi_scheduler_load(ctx, scheduler, net) == DF_OK) return net;
+    if (net == NULL || net->said || dfi_scheduler_load(ctx, scheduler, net) == DF_OK)
+        return net;
     df_net_free(net);
     return NULL;
 }
@@ -14537,11 +14736,11 @@ static char *dfi_path_of(df_ctx *ctx, const char *folder, const char *const *nam
 #ifndef DIFFUSION_NO_STDIO
     for (int i = 0; first != NULL && names[i] != NULL; i++) {
         char *path = dfi_path_in(ctx, folder, names[i]);
+        errno = 0;
         FILE *file = path != NULL ? fopen(path, "rb") : NULL;
-        if (file == NULL) continue;
-        fclose(file);
-        *found = 1;
-        return path;
+        if (file != NULL) fclose(file);
+        *found = file != NULL || (errno != ENOENT && errno != ENOTDIR);
+        if (*found) return path; /* what is there and cannot be read is said later */
     }
 #endif
     return first;
@@ -14557,8 +14756,8 @@ DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder) {
     df_net *net = NULL;
     int found;
     if (ctx == NULL) return NULL;
-    if (folder == NULL) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_load_folder: the folder is NULL");
+    if (folder == NULL || folder[0] == 0) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_load_folder: the folder is NULL or \"\"");
         return NULL;
     }
     df_scope mark = dfi_scratch_mark(ctx);
@@ -14628,18 +14827,23 @@ static void dfi_export_param(dfi_export *e, const df_net *net, const df_param *p
 }
 static df_result dfi_net_export(df_ctx *ctx, const df_net *net, dfi_naming naming,
                                 df_sink sink) {
-    static const df_save_text texts[2] = {{"format", "pt"}, {"null_class", "1"}};
     int unet = strcmp(net->kind, "unet") == 0, blocks = unet ? 0 : dfi_dit_of(net).depth;
     size_t room = 3 * (size_t)net->count + 5 * (size_t)blocks;
+    dfi_texts *s = dfi_texts_new(ctx);
     dfi_export e;
     e.count = 0;
     e.list = (df_save_tensor *)dfi_scratch(ctx, dfi_mul(room, sizeof *e.list));
     e.keys = (char(*)[DFI_NET_NAME + 64])dfi_scratch(ctx, dfi_mul(room, sizeof *e.keys));
-    if (e.list == NULL || e.keys == NULL) return DF_ERR_MEMORY;
+    if (s == NULL || e.list == NULL || e.keys == NULL) return DF_ERR_MEMORY;
+    if (net->card.process.kind == DF_PROCESS_TABLE) dfi_text_add(s, "format", "%s", "pt");
+    else dfi_net_texts(net, s); /* no scheduler says what we do */
+    s->item[0].value = "pt";
+    if (unet && net->null_class) dfi_text_add(s, "null_class", "%s", "1");
+    if (net->scaling_size == 1)
+        dfi_text_add(s, "data.scaling", "%.17g %.17g", net->scaling[0], net->scaling[1]);
     for (int i = 0; i < net->count; i++)
         dfi_export_param(&e, net, &net->param[i], naming, blocks);
-    return df_safetensors_write(ctx, sink, e.list, e.count, texts,
-                                unet && net->null_class ? 2 : 1);
+    return df_safetensors_write(ctx, sink, e.list, e.count, s->item, s->count);
 }
 
 /* A scheduler's configuration with the table's own betas. */
@@ -14658,7 +14862,8 @@ static df_result dfi_scheduler_config_write(df_ctx *ctx, const df_net *net,
             "  \"num_train_timesteps\": %d,\n  \"prediction_type\": \"%s\",\n"
             "  \"variance_type\": \"%s\",\n"
             "  \"clip_sample\": false,\n  \"trained_betas\": [", T, name,
-            card->learned ? "learned_range" : "fixed_small");
+            card->learned == DF_LEARNED_RANGE      ? "learned_range"
+            : card->learned == DF_LEARNED_VARIANCE ? "learned" : "fixed_small");
     for (int i = 0; i < T; i++) {
         double now = net->log_abar[i];
         dfi_put(out, i ? ",\n    " : "\n    ");
@@ -14679,19 +14884,50 @@ static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *nam
     return dfi_sink_save(&at, df_sink_path(path), text);
 }
 
+static int dfi_same_time(const df_time *a, const df_time *b) {
+    return a->kind == b->kind && dfi_same_numbers(&a->a, &b->a, 1) &&
+           dfi_same_numbers(&a->b, &b->b, 1);
+}
+/* What a folder could not give back is refused, not lost. */
+static df_result dfi_net_folder_fits(df_ctx *ctx, const df_net *net) {
+    const df_card *c = &net->card;
+    df_time index = df_time_index(c->process.table_size), own = df_time_own();
+    const char *wrong = NULL;
+    if (strcmp(net->kind, "dit") == 0) {
+        df_dit_desc d = dfi_dit_of(net);
+        if (d.diffusers && d.mlp_width != 0 && d.mlp_width != 4 * d.width)
+            wrong = "mlp_width is 4 width in DiTTransformer2DModel";
+        if (d.diffusers && !d.null_class)
+            wrong = "DiTTransformer2DModel always has a null_class";
+    }
+    if (net->scaling_size > 1) wrong = "data scaled in each dimension by itself";
+    if (c->process.kind == DF_PROCESS_TABLE &&
+        ((c->prediction != DF_EPS && c->prediction != DF_X0 && c->prediction != DF_V) ||
+         !dfi_same_time(&c->time, &index) || !dfi_same_time(&c->clock, &own) ||
+         c->input_sigma_data > 0 ||
+         c->learned == DF_LEARNED_LOG_VARIANCE))
+        wrong = "a card that no scheduler has: of a table they know eps, x_0 and v at "
+                "indices";
+    if (wrong == NULL) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_net_save_folder: net '%s': %s: use "
+                    "df_net_save", net->kind, wrong);
+}
+
 DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder) {
     df_buffer config = {NULL, 0, 0}, scheduler = {NULL, 0, 0};
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     df_result result = dfi_net_missing(ctx, net, "df_net_save_folder");
-    if (result == DF_OK && folder == NULL)
-        result = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_net_save_folder: the folder is NULL");
+    if (result == DF_OK && (folder == NULL || folder[0] == 0))
+        result = dfi_fail(ctx, DF_ERR_ARGUMENT,
+                          "df_net_save_folder: the folder is NULL or \"\"");
     if (result == DF_OK && (net->row == NULL || (strcmp(net->kind, "unet") != 0 &&
                                                  strcmp(net->kind, "dit") != 0)))
         result = dfi_fail(ctx, DF_ERR_UNSUPPORTED, "df_net_save_folder: net '%s' has no "
                           "form of others: use df_net_save", net->kind);
+    if (result == DF_OK) result = dfi_net_folder_fits(ctx, net);
     if (result == DF_OK) result = dfi_net_finite(ctx, net, "df_net_save_folder");
     if (result != DF_OK) return result;
-#ifdef DFI_POSIX
+#if defined(DFI_POSIX) && !defined(DIFFUSION_NO_STDIO)
     (void)mkdir(folder, 0777); /* it may be there */
 #endif
     df_scope mark = dfi_scratch_mark(ctx);
@@ -14701,12 +14937,12 @@ DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *
     if (path == NULL) result = DF_ERR_MEMORY;
     if (result == DF_OK) result = dfi_net_config(ctx, net, &config);
     if (result == DF_OK) result = dfi_scheduler_config_write(ctx, net, &scheduler);
-    if (result == DF_OK)
-        result = dfi_net_export(ctx, net, peer ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN,
-                                df_sink_path(path));
     if (result == DF_OK) result = dfi_folder_put(ctx, folder, "config.json", &config);
     if (result == DF_OK)
         result = dfi_folder_put(ctx, folder, "scheduler_config.json", &scheduler);
+    if (result == DF_OK)
+        result = dfi_net_export(ctx, net, peer ? DFI_NAMES_DIFFUSERS : DFI_NAMES_OWN,
+                                df_sink_path(path));
     dfi_scratch_release(ctx, mark);
     df_buffer_free(ctx, &config);
     df_buffer_free(ctx, &scheduler);
@@ -15403,6 +15639,60 @@ static void dfi_tile_plain(size_t k, const df_real *a, const df_real *b, size_t 
 }
 static const dfi_micro dfi_micro_plain = {4, 4, 4, 4, dfi_pack_plain, dfi_tile_plain};
 
+/* Of the four lines of a 4 x 4 block, or the two of a 2 x 2 block, one step of the
+   transforms of dfi_wino_conv, below: B^T d, A^T m and A y. */
+#define DFI_WINO_IN(t, a, b, c, d) (t[0] = a - c, t[1] = b + c, t[2] = c - b, t[3] = b - d)
+#define DFI_WINO_OUT(t, a, b, c, d) (t[0] = a + b + c, t[1] = b - c - d)
+#define DFI_WINO_BACK(t, a, b) (t[0] = a, t[1] = a + b, t[2] = a - b, t[3] = -b)
+
+static void dfi_wino_in_plain(size_t n, size_t pitch, const df_real *x, size_t plane,
+                              df_real *v, size_t step) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[4][4], u[4];
+        for (size_t b = 0; b < 4; b++) {
+            const df_real *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
+            DFI_WINO_IN(t[b], p[0], q[0], p[pitch], q[pitch]);
+        }
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            for (size_t b = 0; b < 4; b++) v[(4 * a + b) * step + i] = u[b];
+        }
+    }
+}
+static void dfi_wino_out_plain(size_t n, const df_real *m, size_t step, df_real *y,
+                               size_t plane) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[4][2], u[2];
+        for (size_t b = 0; b < 4; b++) {
+            const df_real *p = m + b * step + i;
+            DFI_WINO_OUT(t[b], p[0], p[4 * step], p[8 * step], p[12 * step]);
+        }
+        for (size_t a = 0; a < 2; a++) {
+            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            y[2 * a * plane + i] = u[0], y[(2 * a + 1) * plane + i] = u[1];
+        }
+    }
+}
+static void dfi_split_plain(size_t n, const df_real *x, df_real *even, df_real *odd) {
+    for (size_t i = 0; i < n; i++) even[i] = x[2 * i], odd[i] = x[2 * i + 1];
+}
+static void dfi_merge_plain(size_t n, const df_real *even, const df_real *odd,
+                            df_real *y) {
+    for (size_t i = 0; i < n; i++) y[2 * i] += even[i], y[2 * i + 1] += odd[i];
+}
+static void dfi_wino_back_plain(size_t n, const df_real *dy, size_t plane, df_real *m,
+                                size_t step) {
+    for (size_t i = 0; i < n; i++) {
+        df_real t[2][4], u[4];
+        DFI_WINO_BACK(t[0], dy[i], dy[i + 2 * plane]);
+        DFI_WINO_BACK(t[1], dy[i + plane], dy[i + 3 * plane]);
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_BACK(u, t[0][a], t[1][a]);
+            for (size_t b = 0; b < 4; b++) m[(4 * a + b) * step + i] = u[b];
+        }
+    }
+}
+
 #ifdef DFI_PLAIN_OPTIONS
 #pragma GCC pop_options
 #elif defined(__clang__) && defined(__FAST_MATH__)
@@ -15548,6 +15838,179 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
                           ldc, 0);
 }
 
+/* ---- 3x3 convolutions by fewer products ----------------------------------------------
+
+   Two neighbouring outputs of a filter g of three, y_0 = d_0 g_0 + d_1 g_1 + d_2 g_2 and
+   y_1 = d_1 g_0 + d_2 g_1 + d_3 g_2, are six products, or four (Winograd 1980):
+
+     m_0 = (d_0 - d_2) g_0            m_1 = (d_1 + d_2) (g_0 + g_1 + g_2)/2
+     m_3 = (d_1 - d_3) g_2            m_2 = (d_2 - d_1) (g_0 - g_1 + g_2)/2
+     y_0 = m_0 + m_1 + m_2            y_1 = m_1 - m_2 - m_3
+
+   In short y = A^T (G g . B^T d), and along both axes of an image (Lavin & Gray 2016)
+   Y = A^T [(G g G^T) . (B^T d B)] A: 2 x 2 outputs by 16 products instead of 36. Summed
+   over channels these are 16 matrix products, U_k [O, C] V_k [C, tiles]. All maps are
+   linear, so that gradients come by transposes: the filter's is
+     dU_k = dM_k V_k^T with dM = A dY A^T,  dg = G^T dU G,
+   and the image's is the convolution of dY with the filter turned about and transposed.
+
+   An image is taken apart into its 4 phases, pixels of even and odd row and column (of the
+   image with its border of zeros, on the way in): then the d of neighbouring tiles lie side
+   by side. Rows of tiles have one place more than tiles, for the phases' last column; what
+   is computed there is never used. */
+
+enum { DFI_WINO_PLANE = 1024, DFI_WINO_SIZE = 1 << 19 };   /* elements: phases, V or M */
+enum { DFI_WINO_FROM_X, DFI_WINO_TO_Y, DFI_WINO_FROM_DY };
+
+typedef struct dfi_wino {
+    const dfi_kernels *k;
+    dfi_image s;
+    size_t pitch, tiles;               /* places in a row of tiles, rows of an image */
+    size_t samples, rows;              /* a part: so many images, or rows of one ... */
+    size_t b, row, n_samples, n_rows;  /* the current one ... */
+    size_t run, places;                /* ... has so many places a sample, and in all */
+    int kind;
+    size_t channels;                   /* of the image that is read or written, */
+    df_real *image, *v;                /* and its 16 arrays [channels, places] */
+    df_real *u, *v1, *v2;
+} dfi_wino;
+
+/* Below, transforms would cost more than they save. */
+static int dfi_wino_fits(const dfi_image *s) {
+    return s->C >= 16 && s->O >= 16 && s->H > 1 && s->W > 1 && s->W < DFI_WINO_PLANE / 2;
+}
+/* (G x G) [16, 9], the filter turned about or not. */
+static void dfi_wino_filter(int turned, df_real g[16 * 9]) {
+    static const double G[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+    for (int i = 0; i < 16 * 9; i++) {
+        int k = i / 9, j = turned ? 8 - i % 9 : i % 9;
+        g[i] = (df_real)(G[k / 4][j / 3] * G[k % 4][j % 3]);
+    }
+}
+/* Parts hold as much as stays in the cache, one about as much as the other. */
+static df_result dfi_wino_begin(df_ctx *ctx, dfi_wino *g, const dfi_image *s) {
+    size_t most = s->C > s->O ? s->C : s->O, parts, n;
+    memset(g, 0, sizeof *g);
+    g->k = ctx->k, g->s = *s;
+    g->pitch = (s->W + 1) / 2 + 1, g->tiles = (s->H + 1) / 2;
+    n = DFI_WINO_SIZE / dfi_mul(16 * most, g->pitch);
+    n = n < 1 ? 1 : dfi_smaller(n, g->tiles);
+    parts = (g->tiles + n - 1) / n;
+    g->rows = (g->tiles + parts - 1) / parts;
+    n = parts > 1 ? 1 : DFI_WINO_SIZE / (16 * most * g->pitch * g->tiles);
+    parts = n < 1 ? s->B : (s->B + n - 1) / n;
+    g->samples = (s->B + parts - 1) / parts;
+    n = dfi_mul(16 * most, g->samples * g->rows * g->pitch);
+    g->u = (df_real *)dfi_scratch(ctx, dfi_mul(16 * s->C * s->O, sizeof(df_real)));
+    g->v1 = (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    g->v2 = (df_real *)dfi_scratch(ctx, dfi_mul(n, sizeof(df_real)));
+    return g->u && g->v1 && g->v2 ? DF_OK : DF_ERR_MEMORY;
+}
+static int dfi_wino_next(dfi_wino *g) {
+    g->row += g->n_rows;
+    if (g->row == g->tiles) g->row = 0;
+    if (g->row == 0) g->b += g->n_samples;
+    if (g->b == g->s.B) return 0;
+    g->n_samples = dfi_smaller(g->s.B - g->b, g->samples);
+    g->n_rows = dfi_smaller(g->tiles - g->row, g->rows);
+    g->run = g->n_rows * g->pitch;
+    g->places = g->n_samples * g->run;
+    return 1;
+}
+/* Rows of tiles [row, row + n) of one channel into phases, or added from them. The border
+   shifts pixels by one. */
+static void dfi_wino_phases(const dfi_wino *g, df_real *x, size_t row, size_t n,
+                            df_real *phase) {
+    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_FROM_X;
+    for (size_t i = 0; i < 2 * (n + border); i++) {
+        size_t y = 2 * row + i - border;       /* above the image: wraps, so is > H */
+        df_real *first = phase + i % 2 * 2 * DFI_WINO_PLANE + i / 2 * p;
+        df_real *even = first + border * DFI_WINO_PLANE;
+        df_real *odd = first + (border ? 1 : DFI_WINO_PLANE);
+        if (g->kind != DFI_WINO_TO_Y)
+            memset(first, 0, p * sizeof *x),
+                memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
+        if (y >= H) continue;
+        if (g->kind == DFI_WINO_TO_Y) {
+            g->k->merge(W / 2, even, odd, x + y * W);
+            if (W % 2) x[y * W + W - 1] += even[W / 2];
+        } else {
+            g->k->split(W / 2, x + y * W, even, odd);
+            if (W % 2) even[W / 2] = x[y * W + W - 1];
+        }
+    }
+}
+/* Channels and samples [from, to): between an image and its 16 arrays. */
+static void dfi_wino_piece(void *arg, size_t from, size_t to) {
+    const dfi_wino *g = (const dfi_wino *)arg;
+    df_real phase[4 * DFI_WINO_PLANE];
+    size_t most = DFI_WINO_PLANE / g->pitch - 2, step = g->channels * g->places, n;
+    for (size_t i = from; i < to; i++) {
+        size_t b = g->b + i % g->n_samples, c = i / g->n_samples;
+        df_real *x = g->image + (b * g->channels + c) * g->s.H * g->s.W;
+        for (size_t r = 0; r < g->n_rows; r += n) {
+            df_real *v = g->v + i * g->run + r * g->pitch;
+            n = dfi_smaller(most, g->n_rows - r);
+            if (g->kind == DFI_WINO_TO_Y)
+                g->k->wino_out(n * g->pitch, v, step, phase, DFI_WINO_PLANE);
+            dfi_wino_phases(g, x, g->row + r, n, phase);
+            for (size_t k = 0; k < 4; k++)     /* the last place looks one further */
+                phase[k * DFI_WINO_PLANE + (n + 1) * g->pitch] = 0;
+            if (g->kind == DFI_WINO_FROM_X)
+                g->k->wino_in(n * g->pitch, g->pitch, phase, DFI_WINO_PLANE, v, step);
+            else if (g->kind == DFI_WINO_FROM_DY)
+                g->k->wino_back(n * g->pitch, phase, DFI_WINO_PLANE, v, step);
+        }
+    }
+}
+static void dfi_wino_run(df_ctx *ctx, dfi_wino *g, int kind, size_t channels,
+                         const df_real *image, df_real *v) {
+    g->kind = kind, g->channels = channels, g->v = v;
+    g->image = (df_real *)(uintptr_t)image;    /* written only TO_Y */
+    dfi_split(ctx, channels * g->n_samples, 16 * g->run, dfi_wino_piece, g);
+}
+
+static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
+                               const df_real *x, const df_real *w, df_real *y) {
+    size_t in = back ? s->O : s->C, out = back ? s->C : s->O, size = s->C * s->O;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real filter[16 * 9];
+    dfi_wino g;
+    df_result result = dfi_wino_begin(ctx, &g, s);
+    dfi_wino_filter(back, filter);
+    if (result == DF_OK)
+        result = dfi_gemm(ctx, 0, 1, 16, size, 9, filter, 9, w, 9, 0, g.u, size);
+    while (result == DF_OK && dfi_wino_next(&g)) {
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, in, x, g.v1);
+        result = dfi_gemm_batch(ctx, back, 0, 16, out, g.places, in, g.u, s->C, size, g.v1,
+                                g.places, in * g.places, 0, g.v2, g.places,
+                                out * g.places);
+        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_TO_Y, out, y, g.v2);
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real *x,
+                                  const df_real *dy, df_real *dw) {
+    size_t size = s->C * s->O;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real filter[16 * 9];
+    dfi_wino g;
+    df_result result = dfi_wino_begin(ctx, &g, s);
+    for (int part = 0; result == DF_OK && dfi_wino_next(&g); part++) {
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, s->C, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_FROM_DY, s->O, dy, g.v2);
+        result = dfi_gemm_batch(ctx, 0, 1, 16, s->O, s->C, g.places, g.v2, g.places,
+                                s->O * g.places, g.v1, g.places, s->C * g.places, part > 0,
+                                g.u, s->C, size);
+    }
+    dfi_wino_filter(0, filter);
+    if (result == DF_OK)
+        result = dfi_gemm(ctx, 1, 0, size, 9, 16, g.u, size, filter, 9, 1, dw, 9);
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
 /* ---- the tables --------------------------------------------------------------------- */
 
 #define DFI_KERNEL_TABLE(s, isa)                                                         \
@@ -15565,7 +16028,9 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
         dfi_convert_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
-        dfi_log_softmax_back_##s, dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
+        dfi_log_softmax_back_##s, dfi_wino_in_##s, dfi_wino_out_##s, dfi_wino_back_##s,  \
+        dfi_split_##s, dfi_merge_##s,                                                    \
+        dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 
 static void dfi_rotate(double *x, double *y, double c, double s) {
@@ -16276,6 +16741,94 @@ static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, f
     }
 }
 
+/* ---- 3x3 convolutions ---------------------------------------------------------------- */
+
+/* The last vector begins early rather than ends late, where there is a whole one: it
+   computes some places again, which come out the same. */
+DFI_INLINE size_t DFI_V(place)(size_t i, size_t n) {
+    return i + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : i;
+}
+static void DFI_V(wino_in)(size_t n, size_t pitch, const float *x, size_t plane, float *v,
+                           size_t step) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[4][4], u[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            const float *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
+            DFI_WINO_IN(t[b], DFI_V(get)(p, left), DFI_V(get)(q, left),
+                        DFI_V(get)(p + pitch, left), DFI_V(get)(q + pitch, left));
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            DFI_UNROLL
+            for (size_t b = 0; b < 4; b++) DFI_V(put)(v + (4 * a + b) * step + i, u[b], left);
+        }
+    }
+}
+static void DFI_V(wino_out)(size_t n, const float *m, size_t step, float *y,
+                            size_t plane) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[4][2], u[2], p[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 4; b++) {
+            DFI_UNROLL
+            for (size_t a = 0; a < 4; a++)
+                p[a] = DFI_V(get)(m + (4 * a + b) * step + i, left);
+            DFI_WINO_OUT(t[b], p[0], p[1], p[2], p[3]);
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 2; a++) {
+            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+            DFI_V(put)(y + 2 * a * plane + i, u[0], left);
+            DFI_V(put)(y + (2 * a + 1) * plane + i, u[1], left);
+        }
+    }
+}
+static void DFI_V(wino_back)(size_t n, const float *dy, size_t plane, float *m,
+                             size_t step) {
+    for (size_t j = 0; j < n; j += DFI_LANES) {
+        size_t i = DFI_V(place)(j, n), left = n - i;
+        DFI_V(v) t[2][4], u[4];
+        DFI_UNROLL
+        for (size_t b = 0; b < 2; b++) {
+            const float *p = dy + b * plane + i;
+            DFI_V(v) first = DFI_V(get)(p, left), second = DFI_V(get)(p + 2 * plane, left);
+            DFI_WINO_BACK(t[b], first, second);
+        }
+        DFI_UNROLL
+        for (size_t a = 0; a < 4; a++) {
+            DFI_WINO_BACK(u, t[0][a], t[1][a]);
+            DFI_UNROLL
+            for (size_t b = 0; b < 4; b++) DFI_V(put)(m + (4 * a + b) * step + i, u[b], left);
+        }
+    }
+}
+
+/* Rows may be short: 4 at a time whatever the width of vectors. */
+static void DFI_V(split)(size_t n, const float *x, float *even, float *odd) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        DFI_V(quad) a = *(const DFI_V(quad) *)(x + 2 * i);
+        DFI_V(quad) b = *(const DFI_V(quad) *)(x + 2 * i + 4);
+        *(DFI_V(quad) *)(even + i) = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+        *(DFI_V(quad) *)(odd + i) = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+    }
+    dfi_split_plain(n - i, x + 2 * i, even + i, odd + i);
+}
+static void DFI_V(merge)(size_t n, const float *even, const float *odd, float *y) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        DFI_V(quad) a = *(const DFI_V(quad) *)(even + i);
+        DFI_V(quad) b = *(const DFI_V(quad) *)(odd + i);
+        *(DFI_V(quad) *)(y + 2 * i) += __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        *(DFI_V(quad) *)(y + 2 * i + 4) += __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    }
+    dfi_merge_plain(n - i, even + i, odd + i, y + 2 * i);
+}
+
 /* ---- the matrix product: packing and tile ------------------------------------------- */
 
 /* Columns of 4 rows become rows of 4, in registers: a matrix of 4 x 4 in each quarter of
@@ -16313,28 +16866,26 @@ DFI_INLINE void DFI_V(turn)(const float *x, size_t ld, float *y, size_t width) {
 static void DFI_V(pack)(size_t width, size_t count, size_t k, const float *x, size_t ld,
                         int across, float *panel) {
     size_t i = 0;
-    if (!across && count == width) {
-        for (size_t j = 0; j < k; j++, x += ld, panel += width)
-            if (width % DFI_LANES == 0)
-                for (i = 0; i < width; i += DFI_LANES)
-                    DFI_V(store)(panel + i, DFI_V(load)(x + i));
-            else
-                for (i = 0; i < width; i += 4)
-                    *(DFI_V(quad) *)(panel + i) = *(const DFI_V(quad) *)(x + i);
+    if (!across) {
+        for (size_t j = 0; j < k; j++, x += ld, panel += width) {
+            for (i = 0; i + DFI_LANES <= count; i += DFI_LANES)
+                DFI_V(store)(panel + i, DFI_V(load)(x + i));
+            for (; i + 4 <= count; i += 4)
+                *(DFI_V(quad) *)(panel + i) = *(const DFI_V(quad) *)(x + i);
+            for (; i < width; i++) panel[i] = i < count ? x[i] : 0;
+        }
         return;
     }
-    if (across)
-        for (; i + 4 <= count; i += 4) {
-            size_t j = 0;
-            for (; j + DFI_LANES <= k; j += DFI_LANES)
-                DFI_V(turn)(x + i * ld + j, ld, panel + j * width + i, width);
-            for (; j < k; j++)
-                for (size_t r = i; r < i + 4; r++) panel[j * width + r] = x[r * ld + j];
-        }
-    size_t si = across ? ld : 1, sj = across ? 1 : ld;
+    for (; i + 4 <= count; i += 4) {
+        size_t j = 0;
+        for (; j + DFI_LANES <= k; j += DFI_LANES)
+            DFI_V(turn)(x + i * ld + j, ld, panel + j * width + i, width);
+        for (; j < k; j++)
+            for (size_t r = i; r < i + 4; r++) panel[j * width + r] = x[r * ld + j];
+    }
     for (size_t j = 0; j < k && i < width; j++)
         for (size_t r = i; r < width; r++)
-            panel[j * width + r] = r < count ? x[r * si + j * sj] : 0;
+            panel[j * width + r] = r < count ? x[r * ld + j] : 0;
 }
 
 /* A tile of rows x vectors registers of C. Both are constants where this is called, the

@@ -58,7 +58,8 @@ static int sample(df_ctx *ctx, const options *o, const settings *e, const df_net
     const char *titles[2] = { o->method, "given" };
     const df_real *sheets[2] = { x, p->known };
     df_model model = df_net_model(net), guided = model;
-    df_guidance guidance = { &model, NULL, e->guidance, 0 };
+    df_guidance guidance = df_guidance_defaults();
+    guidance.model = &model, guidance.scale = e->guidance;
     df_sample_desc s = df_sample_defaults();
     int classes = df_net_classes(net), n[2] = { o->n, p->known != NULL };
     int most = shape[2] < 96 ? 10 : 2, columns = o->n < most ? o->n : most;

@@ -167,7 +167,8 @@ static inline df_result image_sample(df_ctx *ctx, const df_net *net, const optio
                                      const image_options *i, int classes, int n,
                                      progress_bar *bar, df_real *x) {
     df_model model = df_net_model(net), guided = model;
-    df_guidance guidance = { &model, NULL, i->guidance, 0 };
+    df_guidance guidance = df_guidance_defaults();
+    guidance.model = &model, guidance.scale = i->guidance;
     df_sample_desc s = df_sample_defaults();
     const df_sampler_row *row = df_sampler_find(ctx, o->method);
     int *labels = (int *)malloc((size_t)n * sizeof *labels);

@@ -126,7 +126,8 @@ static void nets_guided(const nets_case *c, df_net *net) {
     const nets_array *x = nets_find(c, "x"), *t = nets_find(c, "timesteps");
     const nets_array *l = nets_find(c, "class_labels"), *y = nets_best(c, "output");
     df_model model = df_net_model(net);
-    df_guidance guidance = {&model, NULL, nets_number(c, "cfg_scale", 1), 0};
+    df_guidance guidance = df_guidance_defaults();
+    guidance.model = &model, guidance.scale = nets_number(c, "cfg_scale", 1);
     int n = x->shape[0] / 2, labels[32], dim = df_net_dim(net);
     double time[32];
     df_real *in = (df_real *)calloc((size_t)x->size, sizeof *in);
@@ -293,7 +294,8 @@ static void nets_sample(const char *name) {
     int dim = df_net_dim(net), labels[32];
     df_sample_desc d = df_sample_defaults();
     df_model plain = df_net_model(net), model = plain;
-    df_guidance guidance = {&plain, NULL, nets_number(&c, "cfg_scale", 0), 0};
+    df_guidance guidance = df_guidance_defaults();
+    guidance.model = &plain, guidance.scale = nets_number(&c, "cfg_scale", 0);
     guidance.guided = 3 * first->shape[3] * first->shape[2];
     if (guidance.scale > 0) model = df_guidance_model(&guidance);
     nets_settings(&c, folder, net, &d, points);

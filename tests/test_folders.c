@@ -91,6 +91,10 @@ TEST(wrong_descriptors) {
     refused("head_dim", df_unet_create(ctx, &u), "head_dim 9", "8");
     u = small_unet(), u.down[1] = 7;
     refused("a block", df_unet_create(ctx, &u), "down", "7");
+    u = small_unet(), u.in_channels = 64, u.height = u.width = 8192;
+    refused("a sample of 2^32 elements", df_unet_create(ctx, &u), "64 x 8192 x 8192", "2^31");
+    u = small_unet(), u.center_input = -3;
+    refused("a flag", df_unet_create(ctx, &u), "center_input", "-3");
     u = small_unet(), u.cookie = 0;
     refused("no defaults", df_unet_create(ctx, &u), "df_unet_create", "defaults");
     d.size = 5;
@@ -108,6 +112,33 @@ static df_net *make(int which) {
     if (which == 1) u.null_class = 0, u.scale_shift = 1, u.down[0] = u.up[1] = DF_UNET_RESNET;
     if (which == 3) d.learn_sigma = 1, d.diffusers = 1;
     return stirred(which < 2 ? df_unet_create(ctx, &u) : df_dit_create(ctx, &d));
+}
+
+// Conditions narrower than a net's, and files that lie about them.
+TEST(conditions_are_checked) {
+    df_mlp_desc m = df_mlp_defaults();
+    df_real x[2] = {0}, few[10] = {0};
+    df_sample_desc d = df_sample_defaults();
+    df_buffer file = {NULL, 0, 0};
+    m.condition = 1000, m.width = 4, m.depth = 0;
+    df_net *net = df_mlp_create(ctx, &m);
+    df_model model = df_net_model(net);
+    d.condition = few, d.condition_stride = 10;
+    expect(df_sample(ctx, &model, &d, x, 1) == DF_ERR_SHAPE);
+    check(strstr(df_ctx_message(ctx), "1000") != NULL, "%s", df_ctx_message(ctx));
+    df_net_free(net);
+    net = make(2);
+    expect(df_net_save(ctx, net, df_sink_buffer(&file)) == DF_OK);
+    char *at = NULL;
+    static const char key[] = "\"condition\":\"0\"";
+    for (size_t i = 0; i + sizeof key < file.size && !at; i++)
+        if (memcmp(file.data + i, key, sizeof key - 1) == 0) at = (char *)file.data + i;
+    if (check(at != NULL, "the condition is not in the file")) {
+        memcpy(at, "\"condition\":\"-", 14); // what follows is no JSON, or a number below 0
+        refused("a condition below 0", df_net_load(ctx, df_source_memory(file.data, file.size)), "df_", "");
+    }
+    df_buffer_free(ctx, &file);
+    df_net_free(net);
 }
 
 TEST(rows_and_threads) {
@@ -252,6 +283,37 @@ TEST(written_and_read) {
     }
 }
 
+// A card that no scheduler has, and scaling, come back; what could not is refused.
+TEST(cards_of_our_own) {
+    df_net *net = make(0), *again;
+    double mean = 5, scale = 7, each[2][64];
+    df_card card = df_card_defaults();
+    card.process = df_process_edm(80), card.prediction = DF_EDM_F, card.time = df_time_log_sigma(.25);
+    card.input_sigma_data = .5;
+    expect(df_net_set_card(ctx, net, &card) == DF_OK && df_net_set_scaling(ctx, net, 1, &mean, &scale) == DF_OK);
+    expect(df_net_save_folder(ctx, net, "build/test_folder_card") == DF_OK);
+    again = df_net_load_folder(ctx, "build/test_folder_card");
+    if (check(again != NULL, "%s", df_ctx_message(ctx))) {
+        df_model m = df_net_model(again);
+        expect(m.process.kind == DF_PROCESS_EDM && m.prediction == DF_EDM_F && m.time.kind == DF_TIME_LOG_SIGMA);
+        near(m.input_sigma_data, .5, 0);
+        expect(m.scaling_size == 1);
+        near(m.mean[0], 5, 0), near(m.scale[0], 7, 0);
+    }
+    df_net_free(again);
+    for (int i = 0; i < 64; i++) each[0][i] = i, each[1][i] = 1 + i;
+    expect(df_net_set_scaling(ctx, net, 32, each[0], each[1]) == DF_OK);
+    expect(df_net_save_folder(ctx, net, "build/test_folder_card") == DF_ERR_UNSUPPORTED);
+    expect(strstr(df_ctx_message(ctx), "each dimension") != NULL);
+    df_net_free(net);
+    df_dit_desc d = small_dit();
+    d.diffusers = 1, d.null_class = 0;
+    net = df_dit_create(ctx, &d);
+    expect(df_net_save_folder(ctx, net, "build/test_folder_card") == DF_ERR_UNSUPPORTED);
+    df_net_free(net);
+    df_ctx_clear(ctx);
+}
+
 // A text as config.json, with no weights.
 static void config(const char *text, const char *word, const char *second) {
     df_net *net = df_net_load_config(ctx, df_source_memory(text, strlen(text)), df_source_memory("", 0), NULL);
@@ -278,6 +340,7 @@ TEST(configurations) {
     config("{\"_class_name\":\"DiTTransformer2DModel\",\"out_channels\":5}", "out_channels", "5");
     config("[]", "JSON", "'{'");
     config("", "0 bytes", "configuration");
+    config(UNET "\"norm_eps\":1e-5,\"dropout\":0,\"sample_size\":[65536,2]}", "height", "65536");
     // keys that say nothing are no reason to refuse: the missing weights are
     config(UNET "\"_name_or_path\":\"x\",\"decay\":null,\"fancy\":false}", "safetensors", "(memory)");
     static char deep[200];
@@ -288,15 +351,21 @@ TEST(configurations) {
 
 TEST(schedulers) {
     static const char *const texts[] = {"{\"beta_schedule\":\"linear\",\"beta_start\":2}", "{\"num_train_timesteps\":0}",
-        "{\"prediction_type\":\"flow\"}", "{\"num_train_timesteps\":1e9}", "{\"trained_betas\":[0.1,2]}"};
+        "{\"prediction_type\":\"flow\"}", "{\"num_train_timesteps\":1e9}", "{\"trained_betas\":[0.1,2]}",
+        "{\"_class_name\":\"FlowMatchEulerDiscreteScheduler\"}", "{\"_class_name\":\"ScoreSdeVeScheduler\"}"};
     static const char *const words[] = {"beta", "num_train_timesteps", "prediction_type", "num_train_timesteps",
-                                        "trained_betas"};
-    df_net *net = make(0);
+                                        "trained_betas", "FlowMatch", "ScoreSdeVe"};
+    df_net *net = make(0); // a table's card is its scheduler's to say
     df_buffer text = {NULL, 0, 0}, weights = {NULL, 0, 0};
+    double betas[3] = {.1, .2, .3};
+    df_card card = df_card_defaults();
+    expect(df_process_table(ctx, betas, 3, &card.process) == DF_OK);
+    card.prediction = DF_EPS, card.time = df_time_index(3);
+    expect(df_net_set_card(ctx, net, &card) == DF_OK);
     df_scope mark = df_scope_begin(ctx);
     expect(dfi_net_config(ctx, net, &text) == DF_OK);
     expect(dfi_net_export(ctx, net, DFI_NAMES_OWN, df_sink_buffer(&weights)) == DF_OK);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 7; i++) {
         df_source s = df_source_memory(texts[i], strlen(texts[i]));
         refused(texts[i], df_net_load_config(ctx, df_source_memory(text.data, text.size),
                                              df_source_memory(weights.data, weights.size), &s), words[i], "");
@@ -412,11 +481,13 @@ int main(int argc, char **argv) {
     ctx = df_ctx_create(NULL);
     RUN(benchmark_networks);
     RUN(wrong_descriptors);
+    RUN(conditions_are_checked);
     RUN(rows_and_threads);
     RUN(no_label);
     RUN(condition_as_class);
     RUN(derivatives);
     RUN(written_and_read);
+    RUN(cards_of_our_own);
     RUN(configurations);
     RUN(schedulers);
     RUN(hostile_weights);

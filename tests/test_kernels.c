@@ -48,6 +48,13 @@ static void close_to(const char *what, const dfi_kernels *k, size_t n, const df_
     expect(1);
 }
 
+static df_ctx *ctx_with(int threads, df_isa isa) {
+    df_ctx_desc d = df_ctx_defaults();
+    d.threads = threads;
+    d.max_isa = isa;
+    return df_ctx_create(&d);
+}
+
 TEST(selection) {
     same_text(dfi_kernels_select(DF_ISA_PLAIN)->name, "plain");
     expect(dfi_kernels_select(DF_ISA_PLAIN)->isa == DF_ISA_PLAIN);
@@ -331,6 +338,81 @@ TEST(sum_is_exact) {
     free(x);
 }
 
+// The transforms of 3x3 convolutions: against the plain ones; the second and third as the
+// transposes they are said to be; nothing written beside the places asked for.
+TEST(winograd_transforms) {
+    enum { PLANE = 300, STEP = 320 };
+    static df_real x[4 * PLANE], v[16 * STEP], w[16 * STEP], y[4 * PLANE], z[4 * PLANE];
+    const size_t counts[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 20, 31, 33, 136, 272};
+    fill(x, COUNT(x), -1, 1);
+    EACH_TABLE(k) for (size_t c = 0; c < COUNT(counts); c++) {
+        size_t n = counts[c];
+        for (size_t i = 0; i < COUNT(v); i++) v[i] = w[i] = (df_real)i;
+        k->wino_in(n, 5, x, PLANE, v, STEP);
+        dfi_wino_in_plain(n, 5, x, PLANE, w, STEP);
+        close_to("wino_in", k, COUNT(v), v, w, 0, 1);
+        k->wino_back(n, x, PLANE, v, STEP);
+        dfi_wino_back_plain(n, x, PLANE, w, STEP);
+        close_to("wino_back", k, COUNT(v), v, w, 0, 1);
+        fill(v, COUNT(v), -1, 1);
+        fill(y, COUNT(y), -1, 1);
+        memcpy(z, y, sizeof y);
+        k->wino_out(n, v, STEP, y, PLANE);
+        dfi_wino_out_plain(n, v, STEP, z, PLANE);
+        close_to("wino_out", k, COUNT(y), y, z, 0, 1);
+        // <A^T v, x> = <v, A x>
+        double left = 0, right = 0;
+        k->wino_back(n, x, PLANE, w, STEP);
+        for (size_t i = 0; i < n; i++) {
+            for (size_t p = 0; p < 4; p++) left += (double)y[p * PLANE + i] * (double)x[p * PLANE + i];
+            for (size_t p = 0; p < 16; p++) right += (double)v[p * STEP + i] * (double)w[p * STEP + i];
+        }
+        near_abs(left, right, 40 * EPS * (double)n);
+        fill(y, COUNT(y), -1, 1);
+        memcpy(z, y, sizeof y);
+        k->split(n, v, y, y + PLANE), dfi_split_plain(n, v, z, z + PLANE);
+        k->merge(n, x, x + PLANE, y + 2 * PLANE), dfi_merge_plain(n, x, x + PLANE, z + 2 * PLANE);
+        same_bits(y, z, sizeof y);
+    }
+}
+
+// The convolution against its definition, at sizes that are cut into rows and into samples.
+TEST(winograd) {
+    static const dfi_image images[] = {{1, 16, 16, 2, 2}, {3, 16, 18, 4, 4}, {2, 19, 16, 5, 7},
+                                       {5, 33, 16, 8, 8}, {1, 16, 40, 9, 32}, {2, 17, 64, 31, 40},
+                                       {1, 16, 16, 3, 300}};
+    for (int t = 0; t < table_count; t++) for (size_t i = 0; i < COUNT(images); i++) {
+        const dfi_image s = images[i];
+        df_ctx *ctx = ctx_with(2, tables[t]->isa);
+        size_t HW = s.H * s.W, nx = s.B * s.C * HW, ny = s.B * s.O * HW, nw = s.O * s.C * 9;
+        df_real *x = (df_real *)calloc(3 * (nx + ny + nw), sizeof *x), *y = x + nx, *w = y + ny;
+        df_real *dx = w + nw, *want = dx + nx, *dy = want + ny, *dw = dy + ny, *dwant = dw + nw;
+        df_real *dxwant = dwant + nw;
+        fill(x, nx, -1, 1), fill(w, nw, -1, 1), fill(dy, ny, -1, 1);
+        for (size_t b = 0; b < s.B; b++) for (size_t o = 0; o < s.O; o++)
+            for (size_t c = 0; c < s.C; c++) for (size_t k = 0; k < 9; k++)
+                for (size_t p = 0; p < HW; p++) {
+                    size_t row = p / s.W + k / 3 - 1, col = p % s.W + k % 3 - 1;
+                    if (row >= s.H || col >= s.W) continue;
+                    size_t ix = (b * s.C + c) * HW + row * s.W + col, iy = (b * s.O + o) * HW + p;
+                    size_t iw = (o * s.C + c) * 9 + k;
+                    want[iy] += w[iw] * x[ix];
+                    dwant[iw] += dy[iy] * x[ix];
+                    dxwant[ix] += dy[iy] * w[iw];
+                }
+        expect(dfi_wino_fits(&s));
+        expect(dfi_wino_conv(ctx, &s, 0, x, w, y) == DF_OK);
+        expect(dfi_wino_conv(ctx, &s, 1, dy, w, dx) == DF_OK);
+        expect(dfi_wino_weights(ctx, &s, x, dy, dw) == DF_OK);
+        // sums of so many random terms
+        close_to("y", tables[t], ny, y, want, 16 * EPS * sqrt(9.0 * (double)s.C), 1);
+        close_to("dx", tables[t], nx, dx, dxwant, 16 * EPS * sqrt(9.0 * (double)s.O), 1);
+        close_to("dw", tables[t], nw, dw, dwant, 16 * EPS * sqrt((double)(s.B * HW) + 9), 1);
+        free(x);
+        df_ctx_free(ctx);
+    }
+}
+
 TEST(colsum) {
     static df_real x[70 * 75], y[80], want[80];
     const size_t cols[] = {1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 65, 70}, rows[] = {0, 1, 2, 5, 70};
@@ -419,12 +501,6 @@ TEST(softmax) {
 
 // ---- the matrix product ----
 
-static df_ctx *ctx_with(int threads, df_isa isa) {
-    df_ctx_desc d = df_ctx_defaults();
-    d.threads = threads;
-    d.max_isa = isa;
-    return df_ctx_create(&d);
-}
 typedef struct { size_t M, N, K; } product;
 static const product products[] = {
     {1, 1, 1}, {2, 2, 3}, {3, 5, 7}, {4, 16, 9}, {5, 17, 33}, {12, 32, 64}, {13, 33, 65}, {25, 1, 40},
@@ -554,6 +630,8 @@ int main(int argc, char **argv) {
     RUN(reductions);
     RUN(sum_is_exact);
     RUN(colsum);
+    RUN(winograd_transforms);
+    RUN(winograd);
     RUN(nonfinite);
     RUN(softmax);
     RUN(gemm);

@@ -817,7 +817,7 @@ TEST(questions_name_their_samples) {
         df_real x[14];
         df_model m = wave_model(2), guided;
         df_sample_desc d = df_sample_defaults();
-        df_guidance g;
+        df_guidance g = df_guidance_defaults();
         m.predict = check_samples;
         m.self = &base;
         m.max_batch = sizes[k % 4];
@@ -1474,7 +1474,7 @@ TEST(out_of_memory) {
     df_model m = wave_model(2), guided;
     df_sample_desc d = df_sample_defaults();
     int labels[POINTS] = {0}, failed = 0;
-    df_guidance g;
+    df_guidance g = df_guidance_defaults();
     size_t before;
     g.model = &m;
     g.uncond = NULL;
@@ -1545,8 +1545,7 @@ TEST(guidance_off_stacked_and_split) {
     pair p;
     df_model model = pair_model(&p, process, 1, 2), guided, alone;
     df_sample_desc d = df_sample_defaults();
-    df_guidance g;
-    memset(&g, 0, sizeof g);
+    df_guidance g = df_guidance_defaults();
     g.model = &model;
     g.scale = 1;
     guided = df_guidance_model(&g);
@@ -1604,7 +1603,7 @@ TEST(guidance_errors) {
         pair p;
         df_model model = pair_model(&p, process, 1, 2), other = model, guided;
         df_sample_desc d = df_sample_defaults();
-        df_guidance g;
+        df_guidance g = df_guidance_defaults();
         g.model = &model;
         g.uncond = k == 0 ? NULL : &other;
         g.scale = k == 5 ? strtod("nan", NULL) : 3;
@@ -1626,7 +1625,7 @@ TEST(guidance_wants_one_table) {
     mix a, b;
     df_real x[4] = {0, 0, 0, 0};
     df_sample_desc d = df_sample_defaults();
-    df_guidance g;
+    df_guidance g = df_guidance_defaults();
     df_betas(ctx, DF_BETAS_LINEAR, 1e-3, .2, 50, betas);
     df_process_table(ctx, betas, 50, &linear);
     df_betas(ctx, DF_BETAS_COSINE, 0, 0, 50, betas);
@@ -1656,7 +1655,7 @@ TEST(guidance_on_gaussians) {
     pair p;
     df_model model = pair_model(&p, process, 1, 2), guided;
     df_sample_desc d = df_sample_defaults();
-    df_guidance g;
+    df_guidance g = df_guidance_defaults();
     g.model = &model;
     g.uncond = NULL;
     g.scale = 3;

@@ -2038,7 +2038,7 @@ TEST(learned_variances) {
     }
     { // under guidance the variance is the label's
         static const int labels[SAMPLES] = {1, 1, 1, 1, 1};
-        df_guidance guide;
+        df_guidance guide = df_guidance_defaults();
         df_model guided;
         d.method = "ddpm";
         d.t_max = 1;

@@ -1,12 +1,16 @@
 // bench: one JSON line per case and thread count, each in a process of its own so that peak
-// memory is that case's. `bench CASE THREADS` runs one: gemm, mlp_train, mlp_sample, step,
-// cold.
+// memory is that case's. `bench CASE THREADS` runs one: gemm, mlp_train, mlp_sample,
+// unet_train, unet_sample, dit_train, dit_sample, step, cold.
 //
 //   gemm        C = A B for eight shapes. Where OpenBLAS is installed both are timed in turn,
 //               and the line has its rate and our part of it.
 //   mlp_train   the residual MLP of 297,218 parameters, batch 1024: T = 1000 linear betas,
 //               noise prediction, AdamW, no average: one step.
 //   mlp_sample  one evaluation of it at batch 1024 and a DDIM update: a step of 50.
+//   unet_train  the UNet of 6,469,889 parameters on 32 images of 1x32x32: the same work and
+//               an average of decay 0.999: one step. dit_train: the transformer of 4,162,948,
+//               batch 16, with labels.
+//   unet_sample, dit_sample  one evaluation at batch 16 and a DDIM update: a step of 50.
 //   step        a step of dpmpp_2m, 8 samples of 12,288, a model that costs nothing and
 //               answers x_0, v or eps; beside three axpy over such arrays, in turn.
 //   cold        a new process: context, network, 16 samples in 10 steps, exit.
@@ -129,65 +133,113 @@ static void bench_gemm(int threads) {
     df_ctx_free(ctx);
 }
 
-// ---- the MLP ----------------------------------------------------------------------------
+// ---- networks ---------------------------------------------------------------------------
 
-static df_net *bench_mlp(df_ctx *ctx) {
-    df_mlp_desc m = df_mlp_defaults();
-    m.time_scale = 1;                    // native time is the index 0 .. 999 itself
-    return df_mlp_create(ctx, &m);
+// The networks of the peers' benchmark; native time is the index 0 .. 999 itself.
+static df_net *bench_net(df_ctx *ctx, const char *kind) {
+    if (strncmp(kind, "mlp", 3) == 0) {
+        df_mlp_desc m = df_mlp_defaults();
+        m.time_scale = 1;
+        return df_mlp_create(ctx, &m);
+    }
+    if (strncmp(kind, "unet", 4) == 0) {
+        df_unet_desc u = df_unet_defaults();
+        u.in_channels = u.out_channels = 1;
+        u.levels = 3;
+        u.channels[0] = 64, u.channels[1] = u.channels[2] = 128;
+        u.down[0] = u.down[1] = u.up[1] = u.up[2] = DF_UNET_PLAIN;
+        u.down[2] = u.up[0] = DF_UNET_ATTENTION;
+        u.head_dim = 0;
+        return df_unet_create(ctx, &u);
+    }
+    df_dit_desc d = df_dit_defaults();
+    df_net *net;
+    d.in_channels = 1, d.width = 192, d.depth = 6, d.heads = 3, d.classes = 10;
+    d.learn_sigma = 0;
+    net = df_dit_create(ctx, &d);
+    // layers that start at 0 would time products with zeros
+    for (int i = 0; net != NULL && i < df_net_count(net); i++) {
+        const df_param *p = df_net_param(net, i);
+        df_real *w = df_net_weights(net) + p->offset;
+        if (p->frozen || w[0] != 0) continue;
+        df_random_normal(7, (uint64_t)i, 0, p->size, w);
+        for (size_t k = 0; k < p->size; k++) w[k] *= (df_real).05;
+    }
+    return net;
 }
 
-static void bench_mlp_train(int threads) {
-    enum { BATCH = 1024, STEPS = 20 };
-    static df_real data[BATCH * 2];
+// Steps in one measurement and rows of a step: the MLP's is short.
+typedef struct load { int train, images, batch, steps; } load;
+static load load_of(const char *name) {
+    load l;
+    l.train = strstr(name, "train") != NULL;
+    l.images = strncmp(name, "mlp", 3) != 0;
+    l.batch = !l.images ? 1024 : l.train && name[0] == 'u' ? 32 : 16;
+    l.steps = l.train ? (l.images ? 1 : 20) : (l.images ? 5 : 50);
+    return l;
+}
+static void emit_net(const char *name, int threads, timing *t, df_ctx *ctx, df_net *net) {
+    char more[120];
+    snprintf(more, sizeof more, ", \"batch\": %d, \"params\": %zu, \"ctx_peak_mib\": %.1f",
+             load_of(name).batch, df_net_trained(net),
+             (double)df_ctx_peak_bytes(ctx) / (1 << 20));
+    emit(name, threads, t, more);
+}
+
+static void bench_train(const char *name, int threads) {
+    static df_real data[32 * 1024];
+    static int labels[32];
+    const load l = load_of(name);
     df_ctx *ctx = context(threads);
-    df_net *net = bench_mlp(ctx);
+    df_net *net = bench_net(ctx, name);
     df_train_desc d = df_train_defaults();
     df_trainer *trainer;
     timing t;
-    char more[100];
-    df_random_normal(1, 0, 0, BATCH * 2, data);
+    for (int i = 0; i < 32; i++) labels[i] = i % 10;
+    df_random_normal(1, 0, 0, (size_t)l.batch * (size_t)df_net_dim(net), data);
     d.card = ddpm_card(ctx);
     d.density = DF_DENSITY_INDEX;
     d.scaling = DF_SCALING_NONE;
-    d.batch = BATCH, d.steps = 1000000, d.warmup = 0, d.final_rate = 1, d.clip = 0, d.ema = 0;
-    d.validation = 0, d.validate_every = 0;
-    trainer = df_trainer_create(ctx, net, data, BATCH, NULL, &d);
+    d.batch = l.batch, d.steps = 1000000, d.warmup = 0, d.final_rate = 1, d.clip = 0;
+    d.learning_rate = l.images ? 1e-4 : 1e-3, d.ema = l.images ? .999 : 0;
+    d.ema_warmup = 0, d.validation = 0, d.validate_every = 0;
+    trainer = df_trainer_create(ctx, net, data, l.batch, name[0] == 'd' ? labels : NULL, &d);
     for (int r = -1; r < RUNS; r++) {
         double t0 = now_ms();
-        if (df_trainer_run(trainer, STEPS) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
-        if (r >= 0) t.ms[r] = (now_ms() - t0) / STEPS;
+        if (df_trainer_run(trainer, l.steps) != DF_OK)
+            fprintf(stderr, "%s\n", df_ctx_message(ctx));
+        if (r >= 0) t.ms[r] = (now_ms() - t0) / l.steps;
     }
-    snprintf(more, sizeof more, ", \"batch\": %d, \"params\": %zu", BATCH, df_net_size(net));
-    emit("mlp_train", threads, &t, more);
+    emit_net(name, threads, &t, ctx, net);
     df_trainer_free(trainer);
     df_net_free(net);
     df_ctx_free(ctx);
 }
 
-static void sample_50(df_ctx *ctx, const df_net *net, df_real *x, int n, int steps) {
+static void sample(df_ctx *ctx, const df_net *net, df_real *x, int n, int steps,
+                   const int *labels) {
     df_model model = df_net_model(net);
     df_sample_desc d = df_sample_defaults();
-    d.grid = "leading", d.steps = steps;
+    d.grid = "leading", d.steps = steps, d.labels = labels;
     if (df_sample(ctx, &model, &d, x, n) != DF_OK) fprintf(stderr, "%s\n", df_ctx_message(ctx));
 }
 
-static void bench_mlp_sample(int threads) {
-    enum { BATCH = 1024, STEPS = 50 };
-    static df_real x[BATCH * 2];
+static void bench_sample(const char *name, int threads) {
+    static df_real x[16 * 1024];
+    static int labels[16];
+    const load l = load_of(name);
     df_ctx *ctx = context(threads);
-    df_net *net = bench_mlp(ctx);
+    df_net *net = bench_net(ctx, name);
     df_card card = ddpm_card(ctx);
     timing t;
-    char more[100];
+    for (int i = 0; i < 16; i++) labels[i] = i % 10;
     df_net_set_card(ctx, net, &card);
     for (int r = -1; r < RUNS; r++) {
         double t0 = now_ms();
-        sample_50(ctx, net, x, BATCH, STEPS);
-        if (r >= 0) t.ms[r] = (now_ms() - t0) / STEPS;
+        sample(ctx, net, x, l.batch, l.steps, name[0] == 'd' ? labels : NULL);
+        if (r >= 0) t.ms[r] = (now_ms() - t0) / l.steps;
     }
-    snprintf(more, sizeof more, ", \"batch\": %d, \"params\": %zu", BATCH, df_net_size(net));
-    emit("mlp_sample", threads, &t, more);
+    emit_net(name, threads, &t, ctx, net);
     df_net_free(net);
     df_ctx_free(ctx);
 }
@@ -246,10 +298,10 @@ static void bench_step(int threads) {
 static void cold_child(int threads) {
     static df_real x[32];
     df_ctx *ctx = context(threads);
-    df_net *net = bench_mlp(ctx);
+    df_net *net = bench_net(ctx, "mlp");
     df_card card = ddpm_card(ctx);
     df_net_set_card(ctx, net, &card);
-    sample_50(ctx, net, x, 16, 10);
+    sample(ctx, net, x, 16, 10, NULL);
     df_net_free(net);
     df_ctx_free(ctx);
 }
@@ -282,19 +334,22 @@ static void bench_cold(const char *self, int threads) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const cases[] = { "gemm", "mlp_train", "mlp_sample", "step", "cold" };
+    static const char *const cases[] = { "gemm", "mlp_train", "mlp_sample", "unet_train",
+                                         "unet_sample", "dit_train", "dit_sample", "step",
+                                         "cold" };
+    const char *name = argc > 1 ? argv[1] : "";
     int threads = argc > 2 ? atoi(argv[2]) : 0, bad = 0;
-    if (argc > 2 && strcmp(argv[1], "gemm") == 0) bench_gemm(threads);
-    else if (argc > 2 && strcmp(argv[1], "mlp_train") == 0) bench_mlp_train(threads);
-    else if (argc > 2 && strcmp(argv[1], "mlp_sample") == 0) bench_mlp_sample(threads);
-    else if (argc > 2 && strcmp(argv[1], "step") == 0) bench_step(threads);
-    else if (argc > 2 && strcmp(argv[1], "cold") == 0) bench_cold(argv[0], threads);
-    else if (argc > 2 && strcmp(argv[1], "cold_child") == 0) cold_child(threads);
-    else if (argc > 2) return fprintf(stderr, "bench: no case named %s\n", argv[1]), 2;
-    else
-        for (int c = 0; c < 5; c++)
+    if (argc < 3) {
+        for (int c = 0; c < 9; c++)
             for (threads = 1; threads <= 2; threads++)
-                if (argc < 2 || strcmp(argv[1], cases[c]) == 0)
+                if (argc < 2 || strcmp(name, cases[c]) == 0)
                     bad |= spawn(argv[0], cases[c], threads);
+    } else if (strcmp(name, "gemm") == 0) bench_gemm(threads);
+    else if (strstr(name, "_train") != NULL) bench_train(name, threads);
+    else if (strstr(name, "_sample") != NULL) bench_sample(name, threads);
+    else if (strcmp(name, "step") == 0) bench_step(threads);
+    else if (strcmp(name, "cold") == 0) bench_cold(argv[0], threads);
+    else if (strcmp(name, "cold_child") == 0) cold_child(threads);
+    else return fprintf(stderr, "bench: no case named %s\n", name), 2;
     return bad;
 }

@@ -39,11 +39,23 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     return 0;
 }
 
-static void ask(df_ctx *ctx, const df_net *net) {
-    df_model m = df_net_model(net);
+// One step of training on two rows, with conditions.
+static void train(df_ctx *ctx, df_net *net) {
+    df_train_desc d = df_train_defaults();
+    df_real x[128] = {1}, condition[128] = {0};
+    d.card = *df_net_card(net);
+    d.batch = 2, d.steps = 1, d.validation = 0, d.scaling = DF_SCALING_NONE;
+    d.condition = df_net_condition(net) > 0 && df_net_condition(net) <= 64 ? condition : NULL;
+    df_trainer *trainer = df_trainer_create(ctx, net, x, 2, NULL, &d);
+    if (trainer == NULL || df_trainer_run(trainer, 0) != DF_OK) must(df_ctx_message(ctx)[0] != 0);
+    df_trainer_free(trainer);
+}
+static void ask(df_ctx *ctx, df_net *net) {
     df_real x[64] = {0}, out[128];
+    if (df_net_dim(net) > 64 || df_net_size(net) > 20000) return;
+    if (df_net_dim(net) % 2 == 0) train(ctx, net);
+    df_model m = df_net_model(net);
     double t = df_process_t_min(&m.process);
-    if (m.dim > 64 || df_net_size(net) > 20000) return;
     if (df_model_ask(ctx, &m, DF_ASK_PREDICT, &t, 1, x, NULL, NULL, out) != DF_OK)
         must(df_ctx_message(ctx)[0] != 0);
 }
