@@ -123,7 +123,8 @@ help:                           ## this list
 # ---- how things are built --------------------------------------------------------------
 
 compile = @printf '  CC   %s\n' $@ && \
-          $(CC) $(CFLAGS) $(SAN) $(CPPFLAGS) -I. -MMD -MP -MT $@ -MF $@.d
+          $(cc) $(CFLAGS) $(SAN) $(CPPFLAGS) -I. -MMD -MP -MT $@ -MF $@.d
+cc      = $(CC)
 double  = -DDIFFUSION_DOUBLE
 linked  = $(filter-out $(2:%=$(B)/%$(3)),$(1:%=$(B)/%$(3)))
 
@@ -149,7 +150,7 @@ $(call linked,$(others),$(others_a)): $(B)/%: %.c $(B)/diffusion_f.o
 	$(compile) $(stb) $< $(B)/diffusion_f.o -o $@ $(LDLIBS)
 $(others_a:%=$(B)/%): $(B)/%: %.c $(B)/flags
 	$(compile) $(stb) $< -o $@ $(LDLIBS)
-$(B)/06_mpi: private CC := OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc
+$(B)/06_mpi: cc = OMPI_CC="$(CC)" MPICH_CC="$(CC)" mpicc
 $(examples): stb = @$(B)/stb.flags
 $(examples): $(B)/stb.flags
 $(B)/stb.flags: FORCE
