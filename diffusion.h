@@ -1027,7 +1027,10 @@ DF_API void df_v3_free(df_ctx *ctx, df_v3_statistics *statistics);
 typedef struct df_guidance {
     uint32_t cookie;
     const df_model *model;   /* must outlive the guidance, and that the guided model */
-    const df_model *uncond;  /* NULL: `model` with null_label [NULL] */
+    const df_model *uncond;  /* NULL: `model` with null_label, the condition as it is. For
+                                a net taught with a condition give the model itself: it is
+                                then asked with neither label nor condition, as
+                                label_dropout taught it [NULL] */
     double scale;            /* [1] */
     int guided;              /* leading elements of each answer that are guided, the others
                                 are cond's; 0: all. DiT guides 3 channels, even of 4. A
@@ -1391,7 +1394,8 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
    diffusers' UNet2DModel, whose configuration's keys are the fields. x [B, in_channels,
    height, width]: conv_in; down the levels, each some residual blocks and a halving; a
    middle; up again, each block seeing what the way down left at its size. height and width
-   must halve levels-1 times. */
+   must halve levels-1 times. It, as all nets below, sees t as indices up to 1000: on t in
+   [0, 1] give it card.time = df_time_affine(1000, 0). */
 #define DF_UNET_LEVELS 8
 typedef enum df_unet_block {
     DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
@@ -1407,7 +1411,8 @@ typedef enum df_unet_time {
 } df_unet_time;
 typedef enum df_unet_class {
     DF_UNET_CLASS_TABLE,     /* a row for each class is added to the time's embedding */
-    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does */
+    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does; -1
+                                adds nothing */
     DF_UNET_CLASS_IDENTITY   /* the condition is the embedding */
 } df_unet_class;
 typedef struct df_unet_desc {
@@ -1474,8 +1479,8 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 
 /* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
    names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
-   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class); blocks.i.norm1, attn_qkv,
-   attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
+   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class, added as DiT does);
+   blocks.i.norm1, attn_qkv, attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
    adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
    if there is either (adaLN-Zero), else plain pre-norm blocks. */
 typedef struct df_transformer_desc {
@@ -1571,16 +1576,18 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
 /* Folders of others: config.json and the weights of a diffusers UNet2DModel or
    DiTTransformer2DModel (diffusion_pytorch_model.safetensors), or the arguments and
    weights of facebookresearch/DiT (model.safetensors). The scheduler_config.json beside
-   them, or in ../scheduler, becomes the card; without one it says eps, linear betas .0001
-   to .02, T = 1000. An unknown key or value is an error that names both. Errors: IO,
-   FORMAT (file and key), MEMORY. */
+   them, or in ../scheduler, becomes the card, if the weights did not bring one of ours;
+   without one it says eps, linear betas .0001 to .02, T = 1000. An unknown key or value is
+   an error that names both. Errors: IO, FORMAT (file and key), MEMORY. */
 DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder);
 /* The same from anywhere; scheduler may be NULL. */
 DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
                                   const df_source *scheduler);
 /* Writes what their own libraries write, the averaged weights if there are any. A net of
-   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table also
-   becomes scheduler_config.json. Makes the folder where the system lets it. */
+   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table becomes
+   scheduler_config.json; another one, and the data's scaling, stand beside the weights for
+   us alone (others will see scaled data), and an old scheduler_config.json goes. Makes the
+   folder where POSIX lets it. */
 DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder);
 
 /* ---- training ----------------------------------------------------------------------- */
@@ -1633,7 +1640,8 @@ typedef struct df_train_desc {
     int rows;                /* of a batch, at once: the gradients of its parts are added;
                                 0: so many that a part's activations and their gradients
                                 stay below 256 MiB. Results depend on it in their last
-                                bits [0] */
+                                bits, masks of dropout altogether, and weights whose
+                                gradient is 0 but for rounding (a key's bias) drift [0] */
     int64_t steps;           /* [5000] */
     double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
@@ -1680,8 +1688,9 @@ DF_API void df_trainer_free(df_trainer *trainer);
 
    Several machines: each makes a trainer of the same net, data and descriptor but for
    `part`, and on_gradients puts the mean over all machines into grads. Weights then go, to
-   rounding, as on one machine with parts x batch, and a checkpoint of one serves all (only
-   masks of dropout differ). Losses reported are each machine's own. */
+   rounding, as on one machine with parts x batch (but for masks of dropout, and weights
+   without a true gradient, see rows), and a checkpoint of one serves all. Losses reported
+   are each machine's own. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -10077,6 +10086,20 @@ static df_tensor *dfi_pass_features(dfi_pass *w, const char *first, const char *
     return dfi_pass_linear(w, second, h, out, out, init);
 }
 
+/* A parameter that was drawn, times `scale`. */
+static void dfi_pass_scale(dfi_pass *w, int index, double scale) {
+    if (w->grows == NULL || w->failed || w->grows->from != NULL) return;
+    const df_param *p = &w->grows->param[index];
+    for (size_t i = 0; i < p->size; i++)
+        w->grows->weights[p->offset + i] *= (df_real)scale;
+}
+/* ... and never trained. */
+static void dfi_pass_fixed(dfi_pass *w, int index, double scale) {
+    if (w->grows == NULL || w->failed) return;
+    dfi_pass_scale(w, index, scale);
+    df_net_freeze(w->grows, index);
+}
+
 /* Integers as numbers, [n]. */
 static df_tensor *dfi_whole_numbers(df_ctx *ctx, const int *values, int n) {
     df_tensor *y = df_tensor_new(ctx, 1, &n);
@@ -10367,13 +10390,20 @@ static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, in
     return df_scope_end(c, scope, scale != 1 ? df_scale(c, y, 1 / scale) : y);
 }
 
-/* Rows of a learned table for whole t; what lies outside is refused by df_embedding. */
+/* A whole time below `rows` (indices come from times, so not to the last bit), or `rows`,
+   which df_embedding refuses. */
+static int dfi_whole(df_real t, int rows) {
+    double whole = floor((double)t + 0.5);
+    int fits = fabs((double)t - whole) < 1e-3 && whole >= 0 && whole < rows;
+    return fits ? (int)whole : rows;
+}
+/* Rows of a learned table for whole t. */
 static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
     df_ctx *c = u->w.ctx;
     int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
     int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
     for (int i = 0; ids != NULL && i < n; i++)
-        ids[i] = t->data[i] >= 0 && t->data[i] < (df_real)rows ? (int)t->data[i] : rows;
+        ids[i] = dfi_whole(t->data[i], rows);
     return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
 }
 
@@ -10392,6 +10422,16 @@ static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
     return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
 }
 
+/* Features of labels, 0 where there is none. */
+static df_tensor *dfi_unet_labelled(df_ctx *c, df_tensor *y, const int *labels, int n) {
+    int column[2] = {0, 1};
+    column[0] = n;
+    df_tensor *mask = df_tensor_new(c, 2, column);
+    for (int i = 0; mask != NULL && i < n; i++)
+        mask->data[i] = labels != NULL && labels[i] >= 0 ? 1 : 0;
+    return df_mul(c, y, mask);
+}
+
 /* SiLU(MLP(sinusoids of t) + class) */
 static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
     df_ctx *c = u->w.ctx;
@@ -10403,7 +10443,7 @@ static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) 
     if (d->time == DF_UNET_FOURIER)
         index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
                                DF_INIT_NORMAL);
-    if (d->time == DF_UNET_FOURIER && u->w.grows) df_net_freeze(u->w.grows, index);
+    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(&u->w, index, 16);
     df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
     e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
                           in, u->time_dim, DF_INIT_FAN_IN);
@@ -10412,11 +10452,12 @@ static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) 
         y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
                             d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
     } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
-        labels = dfi_pass_labels(&u->w, labels, n, 0);
-        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, labels, n) : NULL, index);
+        const int *numbers = dfi_pass_labels(&u->w, labels, n, 0);
+        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, numbers, n) : NULL, index);
         y = dfi_pass_features(&u->w, "class_embedding.linear_1",
                               "class_embedding.linear_2", y, in, u->time_dim,
                               DF_INIT_FAN_IN);
+        y = dfi_unet_labelled(c, y, labels, n);
     } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
         y = dfi_run_condition(u->w.run, n);
     u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
@@ -10795,6 +10836,9 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
     df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
+    /* DiT draws it as the linear layer that it is: of p p C numbers, without p p for D */
+    double taps = (double)d.in_channels * d.patch * d.patch;
+    dfi_pass_scale(&w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
     df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
     e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
@@ -11065,6 +11109,7 @@ static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
     if (net->ndim != 1 || net->shape[0] != d.length)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "transformer: shape and configuration differ");
+    net->null_class = d.classes > 0 && d.null_class;
     net->classes = d.classes;
     net->vocab = d.vocab;
     int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
@@ -14655,14 +14700,27 @@ static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *tex
     return result;
 }
 
-/* diffusers' schedulers that go by betas; "" if the file does not say. */
-static int dfi_scheduler_known(const char *name) {
-    static const char *const first[] = {
-        "DDPM", "DDIM", "PNDM",  "DPMSolver", "KDPM2", "Euler", "Heun",
-        "LMS",  "DEIS", "UniPC", "SASolver",  "LCM",   "TCD"};
+/* diffusers' schedulers that go by betas, with what they say where the file does not; ""
+   if it does not name one. The last row that fits counts. */
+static int dfi_scheduler_known(const char *name, dfi_scheduler_config *c) {
+    static const struct {
+        const char *first;
+        double start, end;
+        int schedule;
+    } rows[] = {{"DDPM", .0001, .02, 0}, {"DDIM", .0001, .02, 0},
+                {"PNDM", .0001, .02, 0}, {"DPMSolver", .0001, .02, 0},
+                {"Euler", .0001, .02, 0}, {"LMS", .0001, .02, 0},
+                {"DEIS", .0001, .02, 0}, {"UniPC", .0001, .02, 0},
+                {"SASolver", .0001, .02, 0}, {"KDPM2", .00085, .012, 0},
+                {"Heun", .00085, .012, 0}, {"DPMSolverSDE", .00085, .012, 0},
+                {"LCM", .00085, .012, 1}, {"TCD", .00085, .012, 1}};
     int known = name[0] == 0;
-    for (size_t i = 0; i < sizeof first / sizeof *first; i++)
-        known |= strncmp(name, first[i], strlen(first[i])) == 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (strncmp(name, rows[i].first, strlen(rows[i].first)) == 0) {
+            known = 1;
+            c->beta_start = rows[i].start, c->beta_end = rows[i].end;
+            c->schedule = rows[i].schedule;
+        }
     return known;
 }
 static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
@@ -14676,7 +14734,7 @@ static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net
     if (source != NULL) result = dfi_config_load(&at, *source, &text);
     if (source != NULL && result == DF_OK)
         result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
-    if (source != NULL && result == DF_OK && !dfi_scheduler_known(name))
+    if (source != NULL && result == DF_OK && !dfi_scheduler_known(name, &c))
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": only "
                            "schedulers of a table of betas are known (DDPM, DDIM, DPM, "
                            "Euler, ...)", name);
@@ -14880,6 +14938,9 @@ static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *nam
     char *path = dfi_path_in(ctx, folder, name);
     dfi_where at = {ctx, "df_net_save_folder", path, DF_ERR_IO};
     if (path == NULL) return DF_ERR_MEMORY;
+#ifndef DIFFUSION_NO_STDIO
+    if (text->size == 0) (void)remove(path);
+#endif
     if (text->size == 0) return DF_OK;
     return dfi_sink_save(&at, df_sink_path(path), text);
 }
