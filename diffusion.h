@@ -1480,8 +1480,8 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 /* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
    names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
    sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class, added as DiT does);
-   blocks.i.norm1, attn_qkv, attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
-   adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
+   blocks.i.norm1, attn_qkv, attn_out, norm2, mlp.0, mlp.2, adaLN_modulation;
+   output_layer.norm_final, linear, adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
    if there is either (adaLN-Zero), else plain pre-norm blocks. */
 typedef struct df_transformer_desc {
     uint32_t cookie;
@@ -10606,32 +10606,53 @@ static int dfi_net_range(df_ctx *ctx, const char *field, int value, int least, i
     return 0;
 }
 
+/* Fields of a descriptor that are integers, with what they may be. */
+typedef struct dfi_range {
+    const char *field; /* NULL ends the list */
+    size_t at;
+    int least, most;
+} dfi_range;
+static int dfi_net_ranges(df_ctx *ctx, const dfi_range *r, const void *desc) {
+    int fine = 1, value;
+    for (; fine && r->field != NULL; r++) {
+        memcpy(&value, (const char *)desc + r->at, sizeof value);
+        fine = dfi_net_range(ctx, r->field, value, r->least, r->most);
+    }
+    return fine;
+}
+
+#define DFI_RANGE(field, least, most)                                                    \
+    {"unet: " #field, offsetof(df_unet_desc, field), least, most}
+static const dfi_range dfi_unet_ranges[] = {
+    DFI_RANGE(in_channels, 1, 4096),
+    DFI_RANGE(out_channels, 1, 4096),
+    DFI_RANGE(height, 1, 8192),
+    DFI_RANGE(width, 1, 8192),
+    DFI_RANGE(levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(layers, 1, DFI_UNET_LAYERS),
+    DFI_RANGE(head_dim, 0, 1 << 14),
+    DFI_RANGE(groups, 1, 1 << 14),
+    DFI_RANGE(attn_groups, 0, 1 << 14),
+    DFI_RANGE(time, 0, DF_UNET_LEARNED),
+    DFI_RANGE(time_dim, 0, 1 << 16),
+    DFI_RANGE(downsample_padding, 0, 1),
+    DFI_RANGE(class_kind, 0, DF_UNET_CLASS_IDENTITY),
+    DFI_RANGE(classes, 0, 1 << 20),
+    DFI_RANGE(scale_shift, 0, 1),
+    DFI_RANGE(mid_attention, 0, 1),
+    DFI_RANGE(center_input, 0, 1),
+    DFI_RANGE(flip_sin_to_cos, 0, 1),
+    DFI_RANGE(downsample_resnet, 0, 1),
+    DFI_RANGE(upsample_resnet, 0, 1),
+    {NULL, 0, 0, 0}};
+#undef DFI_RANGE
+
 /* Ranges that keep every product inside an int; then what must divide what. */
 static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
-    if (!dfi_net_range(ctx, "unet: in_channels", d->in_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "unet: out_channels", d->out_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "unet: height", d->height, 1, 8192) ||
-        !dfi_net_range(ctx, "unet: width", d->width, 1, 8192) ||
-        !dfi_net_range(ctx, "unet: levels", d->levels, 1, DF_UNET_LEVELS) ||
-        !dfi_net_range(ctx, "unet: layers", d->layers, 1, DFI_UNET_LAYERS) ||
-        !dfi_net_range(ctx, "unet: head_dim", d->head_dim, 0, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: groups", d->groups, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: attn_groups", d->attn_groups, 0, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: time", d->time, 0, DF_UNET_LEARNED) ||
-        !dfi_net_range(ctx, "unet: time_dim", d->time_dim, 0, 1 << 16) ||
+    if (!dfi_net_ranges(ctx, dfi_unet_ranges, d) ||
         !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
                        1 << 20) ||
-        !dfi_net_range(ctx, "unet: downsample_padding", d->downsample_padding, 0, 1) ||
-        !dfi_net_range(ctx, "unet: class_kind", d->class_kind, 0,
-                       DF_UNET_CLASS_IDENTITY) ||
-        !dfi_net_range(ctx, "unet: classes", d->classes, 0, 1 << 20) ||
         !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, d->classes > 0) ||
-        !dfi_net_range(ctx, "unet: scale_shift", d->scale_shift, 0, 1) ||
-        !dfi_net_range(ctx, "unet: mid_attention", d->mid_attention, 0, 1) ||
-        !dfi_net_range(ctx, "unet: center_input", d->center_input, 0, 1) ||
-        !dfi_net_range(ctx, "unet: flip_sin_to_cos", d->flip_sin_to_cos, 0, 1) ||
-        !dfi_net_range(ctx, "unet: downsample_resnet", d->downsample_resnet, 0, 1) ||
-        !dfi_net_range(ctx, "unet: upsample_resnet", d->upsample_resnet, 0, 1) ||
         dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
         dfi_unet_size(ctx, "width", d->width, d->levels - 1))
         return ctx->code;
