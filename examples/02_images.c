@@ -58,7 +58,7 @@ static int sample(df_ctx *ctx, const options *o, const image_options *i, const d
 }
 
 int main(int argc, char **argv) {
-    options o = options_defaults(argv[0], "images", "sprites", 800, 25, 200);
+    options o = options_defaults(argv[0], "images", "sprites", 1600, 25, 200);
     image_options i;
     data_set d;
     df_ctx_desc c = df_ctx_defaults();

@@ -44,7 +44,7 @@ static inline void image_options_defaults(image_options *i, options *o) {
         OPTION_TEXT("--log", "FILE", "loss, rates and speed as CSV", &i->log),
     };
     memset(i, 0, sizeof *i);
-    i->net = "unet", i->width = 16, i->levels = 3, i->batch = 64;
+    i->net = "unet", i->width = 16, i->levels = 3, i->batch = 32;
     i->rate = 2e-3, i->ema = 0.999, i->dropout = 0.1, i->guidance = 1.5;
     memcpy(i->own, own, sizeof own);
     o->own = i->own, o->owns = (int)(sizeof own / sizeof *own);
