@@ -1481,8 +1481,9 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
    names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
    sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class, added as DiT does);
    blocks.i.norm1, attn_qkv, attn_out, norm2, mlp.0, mlp.2, adaLN_modulation;
-   output_layer.norm_final, linear, adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
-   if there is either (adaLN-Zero), else plain pre-norm blocks. */
+   output_layer.norm_final, linear, adaLN_modulation. Rotary positions; blocks scaled,
+   shifted and gated by time and class, if there is either (adaLN-Zero), else plain
+   pre-norm blocks. */
 typedef struct df_transformer_desc {
     uint32_t cookie;
     uint64_t seed;           /* of the initial weights [0] */
@@ -1841,6 +1842,9 @@ enum {
 };
 enum { DFI_ADD, DFI_SUB, DFI_MUL, DFI_DIV, DFI_BINARY_COUNT };
 
+/* B^T (4 to 4), A^T (4 to 2) and its transpose (2 to 4). */
+enum { DFI_WINO_IN, DFI_WINO_OUT, DFI_WINO_BACK };
+
 #define DFI_TERMS 8            /* most terms of a linear combination */
 
 /* All arrays are contiguous and need no alignment. Element-wise kernels compute each
@@ -1892,13 +1896,11 @@ typedef struct dfi_kernels {
     void (*log_softmax)(size_t n, const df_real *x, df_real *y);
     void (*log_softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
 
-    /* 3x3 convolution by 2x2 outputs at a time, n places (chapter 14): 16 numbers v[k step
-       + i] from the 4 phases x[k plane + i] of an image with rows of `pitch`; 4 from 16;
-       16 from 4, the transpose of that */
-    void (*wino_in)(size_t n, size_t pitch, const df_real *x, size_t plane, df_real *v,
-                    size_t step);
-    void (*wino_out)(size_t n, const df_real *m, size_t step, df_real *y, size_t plane);
-    void (*wino_back)(size_t n, const df_real *dy, size_t plane, df_real *m, size_t step);
+    /* A transform of 3x3 convolutions (chapter 14) at n places: for each a square of 2 or
+       4, d[a][b] = x[a % 2 s[0] + a / 2 s[1] + b % 2 s[2] + b / 2 s[3] + i], becomes
+       another, T d T^T, whose k-th number is y[k step + i] */
+    void (*winograd)(int kind, size_t n, const df_real *x, const size_t s[4], df_real *y,
+                     size_t step);
     /* n pairs: even[i], odd[i] = x[2i], x[2i + 1];  y[2i], y[2i + 1] += even[i], odd[i] */
     void (*split)(size_t n, const df_real *x, df_real *even, df_real *odd);
     void (*merge)(size_t n, const df_real *even, const df_real *odd, df_real *y);
@@ -1930,8 +1932,8 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
                                 const df_real *B, size_t ldb, size_t sb, int accumulate,
                                 df_real *C, size_t ldc, size_t sc);
 /* y += conv(x, w), 3x3, stride 1, pad 1: x [B,C,H,W], w [O,C,3,3]; back: y += its
-   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth it
-   for such channels and widths. */
+   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth
+   it for such channels and widths. */
 typedef struct dfi_image { size_t B, C, O, H, W; } dfi_image;
 static int dfi_wino_fits(const dfi_image *s);
 static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
@@ -8830,8 +8832,10 @@ static void dfi_conv_back(df_ctx *ctx, df_tensor *y) {
     df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
     dfi_conv c;
     if (!dfi_conv_begin(ctx, &c, y->in[0], w, y)) return;
-    if (c.fewer && ((dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK) ||
-                    (dx && dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)))
+    if (c.fewer && dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK)
+        dfi_stick(ctx);
+    if (c.fewer && dx &&
+        dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)
         dfi_stick(ctx);
     for (c.dx = dx; !c.fewer && dfi_conv_next(&c);) {
         dfi_matrix dy = dfi_matrix_of(y->grad + c.at, c.P, c.O * c.P, 0);
@@ -15721,37 +15725,27 @@ static void dfi_tile_plain(size_t k, const df_real *a, const df_real *b, size_t 
 }
 static const dfi_micro dfi_micro_plain = {4, 4, 4, 4, dfi_pack_plain, dfi_tile_plain};
 
-/* Of the four lines of a 4 x 4 block, or the two of a 2 x 2 block, one step of the
-   transforms of dfi_wino_conv, below: B^T d, A^T m and A y. */
-#define DFI_WINO_IN(t, a, b, c, d) (t[0] = a - c, t[1] = b + c, t[2] = c - b, t[3] = b - d)
-#define DFI_WINO_OUT(t, a, b, c, d) (t[0] = a + b + c, t[1] = b - c - d)
-#define DFI_WINO_BACK(t, a, b) (t[0] = a, t[1] = a + b, t[2] = a - b, t[3] = -b)
-
-static void dfi_wino_in_plain(size_t n, size_t pitch, const df_real *x, size_t plane,
-                              df_real *v, size_t step) {
+/* t = T d, the transforms of dfi_wino_conv, below, along one axis. */
+#define DFI_WINO_LINE(kind, t, d)                                                         \
+    (kind == DFI_WINO_IN ? (t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1],   \
+                            t[3] = d[1] - d[3], (void)0) :                                \
+     kind == DFI_WINO_OUT ? (t[0] = d[0] + d[1] + d[2], t[1] = d[1] - d[2] - d[3],        \
+                             (void)0) :                                                   \
+     (t[0] = d[0], t[1] = d[0] + d[1], t[2] = d[0] - d[1], t[3] = -d[1], (void)0))
+static void dfi_winograd_plain(int kind, size_t n, const df_real *x, const size_t s[4],
+                               df_real *y, size_t step) {
+    const size_t in = kind == DFI_WINO_BACK ? 2 : 4, out = kind == DFI_WINO_OUT ? 2 : 4;
     for (size_t i = 0; i < n; i++) {
-        df_real t[4][4], u[4];
-        for (size_t b = 0; b < 4; b++) {
-            const df_real *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
-            DFI_WINO_IN(t[b], p[0], q[0], p[pitch], q[pitch]);
+        df_real t[4][4], u[4], d[4];
+        for (size_t b = 0; b < in; b++) {
+            for (size_t a = 0; a < in; a++)
+                d[a] = x[a % 2 * s[0] + a / 2 * s[1] + b % 2 * s[2] + b / 2 * s[3] + i];
+            DFI_WINO_LINE(kind, t[b], d);
         }
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            for (size_t b = 0; b < 4; b++) v[(4 * a + b) * step + i] = u[b];
-        }
-    }
-}
-static void dfi_wino_out_plain(size_t n, const df_real *m, size_t step, df_real *y,
-                               size_t plane) {
-    for (size_t i = 0; i < n; i++) {
-        df_real t[4][2], u[2];
-        for (size_t b = 0; b < 4; b++) {
-            const df_real *p = m + b * step + i;
-            DFI_WINO_OUT(t[b], p[0], p[4 * step], p[8 * step], p[12 * step]);
-        }
-        for (size_t a = 0; a < 2; a++) {
-            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            y[2 * a * plane + i] = u[0], y[(2 * a + 1) * plane + i] = u[1];
+        for (size_t a = 0; a < out; a++) {
+            for (size_t b = 0; b < in; b++) d[b] = t[b][a];
+            DFI_WINO_LINE(kind, u, d);
+            for (size_t b = 0; b < out; b++) y[(a * out + b) * step + i] = u[b];
         }
     }
 }
@@ -15761,18 +15755,6 @@ static void dfi_split_plain(size_t n, const df_real *x, df_real *even, df_real *
 static void dfi_merge_plain(size_t n, const df_real *even, const df_real *odd,
                             df_real *y) {
     for (size_t i = 0; i < n; i++) y[2 * i] += even[i], y[2 * i + 1] += odd[i];
-}
-static void dfi_wino_back_plain(size_t n, const df_real *dy, size_t plane, df_real *m,
-                                size_t step) {
-    for (size_t i = 0; i < n; i++) {
-        df_real t[2][4], u[4];
-        DFI_WINO_BACK(t[0], dy[i], dy[i + 2 * plane]);
-        DFI_WINO_BACK(t[1], dy[i + plane], dy[i + 3 * plane]);
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_BACK(u, t[0][a], t[1][a]);
-            for (size_t b = 0; b < 4; b++) m[(4 * a + b) * step + i] = u[b];
-        }
-    }
 }
 
 #ifdef DFI_PLAIN_OPTIONS
@@ -15937,12 +15919,11 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
    and the image's is the convolution of dY with the filter turned about and transposed.
 
    An image is taken apart into its 4 phases, pixels of even and odd row and column (of the
-   image with its border of zeros, on the way in): then the d of neighbouring tiles lie side
-   by side. Rows of tiles have one place more than tiles, for the phases' last column; what
+   image with its border of zeros, on the way in): then the d of neighbouring tiles lie
+   side by side. Rows of tiles have one place more than tiles, for the phases' last column; what
    is computed there is never used. */
 
 enum { DFI_WINO_PLANE = 1024, DFI_WINO_SIZE = 1 << 19 };   /* elements: phases, V or M */
-enum { DFI_WINO_FROM_X, DFI_WINO_TO_Y, DFI_WINO_FROM_DY };
 
 typedef struct dfi_wino {
     const dfi_kernels *k;
@@ -16003,23 +15984,24 @@ static int dfi_wino_next(dfi_wino *g) {
    shifts pixels by one. */
 static void dfi_wino_phases(const dfi_wino *g, df_real *x, size_t row, size_t n,
                             df_real *phase) {
-    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_FROM_X;
+    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_IN;
     for (size_t i = 0; i < 2 * (n + border); i++) {
         size_t y = 2 * row + i - border;       /* above the image: wraps, so is > H */
         df_real *first = phase + i % 2 * 2 * DFI_WINO_PLANE + i / 2 * p;
         df_real *even = first + border * DFI_WINO_PLANE;
         df_real *odd = first + (border ? 1 : DFI_WINO_PLANE);
-        if (g->kind != DFI_WINO_TO_Y)
-            memset(first, 0, p * sizeof *x),
-                memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
-        if (y >= H) continue;
-        if (g->kind == DFI_WINO_TO_Y) {
-            g->k->merge(W / 2, even, odd, x + y * W);
-            if (W % 2) x[y * W + W - 1] += even[W / 2];
-        } else {
-            g->k->split(W / 2, x + y * W, even, odd);
-            if (W % 2) even[W / 2] = x[y * W + W - 1];
+        df_real *at = x + y * W;
+        if (g->kind == DFI_WINO_OUT) {
+            if (y >= H) continue;
+            g->k->merge(W / 2, even, odd, at);
+            if (W % 2) at[W - 1] += even[W / 2];
+            continue;
         }
+        memset(first, 0, p * sizeof *x);
+        memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
+        if (y >= H) continue;
+        g->k->split(W / 2, at, even, odd);
+        if (W % 2) even[W / 2] = at[W - 1];
     }
 }
 /* Channels and samples [from, to): between an image and its 16 arrays. */
@@ -16027,28 +16009,28 @@ static void dfi_wino_piece(void *arg, size_t from, size_t to) {
     const dfi_wino *g = (const dfi_wino *)arg;
     df_real phase[4 * DFI_WINO_PLANE];
     size_t most = DFI_WINO_PLANE / g->pitch - 2, step = g->channels * g->places, n;
+    const size_t arrays[4] = {4 * step, 8 * step, step, 2 * step};
+    const size_t phases[4] = {2 * DFI_WINO_PLANE, g->pitch, DFI_WINO_PLANE, 1};
     for (size_t i = from; i < to; i++) {
         size_t b = g->b + i % g->n_samples, c = i / g->n_samples;
         df_real *x = g->image + (b * g->channels + c) * g->s.H * g->s.W;
         for (size_t r = 0; r < g->n_rows; r += n) {
             df_real *v = g->v + i * g->run + r * g->pitch;
             n = dfi_smaller(most, g->n_rows - r);
-            if (g->kind == DFI_WINO_TO_Y)
-                g->k->wino_out(n * g->pitch, v, step, phase, DFI_WINO_PLANE);
+            if (g->kind == DFI_WINO_OUT)
+                g->k->winograd(g->kind, n * g->pitch, v, arrays, phase, DFI_WINO_PLANE);
             dfi_wino_phases(g, x, g->row + r, n, phase);
+            if (g->kind == DFI_WINO_OUT) continue;
             for (size_t k = 0; k < 4; k++)     /* the last place looks one further */
                 phase[k * DFI_WINO_PLANE + (n + 1) * g->pitch] = 0;
-            if (g->kind == DFI_WINO_FROM_X)
-                g->k->wino_in(n * g->pitch, g->pitch, phase, DFI_WINO_PLANE, v, step);
-            else if (g->kind == DFI_WINO_FROM_DY)
-                g->k->wino_back(n * g->pitch, phase, DFI_WINO_PLANE, v, step);
+            g->k->winograd(g->kind, n * g->pitch, phase, phases, v, step);
         }
     }
 }
 static void dfi_wino_run(df_ctx *ctx, dfi_wino *g, int kind, size_t channels,
                          const df_real *image, df_real *v) {
     g->kind = kind, g->channels = channels, g->v = v;
-    g->image = (df_real *)(uintptr_t)image;    /* written only TO_Y */
+    g->image = (df_real *)(uintptr_t)image;    /* written only OUT */
     dfi_split(ctx, channels * g->n_samples, 16 * g->run, dfi_wino_piece, g);
 }
 
@@ -16063,11 +16045,11 @@ static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
     if (result == DF_OK)
         result = dfi_gemm(ctx, 0, 1, 16, size, 9, filter, 9, w, 9, 0, g.u, size);
     while (result == DF_OK && dfi_wino_next(&g)) {
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, in, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_IN, in, x, g.v1);
         result = dfi_gemm_batch(ctx, back, 0, 16, out, g.places, in, g.u, s->C, size, g.v1,
                                 g.places, in * g.places, 0, g.v2, g.places,
                                 out * g.places);
-        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_TO_Y, out, y, g.v2);
+        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_OUT, out, y, g.v2);
     }
     dfi_scratch_release(ctx, mark);
     return result;
@@ -16080,8 +16062,8 @@ static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real
     dfi_wino g;
     df_result result = dfi_wino_begin(ctx, &g, s);
     for (int part = 0; result == DF_OK && dfi_wino_next(&g); part++) {
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, s->C, x, g.v1);
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_DY, s->O, dy, g.v2);
+        dfi_wino_run(ctx, &g, DFI_WINO_IN, s->C, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_BACK, s->O, dy, g.v2);
         result = dfi_gemm_batch(ctx, 0, 1, 16, s->O, s->C, g.places, g.v2, g.places,
                                 s->O * g.places, g.v1, g.places, s->C * g.places, part > 0,
                                 g.u, s->C, size);
@@ -16110,8 +16092,7 @@ static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real
         dfi_convert_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
-        dfi_log_softmax_back_##s, dfi_wino_in_##s, dfi_wino_out_##s, dfi_wino_back_##s,  \
-        dfi_split_##s, dfi_merge_##s,                                                    \
+        dfi_log_softmax_back_##s, dfi_winograd_##s, dfi_split_##s, dfi_merge_##s,        \
         dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 
@@ -16823,72 +16804,42 @@ static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, f
     }
 }
 
-/* ---- 3x3 convolutions ---------------------------------------------------------------- */
+/* ---- 3x3 convolutions --------------------------------------------------------------- */
 
-/* The last vector begins early rather than ends late, where there is a whole one: it
-   computes some places again, which come out the same. */
-DFI_INLINE size_t DFI_V(place)(size_t i, size_t n) {
-    return i + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : i;
-}
-static void DFI_V(wino_in)(size_t n, size_t pitch, const float *x, size_t plane, float *v,
-                           size_t step) {
+/* With the kind known the loops vanish. The last vector begins early rather than ends
+   late, where there is a whole one: it computes some places again, which come out the
+   same. */
+DFI_INLINE void DFI_V(winograd_of)(const int kind, size_t n, const float *x,
+                                   const size_t *s, float *y, size_t step) {
+    const size_t in = kind == DFI_WINO_BACK ? 2 : 4, out = kind == DFI_WINO_OUT ? 2 : 4;
     for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[4][4], u[4];
+        size_t i = j + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : j, left = n - i;
+        DFI_V(v) t[4][4], u[4], d[4];
         DFI_UNROLL
-        for (size_t b = 0; b < 4; b++) {
-            const float *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
-            DFI_WINO_IN(t[b], DFI_V(get)(p, left), DFI_V(get)(q, left),
-                        DFI_V(get)(p + pitch, left), DFI_V(get)(q + pitch, left));
+        for (size_t b = 0; b < in; b++) {
+            DFI_UNROLL
+            for (size_t a = 0; a < in; a++)
+                d[a] = DFI_V(get)(x + a % 2 * s[0] + a / 2 * s[1] + b % 2 * s[2]
+                                  + b / 2 * s[3] + i, left);
+            DFI_WINO_LINE(kind, t[b], d);
         }
         DFI_UNROLL
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+        for (size_t a = 0; a < out; a++) {
             DFI_UNROLL
-            for (size_t b = 0; b < 4; b++) DFI_V(put)(v + (4 * a + b) * step + i, u[b], left);
+            for (size_t b = 0; b < in; b++) d[b] = t[b][a];
+            DFI_WINO_LINE(kind, u, d);
+            DFI_UNROLL
+            for (size_t b = 0; b < out; b++)
+                DFI_V(put)(y + (a * out + b) * step + i, u[b], left);
         }
     }
 }
-static void DFI_V(wino_out)(size_t n, const float *m, size_t step, float *y,
-                            size_t plane) {
-    for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[4][2], u[2], p[4];
-        DFI_UNROLL
-        for (size_t b = 0; b < 4; b++) {
-            DFI_UNROLL
-            for (size_t a = 0; a < 4; a++)
-                p[a] = DFI_V(get)(m + (4 * a + b) * step + i, left);
-            DFI_WINO_OUT(t[b], p[0], p[1], p[2], p[3]);
-        }
-        DFI_UNROLL
-        for (size_t a = 0; a < 2; a++) {
-            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            DFI_V(put)(y + 2 * a * plane + i, u[0], left);
-            DFI_V(put)(y + (2 * a + 1) * plane + i, u[1], left);
-        }
-    }
+static void DFI_V(winograd)(int kind, size_t n, const float *x, const size_t s[4],
+                            float *y, size_t step) {
+    if (kind == DFI_WINO_IN) DFI_V(winograd_of)(DFI_WINO_IN, n, x, s, y, step);
+    else if (kind == DFI_WINO_OUT) DFI_V(winograd_of)(DFI_WINO_OUT, n, x, s, y, step);
+    else DFI_V(winograd_of)(DFI_WINO_BACK, n, x, s, y, step);
 }
-static void DFI_V(wino_back)(size_t n, const float *dy, size_t plane, float *m,
-                             size_t step) {
-    for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[2][4], u[4];
-        DFI_UNROLL
-        for (size_t b = 0; b < 2; b++) {
-            const float *p = dy + b * plane + i;
-            DFI_V(v) first = DFI_V(get)(p, left), second = DFI_V(get)(p + 2 * plane, left);
-            DFI_WINO_BACK(t[b], first, second);
-        }
-        DFI_UNROLL
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_BACK(u, t[0][a], t[1][a]);
-            DFI_UNROLL
-            for (size_t b = 0; b < 4; b++) DFI_V(put)(m + (4 * a + b) * step + i, u[b], left);
-        }
-    }
-}
-
 /* Rows may be short: 4 at a time whatever the width of vectors. */
 static void DFI_V(split)(size_t n, const float *x, float *even, float *odd) {
     size_t i = 0;
