@@ -15920,8 +15920,8 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
 
    An image is taken apart into its 4 phases, pixels of even and odd row and column (of the
    image with its border of zeros, on the way in): then the d of neighbouring tiles lie
-   side by side. Rows of tiles have one place more than tiles, for the phases' last column; what
-   is computed there is never used. */
+   side by side. Rows of tiles have one place more than tiles, for the phases' last column;
+   what is computed there is never used. */
 
 enum { DFI_WINO_PLANE = 1024, DFI_WINO_SIZE = 1 << 19 };   /* elements: phases, V or M */
 
