@@ -1027,7 +1027,10 @@ DF_API void df_v3_free(df_ctx *ctx, df_v3_statistics *statistics);
 typedef struct df_guidance {
     uint32_t cookie;
     const df_model *model;   /* must outlive the guidance, and that the guided model */
-    const df_model *uncond;  /* NULL: `model` with null_label [NULL] */
+    const df_model *uncond;  /* NULL: `model` with null_label, the condition as it is. For
+                                a net taught with a condition give the model itself: it is
+                                then asked with neither label nor condition, as
+                                label_dropout taught it [NULL] */
     double scale;            /* [1] */
     int guided;              /* leading elements of each answer that are guided, the others
                                 are cond's; 0: all. DiT guides 3 channels, even of 4. A
@@ -1391,7 +1394,8 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc);
    diffusers' UNet2DModel, whose configuration's keys are the fields. x [B, in_channels,
    height, width]: conv_in; down the levels, each some residual blocks and a halving; a
    middle; up again, each block seeing what the way down left at its size. height and width
-   must halve levels-1 times. */
+   must halve levels-1 times. It, as all nets below, sees t as indices up to 1000: on t in
+   [0, 1] give it card.time = df_time_affine(1000, 0). */
 #define DF_UNET_LEVELS 8
 typedef enum df_unet_block {
     DF_UNET_PLAIN,           /* DownBlock2D, UpBlock2D: a convolution resamples */
@@ -1407,7 +1411,8 @@ typedef enum df_unet_time {
 } df_unet_time;
 typedef enum df_unet_class {
     DF_UNET_CLASS_TABLE,     /* a row for each class is added to the time's embedding */
-    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does */
+    DF_UNET_CLASS_TIMESTEP,  /* the label goes through sinusoids and an MLP, as t does; -1
+                                adds nothing */
     DF_UNET_CLASS_IDENTITY   /* the condition is the embedding */
 } df_unet_class;
 typedef struct df_unet_desc {
@@ -1474,10 +1479,11 @@ DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc);
 
 /* Transformer over tokens, no mask of the future, for discrete diffusion, with the weight
    names of MDLM (Sahoo et al. 2024), SEDD and their kin: vocab_embed.embedding;
-   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class); blocks.i.norm1, attn_qkv,
-   attn_out, norm2, mlp.0, mlp.2, adaLN_modulation; output_layer.norm_final, linear,
-   adaLN_modulation. Rotary positions; blocks scaled, shifted and gated by time and class,
-   if there is either (adaLN-Zero), else plain pre-norm blocks. */
+   sigma_map.mlp.0, .2 (time), cond_map.embedding_table (class, added as DiT does);
+   blocks.i.norm1, attn_qkv, attn_out, norm2, mlp.0, mlp.2, adaLN_modulation;
+   output_layer.norm_final, linear, adaLN_modulation. Rotary positions; blocks scaled,
+   shifted and gated by time and class, if there is either (adaLN-Zero), else plain
+   pre-norm blocks. */
 typedef struct df_transformer_desc {
     uint32_t cookie;
     uint64_t seed;           /* of the initial weights [0] */
@@ -1571,16 +1577,18 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source);
 /* Folders of others: config.json and the weights of a diffusers UNet2DModel or
    DiTTransformer2DModel (diffusion_pytorch_model.safetensors), or the arguments and
    weights of facebookresearch/DiT (model.safetensors). The scheduler_config.json beside
-   them, or in ../scheduler, becomes the card; without one it says eps, linear betas .0001
-   to .02, T = 1000. An unknown key or value is an error that names both. Errors: IO,
-   FORMAT (file and key), MEMORY. */
+   them, or in ../scheduler, becomes the card, if the weights did not bring one of ours;
+   without one it says eps, linear betas .0001 to .02, T = 1000. An unknown key or value is
+   an error that names both. Errors: IO, FORMAT (file and key), MEMORY. */
 DF_API df_net *df_net_load_folder(df_ctx *ctx, const char *folder);
 /* The same from anywhere; scheduler may be NULL. */
 DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
                                   const df_source *scheduler);
 /* Writes what their own libraries write, the averaged weights if there are any. A net of
-   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table also
-   becomes scheduler_config.json. Makes the folder where the system lets it. */
+   kind "dit" gets the names of its descriptor's `diffusers`. A card of a table becomes
+   scheduler_config.json; another one, and the data's scaling, stand beside the weights for
+   us alone (others will see scaled data), and an old scheduler_config.json goes. Makes the
+   folder where POSIX lets it. */
 DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *folder);
 
 /* ---- training ----------------------------------------------------------------------- */
@@ -1633,7 +1641,8 @@ typedef struct df_train_desc {
     int rows;                /* of a batch, at once: the gradients of its parts are added;
                                 0: so many that a part's activations and their gradients
                                 stay below 256 MiB. Results depend on it in their last
-                                bits [0] */
+                                bits, masks of dropout altogether, and weights whose
+                                gradient is 0 but for rounding (a key's bias) drift [0] */
     int64_t steps;           /* [5000] */
     double learning_rate;    /* [2e-3] */
     int64_t warmup;          /* steps of linear rise [100] */
@@ -1680,8 +1689,9 @@ DF_API void df_trainer_free(df_trainer *trainer);
 
    Several machines: each makes a trainer of the same net, data and descriptor but for
    `part`, and on_gradients puts the mean over all machines into grads. Weights then go, to
-   rounding, as on one machine with parts x batch, and a checkpoint of one serves all (only
-   masks of dropout differ). Losses reported are each machine's own. */
+   rounding, as on one machine with parts x batch (but for masks of dropout, and weights
+   without a true gradient, see rows), and a checkpoint of one serves all. Losses reported
+   are each machine's own. */
 DF_API df_result df_trainer_run(df_trainer *trainer, int64_t steps);
 DF_API df_result df_trainer_info(const df_trainer *trainer, df_train_info *info);
 /* Mean loss on the held-out part, fixed times and noise. */
@@ -1832,6 +1842,9 @@ enum {
 };
 enum { DFI_ADD, DFI_SUB, DFI_MUL, DFI_DIV, DFI_BINARY_COUNT };
 
+/* B^T (4 to 4), A^T (4 to 2) and its transpose (2 to 4). */
+enum { DFI_WINO_IN, DFI_WINO_OUT, DFI_WINO_BACK };
+
 #define DFI_TERMS 8            /* most terms of a linear combination */
 
 /* All arrays are contiguous and need no alignment. Element-wise kernels compute each
@@ -1883,13 +1896,11 @@ typedef struct dfi_kernels {
     void (*log_softmax)(size_t n, const df_real *x, df_real *y);
     void (*log_softmax_back)(size_t n, const df_real *y, const df_real *dy, df_real *dx);
 
-    /* 3x3 convolution by 2x2 outputs at a time, n places (chapter 14): 16 numbers v[k step
-       + i] from the 4 phases x[k plane + i] of an image with rows of `pitch`; 4 from 16;
-       16 from 4, the transpose of that */
-    void (*wino_in)(size_t n, size_t pitch, const df_real *x, size_t plane, df_real *v,
-                    size_t step);
-    void (*wino_out)(size_t n, const df_real *m, size_t step, df_real *y, size_t plane);
-    void (*wino_back)(size_t n, const df_real *dy, size_t plane, df_real *m, size_t step);
+    /* A transform of 3x3 convolutions (chapter 14) at n places: for each a square of 2 or
+       4, d[a][b] = x[a % 2 s[0] + a / 2 s[1] + b % 2 s[2] + b / 2 s[3] + i], becomes
+       another, T d T^T, whose k-th number is y[k step + i] */
+    void (*winograd)(int kind, size_t n, const df_real *x, const size_t s[4], df_real *y,
+                     size_t step);
     /* n pairs: even[i], odd[i] = x[2i], x[2i + 1];  y[2i], y[2i + 1] += even[i], odd[i] */
     void (*split)(size_t n, const df_real *x, df_real *even, df_real *odd);
     void (*merge)(size_t n, const df_real *even, const df_real *odd, df_real *y);
@@ -1921,8 +1932,8 @@ static df_result dfi_gemm_batch(df_ctx *ctx, int ta, int tb, size_t batch, size_
                                 const df_real *B, size_t ldb, size_t sb, int accumulate,
                                 df_real *C, size_t ldc, size_t sc);
 /* y += conv(x, w), 3x3, stride 1, pad 1: x [B,C,H,W], w [O,C,3,3]; back: y += its
-   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth it
-   for such channels and widths. */
+   transpose, x [B,O,H,W] and y [B,C,H,W].  dw += the gradient of w. dfi_wino_fits: worth
+   it for such channels and widths. */
 typedef struct dfi_image { size_t B, C, O, H, W; } dfi_image;
 static int dfi_wino_fits(const dfi_image *s);
 static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
@@ -8821,8 +8832,10 @@ static void dfi_conv_back(df_ctx *ctx, df_tensor *y) {
     df_real *dx = dfi_grad(y, 0), *dw = dfi_grad(y, 1), *db = dfi_grad(y, 2);
     dfi_conv c;
     if (!dfi_conv_begin(ctx, &c, y->in[0], w, y)) return;
-    if (c.fewer && ((dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK) ||
-                    (dx && dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)))
+    if (c.fewer && dw && dfi_wino_weights(ctx, &c.image, c.x, y->grad, dw) != DF_OK)
+        dfi_stick(ctx);
+    if (c.fewer && dx &&
+        dfi_wino_conv(ctx, &c.image, 1, y->grad, w->data, dx) != DF_OK)
         dfi_stick(ctx);
     for (c.dx = dx; !c.fewer && dfi_conv_next(&c);) {
         dfi_matrix dy = dfi_matrix_of(y->grad + c.at, c.P, c.O * c.P, 0);
@@ -10077,6 +10090,20 @@ static df_tensor *dfi_pass_features(dfi_pass *w, const char *first, const char *
     return dfi_pass_linear(w, second, h, out, out, init);
 }
 
+/* A parameter that was drawn, times `scale`. */
+static void dfi_pass_scale(dfi_pass *w, int index, double scale) {
+    if (w->grows == NULL || w->failed || w->grows->from != NULL) return;
+    const df_param *p = &w->grows->param[index];
+    for (size_t i = 0; i < p->size; i++)
+        w->grows->weights[p->offset + i] *= (df_real)scale;
+}
+/* ... and never trained. */
+static void dfi_pass_fixed(dfi_pass *w, int index, double scale) {
+    if (w->grows == NULL || w->failed) return;
+    dfi_pass_scale(w, index, scale);
+    df_net_freeze(w->grows, index);
+}
+
 /* Integers as numbers, [n]. */
 static df_tensor *dfi_whole_numbers(df_ctx *ctx, const int *values, int n) {
     df_tensor *y = df_tensor_new(ctx, 1, &n);
@@ -10367,13 +10394,20 @@ static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, in
     return df_scope_end(c, scope, scale != 1 ? df_scale(c, y, 1 / scale) : y);
 }
 
-/* Rows of a learned table for whole t; what lies outside is refused by df_embedding. */
+/* A whole time below `rows` (indices come from times, so not to the last bit), or `rows`,
+   which df_embedding refuses. */
+static int dfi_whole(df_real t, int rows) {
+    double whole = floor((double)t + 0.5);
+    int fits = fabs((double)t - whole) < 1e-3 && whole >= 0 && whole < rows;
+    return fits ? (int)whole : rows;
+}
+/* Rows of a learned table for whole t. */
 static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
     df_ctx *c = u->w.ctx;
     int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
     int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
     for (int i = 0; ids != NULL && i < n; i++)
-        ids[i] = t->data[i] >= 0 && t->data[i] < (df_real)rows ? (int)t->data[i] : rows;
+        ids[i] = dfi_whole(t->data[i], rows);
     return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
 }
 
@@ -10392,6 +10426,16 @@ static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
     return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
 }
 
+/* Features of labels, 0 where there is none. */
+static df_tensor *dfi_unet_labelled(df_ctx *c, df_tensor *y, const int *labels, int n) {
+    int column[2] = {0, 1};
+    column[0] = n;
+    df_tensor *mask = df_tensor_new(c, 2, column);
+    for (int i = 0; mask != NULL && i < n; i++)
+        mask->data[i] = labels != NULL && labels[i] >= 0 ? 1 : 0;
+    return df_mul(c, y, mask);
+}
+
 /* SiLU(MLP(sinusoids of t) + class) */
 static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
     df_ctx *c = u->w.ctx;
@@ -10403,7 +10447,7 @@ static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) 
     if (d->time == DF_UNET_FOURIER)
         index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
                                DF_INIT_NORMAL);
-    if (d->time == DF_UNET_FOURIER && u->w.grows) df_net_freeze(u->w.grows, index);
+    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(&u->w, index, 16);
     df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
     e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
                           in, u->time_dim, DF_INIT_FAN_IN);
@@ -10412,11 +10456,12 @@ static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) 
         y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
                             d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
     } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
-        labels = dfi_pass_labels(&u->w, labels, n, 0);
-        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, labels, n) : NULL, index);
+        const int *numbers = dfi_pass_labels(&u->w, labels, n, 0);
+        y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, numbers, n) : NULL, index);
         y = dfi_pass_features(&u->w, "class_embedding.linear_1",
                               "class_embedding.linear_2", y, in, u->time_dim,
                               DF_INIT_FAN_IN);
+        y = dfi_unet_labelled(c, y, labels, n);
     } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
         y = dfi_run_condition(u->w.run, n);
     u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
@@ -10565,32 +10610,53 @@ static int dfi_net_range(df_ctx *ctx, const char *field, int value, int least, i
     return 0;
 }
 
+/* Fields of a descriptor that are integers, with what they may be. */
+typedef struct dfi_range {
+    const char *field; /* NULL ends the list */
+    size_t at;
+    int least, most;
+} dfi_range;
+static int dfi_net_ranges(df_ctx *ctx, const dfi_range *r, const void *desc) {
+    int fine = 1, value;
+    for (; fine && r->field != NULL; r++) {
+        memcpy(&value, (const char *)desc + r->at, sizeof value);
+        fine = dfi_net_range(ctx, r->field, value, r->least, r->most);
+    }
+    return fine;
+}
+
+#define DFI_RANGE(field, least, most)                                                    \
+    {"unet: " #field, offsetof(df_unet_desc, field), least, most}
+static const dfi_range dfi_unet_ranges[] = {
+    DFI_RANGE(in_channels, 1, 4096),
+    DFI_RANGE(out_channels, 1, 4096),
+    DFI_RANGE(height, 1, 8192),
+    DFI_RANGE(width, 1, 8192),
+    DFI_RANGE(levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(layers, 1, DFI_UNET_LAYERS),
+    DFI_RANGE(head_dim, 0, 1 << 14),
+    DFI_RANGE(groups, 1, 1 << 14),
+    DFI_RANGE(attn_groups, 0, 1 << 14),
+    DFI_RANGE(time, 0, DF_UNET_LEARNED),
+    DFI_RANGE(time_dim, 0, 1 << 16),
+    DFI_RANGE(downsample_padding, 0, 1),
+    DFI_RANGE(class_kind, 0, DF_UNET_CLASS_IDENTITY),
+    DFI_RANGE(classes, 0, 1 << 20),
+    DFI_RANGE(scale_shift, 0, 1),
+    DFI_RANGE(mid_attention, 0, 1),
+    DFI_RANGE(center_input, 0, 1),
+    DFI_RANGE(flip_sin_to_cos, 0, 1),
+    DFI_RANGE(downsample_resnet, 0, 1),
+    DFI_RANGE(upsample_resnet, 0, 1),
+    {NULL, 0, 0, 0}};
+#undef DFI_RANGE
+
 /* Ranges that keep every product inside an int; then what must divide what. */
 static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
-    if (!dfi_net_range(ctx, "unet: in_channels", d->in_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "unet: out_channels", d->out_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "unet: height", d->height, 1, 8192) ||
-        !dfi_net_range(ctx, "unet: width", d->width, 1, 8192) ||
-        !dfi_net_range(ctx, "unet: levels", d->levels, 1, DF_UNET_LEVELS) ||
-        !dfi_net_range(ctx, "unet: layers", d->layers, 1, DFI_UNET_LAYERS) ||
-        !dfi_net_range(ctx, "unet: head_dim", d->head_dim, 0, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: groups", d->groups, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: attn_groups", d->attn_groups, 0, 1 << 14) ||
-        !dfi_net_range(ctx, "unet: time", d->time, 0, DF_UNET_LEARNED) ||
-        !dfi_net_range(ctx, "unet: time_dim", d->time_dim, 0, 1 << 16) ||
+    if (!dfi_net_ranges(ctx, dfi_unet_ranges, d) ||
         !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
                        1 << 20) ||
-        !dfi_net_range(ctx, "unet: downsample_padding", d->downsample_padding, 0, 1) ||
-        !dfi_net_range(ctx, "unet: class_kind", d->class_kind, 0,
-                       DF_UNET_CLASS_IDENTITY) ||
-        !dfi_net_range(ctx, "unet: classes", d->classes, 0, 1 << 20) ||
         !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, d->classes > 0) ||
-        !dfi_net_range(ctx, "unet: scale_shift", d->scale_shift, 0, 1) ||
-        !dfi_net_range(ctx, "unet: mid_attention", d->mid_attention, 0, 1) ||
-        !dfi_net_range(ctx, "unet: center_input", d->center_input, 0, 1) ||
-        !dfi_net_range(ctx, "unet: flip_sin_to_cos", d->flip_sin_to_cos, 0, 1) ||
-        !dfi_net_range(ctx, "unet: downsample_resnet", d->downsample_resnet, 0, 1) ||
-        !dfi_net_range(ctx, "unet: upsample_resnet", d->upsample_resnet, 0, 1) ||
         dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
         dfi_unet_size(ctx, "width", d->width, d->levels - 1))
         return ctx->code;
@@ -10795,6 +10861,9 @@ static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int
     df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
     df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
+    /* DiT draws it as the linear layer that it is: of p p C numbers, without p p for D */
+    double taps = (double)d.in_channels * d.patch * d.patch;
+    dfi_pass_scale(&w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
     df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
     e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
@@ -11065,6 +11134,7 @@ static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
     if (net->ndim != 1 || net->shape[0] != d.length)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "transformer: shape and configuration differ");
+    net->null_class = d.classes > 0 && d.null_class;
     net->classes = d.classes;
     net->vocab = d.vocab;
     int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
@@ -14655,14 +14725,27 @@ static df_result dfi_config_load(dfi_where *at, df_source source, df_buffer *tex
     return result;
 }
 
-/* diffusers' schedulers that go by betas; "" if the file does not say. */
-static int dfi_scheduler_known(const char *name) {
-    static const char *const first[] = {
-        "DDPM", "DDIM", "PNDM",  "DPMSolver", "KDPM2", "Euler", "Heun",
-        "LMS",  "DEIS", "UniPC", "SASolver",  "LCM",   "TCD"};
+/* diffusers' schedulers that go by betas, with what they say where the file does not; ""
+   if it does not name one. The last row that fits counts. */
+static int dfi_scheduler_known(const char *name, dfi_scheduler_config *c) {
+    static const struct {
+        const char *first;
+        double start, end;
+        int schedule;
+    } rows[] = {{"DDPM", .0001, .02, 0}, {"DDIM", .0001, .02, 0},
+                {"PNDM", .0001, .02, 0}, {"DPMSolver", .0001, .02, 0},
+                {"Euler", .0001, .02, 0}, {"LMS", .0001, .02, 0},
+                {"DEIS", .0001, .02, 0}, {"UniPC", .0001, .02, 0},
+                {"SASolver", .0001, .02, 0}, {"KDPM2", .00085, .012, 0},
+                {"Heun", .00085, .012, 0}, {"DPMSolverSDE", .00085, .012, 0},
+                {"LCM", .00085, .012, 1}, {"TCD", .00085, .012, 1}};
     int known = name[0] == 0;
-    for (size_t i = 0; i < sizeof first / sizeof *first; i++)
-        known |= strncmp(name, first[i], strlen(first[i])) == 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        if (strncmp(name, rows[i].first, strlen(rows[i].first)) == 0) {
+            known = 1;
+            c->beta_start = rows[i].start, c->beta_end = rows[i].end;
+            c->schedule = rows[i].schedule;
+        }
     return known;
 }
 static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net *net) {
@@ -14676,7 +14759,7 @@ static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net
     if (source != NULL) result = dfi_config_load(&at, *source, &text);
     if (source != NULL && result == DF_OK)
         result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
-    if (source != NULL && result == DF_OK && !dfi_scheduler_known(name))
+    if (source != NULL && result == DF_OK && !dfi_scheduler_known(name, &c))
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": only "
                            "schedulers of a table of betas are known (DDPM, DDIM, DPM, "
                            "Euler, ...)", name);
@@ -14880,6 +14963,9 @@ static df_result dfi_folder_put(df_ctx *ctx, const char *folder, const char *nam
     char *path = dfi_path_in(ctx, folder, name);
     dfi_where at = {ctx, "df_net_save_folder", path, DF_ERR_IO};
     if (path == NULL) return DF_ERR_MEMORY;
+#ifndef DIFFUSION_NO_STDIO
+    if (text->size == 0) (void)remove(path);
+#endif
     if (text->size == 0) return DF_OK;
     return dfi_sink_save(&at, df_sink_path(path), text);
 }
@@ -15639,37 +15725,27 @@ static void dfi_tile_plain(size_t k, const df_real *a, const df_real *b, size_t 
 }
 static const dfi_micro dfi_micro_plain = {4, 4, 4, 4, dfi_pack_plain, dfi_tile_plain};
 
-/* Of the four lines of a 4 x 4 block, or the two of a 2 x 2 block, one step of the
-   transforms of dfi_wino_conv, below: B^T d, A^T m and A y. */
-#define DFI_WINO_IN(t, a, b, c, d) (t[0] = a - c, t[1] = b + c, t[2] = c - b, t[3] = b - d)
-#define DFI_WINO_OUT(t, a, b, c, d) (t[0] = a + b + c, t[1] = b - c - d)
-#define DFI_WINO_BACK(t, a, b) (t[0] = a, t[1] = a + b, t[2] = a - b, t[3] = -b)
-
-static void dfi_wino_in_plain(size_t n, size_t pitch, const df_real *x, size_t plane,
-                              df_real *v, size_t step) {
+/* t = T d, the transforms of dfi_wino_conv, below, along one axis. */
+#define DFI_WINO_LINE(kind, t, d)                                                         \
+    (kind == DFI_WINO_IN ? (t[0] = d[0] - d[2], t[1] = d[1] + d[2], t[2] = d[2] - d[1],   \
+                            t[3] = d[1] - d[3], (void)0) :                                \
+     kind == DFI_WINO_OUT ? (t[0] = d[0] + d[1] + d[2], t[1] = d[1] - d[2] - d[3],        \
+                             (void)0) :                                                   \
+     (t[0] = d[0], t[1] = d[0] + d[1], t[2] = d[0] - d[1], t[3] = -d[1], (void)0))
+static void dfi_winograd_plain(int kind, size_t n, const df_real *x, const size_t s[4],
+                               df_real *y, size_t step) {
+    const size_t in = kind == DFI_WINO_BACK ? 2 : 4, out = kind == DFI_WINO_OUT ? 2 : 4;
     for (size_t i = 0; i < n; i++) {
-        df_real t[4][4], u[4];
-        for (size_t b = 0; b < 4; b++) {
-            const df_real *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
-            DFI_WINO_IN(t[b], p[0], q[0], p[pitch], q[pitch]);
+        df_real t[4][4], u[4], d[4];
+        for (size_t b = 0; b < in; b++) {
+            for (size_t a = 0; a < in; a++)
+                d[a] = x[a % 2 * s[0] + a / 2 * s[1] + b % 2 * s[2] + b / 2 * s[3] + i];
+            DFI_WINO_LINE(kind, t[b], d);
         }
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            for (size_t b = 0; b < 4; b++) v[(4 * a + b) * step + i] = u[b];
-        }
-    }
-}
-static void dfi_wino_out_plain(size_t n, const df_real *m, size_t step, df_real *y,
-                               size_t plane) {
-    for (size_t i = 0; i < n; i++) {
-        df_real t[4][2], u[2];
-        for (size_t b = 0; b < 4; b++) {
-            const df_real *p = m + b * step + i;
-            DFI_WINO_OUT(t[b], p[0], p[4 * step], p[8 * step], p[12 * step]);
-        }
-        for (size_t a = 0; a < 2; a++) {
-            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            y[2 * a * plane + i] = u[0], y[(2 * a + 1) * plane + i] = u[1];
+        for (size_t a = 0; a < out; a++) {
+            for (size_t b = 0; b < in; b++) d[b] = t[b][a];
+            DFI_WINO_LINE(kind, u, d);
+            for (size_t b = 0; b < out; b++) y[(a * out + b) * step + i] = u[b];
         }
     }
 }
@@ -15679,18 +15755,6 @@ static void dfi_split_plain(size_t n, const df_real *x, df_real *even, df_real *
 static void dfi_merge_plain(size_t n, const df_real *even, const df_real *odd,
                             df_real *y) {
     for (size_t i = 0; i < n; i++) y[2 * i] += even[i], y[2 * i + 1] += odd[i];
-}
-static void dfi_wino_back_plain(size_t n, const df_real *dy, size_t plane, df_real *m,
-                                size_t step) {
-    for (size_t i = 0; i < n; i++) {
-        df_real t[2][4], u[4];
-        DFI_WINO_BACK(t[0], dy[i], dy[i + 2 * plane]);
-        DFI_WINO_BACK(t[1], dy[i + plane], dy[i + 3 * plane]);
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_BACK(u, t[0][a], t[1][a]);
-            for (size_t b = 0; b < 4; b++) m[(4 * a + b) * step + i] = u[b];
-        }
-    }
 }
 
 #ifdef DFI_PLAIN_OPTIONS
@@ -15855,12 +15919,11 @@ static df_result dfi_gemm(df_ctx *ctx, int ta, int tb, size_t M, size_t N, size_
    and the image's is the convolution of dY with the filter turned about and transposed.
 
    An image is taken apart into its 4 phases, pixels of even and odd row and column (of the
-   image with its border of zeros, on the way in): then the d of neighbouring tiles lie side
-   by side. Rows of tiles have one place more than tiles, for the phases' last column; what
-   is computed there is never used. */
+   image with its border of zeros, on the way in): then the d of neighbouring tiles lie
+   side by side. Rows of tiles have one place more than tiles, for the phases' last column;
+   what is computed there is never used. */
 
 enum { DFI_WINO_PLANE = 1024, DFI_WINO_SIZE = 1 << 19 };   /* elements: phases, V or M */
-enum { DFI_WINO_FROM_X, DFI_WINO_TO_Y, DFI_WINO_FROM_DY };
 
 typedef struct dfi_wino {
     const dfi_kernels *k;
@@ -15921,23 +15984,24 @@ static int dfi_wino_next(dfi_wino *g) {
    shifts pixels by one. */
 static void dfi_wino_phases(const dfi_wino *g, df_real *x, size_t row, size_t n,
                             df_real *phase) {
-    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_FROM_X;
+    size_t H = g->s.H, W = g->s.W, p = g->pitch, border = g->kind == DFI_WINO_IN;
     for (size_t i = 0; i < 2 * (n + border); i++) {
         size_t y = 2 * row + i - border;       /* above the image: wraps, so is > H */
         df_real *first = phase + i % 2 * 2 * DFI_WINO_PLANE + i / 2 * p;
         df_real *even = first + border * DFI_WINO_PLANE;
         df_real *odd = first + (border ? 1 : DFI_WINO_PLANE);
-        if (g->kind != DFI_WINO_TO_Y)
-            memset(first, 0, p * sizeof *x),
-                memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
-        if (y >= H) continue;
-        if (g->kind == DFI_WINO_TO_Y) {
-            g->k->merge(W / 2, even, odd, x + y * W);
-            if (W % 2) x[y * W + W - 1] += even[W / 2];
-        } else {
-            g->k->split(W / 2, x + y * W, even, odd);
-            if (W % 2) even[W / 2] = x[y * W + W - 1];
+        df_real *at = x + y * W;
+        if (g->kind == DFI_WINO_OUT) {
+            if (y >= H) continue;
+            g->k->merge(W / 2, even, odd, at);
+            if (W % 2) at[W - 1] += even[W / 2];
+            continue;
         }
+        memset(first, 0, p * sizeof *x);
+        memset(first + DFI_WINO_PLANE, 0, p * sizeof *x);
+        if (y >= H) continue;
+        g->k->split(W / 2, at, even, odd);
+        if (W % 2) even[W / 2] = at[W - 1];
     }
 }
 /* Channels and samples [from, to): between an image and its 16 arrays. */
@@ -15945,28 +16009,28 @@ static void dfi_wino_piece(void *arg, size_t from, size_t to) {
     const dfi_wino *g = (const dfi_wino *)arg;
     df_real phase[4 * DFI_WINO_PLANE];
     size_t most = DFI_WINO_PLANE / g->pitch - 2, step = g->channels * g->places, n;
+    const size_t arrays[4] = {4 * step, 8 * step, step, 2 * step};
+    const size_t phases[4] = {2 * DFI_WINO_PLANE, g->pitch, DFI_WINO_PLANE, 1};
     for (size_t i = from; i < to; i++) {
         size_t b = g->b + i % g->n_samples, c = i / g->n_samples;
         df_real *x = g->image + (b * g->channels + c) * g->s.H * g->s.W;
         for (size_t r = 0; r < g->n_rows; r += n) {
             df_real *v = g->v + i * g->run + r * g->pitch;
             n = dfi_smaller(most, g->n_rows - r);
-            if (g->kind == DFI_WINO_TO_Y)
-                g->k->wino_out(n * g->pitch, v, step, phase, DFI_WINO_PLANE);
+            if (g->kind == DFI_WINO_OUT)
+                g->k->winograd(g->kind, n * g->pitch, v, arrays, phase, DFI_WINO_PLANE);
             dfi_wino_phases(g, x, g->row + r, n, phase);
+            if (g->kind == DFI_WINO_OUT) continue;
             for (size_t k = 0; k < 4; k++)     /* the last place looks one further */
                 phase[k * DFI_WINO_PLANE + (n + 1) * g->pitch] = 0;
-            if (g->kind == DFI_WINO_FROM_X)
-                g->k->wino_in(n * g->pitch, g->pitch, phase, DFI_WINO_PLANE, v, step);
-            else if (g->kind == DFI_WINO_FROM_DY)
-                g->k->wino_back(n * g->pitch, phase, DFI_WINO_PLANE, v, step);
+            g->k->winograd(g->kind, n * g->pitch, phase, phases, v, step);
         }
     }
 }
 static void dfi_wino_run(df_ctx *ctx, dfi_wino *g, int kind, size_t channels,
                          const df_real *image, df_real *v) {
     g->kind = kind, g->channels = channels, g->v = v;
-    g->image = (df_real *)(uintptr_t)image;    /* written only TO_Y */
+    g->image = (df_real *)(uintptr_t)image;    /* written only OUT */
     dfi_split(ctx, channels * g->n_samples, 16 * g->run, dfi_wino_piece, g);
 }
 
@@ -15981,11 +16045,11 @@ static df_result dfi_wino_conv(df_ctx *ctx, const dfi_image *s, int back,
     if (result == DF_OK)
         result = dfi_gemm(ctx, 0, 1, 16, size, 9, filter, 9, w, 9, 0, g.u, size);
     while (result == DF_OK && dfi_wino_next(&g)) {
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, in, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_IN, in, x, g.v1);
         result = dfi_gemm_batch(ctx, back, 0, 16, out, g.places, in, g.u, s->C, size, g.v1,
                                 g.places, in * g.places, 0, g.v2, g.places,
                                 out * g.places);
-        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_TO_Y, out, y, g.v2);
+        if (result == DF_OK) dfi_wino_run(ctx, &g, DFI_WINO_OUT, out, y, g.v2);
     }
     dfi_scratch_release(ctx, mark);
     return result;
@@ -15998,8 +16062,8 @@ static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real
     dfi_wino g;
     df_result result = dfi_wino_begin(ctx, &g, s);
     for (int part = 0; result == DF_OK && dfi_wino_next(&g); part++) {
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_X, s->C, x, g.v1);
-        dfi_wino_run(ctx, &g, DFI_WINO_FROM_DY, s->O, dy, g.v2);
+        dfi_wino_run(ctx, &g, DFI_WINO_IN, s->C, x, g.v1);
+        dfi_wino_run(ctx, &g, DFI_WINO_BACK, s->O, dy, g.v2);
         result = dfi_gemm_batch(ctx, 0, 1, 16, s->O, s->C, g.places, g.v2, g.places,
                                 s->O * g.places, g.v1, g.places, s->C * g.places, part > 0,
                                 g.u, s->C, size);
@@ -16028,8 +16092,7 @@ static df_result dfi_wino_weights(df_ctx *ctx, const dfi_image *s, const df_real
         dfi_convert_##s, dfi_sum_##s,                                              \
         dfi_dot_##s, dfi_max_##s, dfi_colsum_##s, dfi_moments_##s, dfi_nonfinite_##s,    \
         dfi_softmax_##s, dfi_softmax_back_##s, dfi_log_softmax_##s,                      \
-        dfi_log_softmax_back_##s, dfi_wino_in_##s, dfi_wino_out_##s, dfi_wino_back_##s,  \
-        dfi_split_##s, dfi_merge_##s,                                                    \
+        dfi_log_softmax_back_##s, dfi_winograd_##s, dfi_split_##s, dfi_merge_##s,        \
         dfi_adamw_##s, dfi_ema_##s, &dfi_micro_##s}
 DFI_KERNEL_TABLE(plain, DF_ISA_PLAIN);
 
@@ -16741,72 +16804,42 @@ static void DFI_V(log_softmax_back)(size_t n, const float *y, const float *dy, f
     }
 }
 
-/* ---- 3x3 convolutions ---------------------------------------------------------------- */
+/* ---- 3x3 convolutions --------------------------------------------------------------- */
 
-/* The last vector begins early rather than ends late, where there is a whole one: it
-   computes some places again, which come out the same. */
-DFI_INLINE size_t DFI_V(place)(size_t i, size_t n) {
-    return i + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : i;
-}
-static void DFI_V(wino_in)(size_t n, size_t pitch, const float *x, size_t plane, float *v,
-                           size_t step) {
+/* With the kind known the loops vanish. The last vector begins early rather than ends
+   late, where there is a whole one: it computes some places again, which come out the
+   same. */
+DFI_INLINE void DFI_V(winograd_of)(const int kind, size_t n, const float *x,
+                                   const size_t *s, float *y, size_t step) {
+    const size_t in = kind == DFI_WINO_BACK ? 2 : 4, out = kind == DFI_WINO_OUT ? 2 : 4;
     for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[4][4], u[4];
+        size_t i = j + DFI_LANES > n && n >= DFI_LANES ? n - DFI_LANES : j, left = n - i;
+        DFI_V(v) t[4][4], u[4], d[4];
         DFI_UNROLL
-        for (size_t b = 0; b < 4; b++) {
-            const float *p = x + b % 2 * plane + b / 2 + i, *q = p + 2 * plane;
-            DFI_WINO_IN(t[b], DFI_V(get)(p, left), DFI_V(get)(q, left),
-                        DFI_V(get)(p + pitch, left), DFI_V(get)(q + pitch, left));
+        for (size_t b = 0; b < in; b++) {
+            DFI_UNROLL
+            for (size_t a = 0; a < in; a++)
+                d[a] = DFI_V(get)(x + a % 2 * s[0] + a / 2 * s[1] + b % 2 * s[2]
+                                  + b / 2 * s[3] + i, left);
+            DFI_WINO_LINE(kind, t[b], d);
         }
         DFI_UNROLL
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_IN(u, t[0][a], t[1][a], t[2][a], t[3][a]);
+        for (size_t a = 0; a < out; a++) {
             DFI_UNROLL
-            for (size_t b = 0; b < 4; b++) DFI_V(put)(v + (4 * a + b) * step + i, u[b], left);
+            for (size_t b = 0; b < in; b++) d[b] = t[b][a];
+            DFI_WINO_LINE(kind, u, d);
+            DFI_UNROLL
+            for (size_t b = 0; b < out; b++)
+                DFI_V(put)(y + (a * out + b) * step + i, u[b], left);
         }
     }
 }
-static void DFI_V(wino_out)(size_t n, const float *m, size_t step, float *y,
-                            size_t plane) {
-    for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[4][2], u[2], p[4];
-        DFI_UNROLL
-        for (size_t b = 0; b < 4; b++) {
-            DFI_UNROLL
-            for (size_t a = 0; a < 4; a++)
-                p[a] = DFI_V(get)(m + (4 * a + b) * step + i, left);
-            DFI_WINO_OUT(t[b], p[0], p[1], p[2], p[3]);
-        }
-        DFI_UNROLL
-        for (size_t a = 0; a < 2; a++) {
-            DFI_WINO_OUT(u, t[0][a], t[1][a], t[2][a], t[3][a]);
-            DFI_V(put)(y + 2 * a * plane + i, u[0], left);
-            DFI_V(put)(y + (2 * a + 1) * plane + i, u[1], left);
-        }
-    }
+static void DFI_V(winograd)(int kind, size_t n, const float *x, const size_t s[4],
+                            float *y, size_t step) {
+    if (kind == DFI_WINO_IN) DFI_V(winograd_of)(DFI_WINO_IN, n, x, s, y, step);
+    else if (kind == DFI_WINO_OUT) DFI_V(winograd_of)(DFI_WINO_OUT, n, x, s, y, step);
+    else DFI_V(winograd_of)(DFI_WINO_BACK, n, x, s, y, step);
 }
-static void DFI_V(wino_back)(size_t n, const float *dy, size_t plane, float *m,
-                             size_t step) {
-    for (size_t j = 0; j < n; j += DFI_LANES) {
-        size_t i = DFI_V(place)(j, n), left = n - i;
-        DFI_V(v) t[2][4], u[4];
-        DFI_UNROLL
-        for (size_t b = 0; b < 2; b++) {
-            const float *p = dy + b * plane + i;
-            DFI_V(v) first = DFI_V(get)(p, left), second = DFI_V(get)(p + 2 * plane, left);
-            DFI_WINO_BACK(t[b], first, second);
-        }
-        DFI_UNROLL
-        for (size_t a = 0; a < 4; a++) {
-            DFI_WINO_BACK(u, t[0][a], t[1][a]);
-            DFI_UNROLL
-            for (size_t b = 0; b < 4; b++) DFI_V(put)(m + (4 * a + b) * step + i, u[b], left);
-        }
-    }
-}
-
 /* Rows may be short: 4 at a time whatever the width of vectors. */
 static void DFI_V(split)(size_t n, const float *x, float *even, float *odd) {
     size_t i = 0;

@@ -223,6 +223,74 @@ TEST(condition_as_class) {
     df_net_free(given);
 }
 
+// Guidance of the first of three elements: that one guided, the others the labelled model's.
+TEST(guided_elements) {
+    df_mlp_desc m = df_mlp_defaults();
+    df_guidance g = df_guidance_defaults();
+    df_real x[3] = {1, -1, 2}, cond[3], bare[3], out[3];
+    double t = .5;
+    int label = 1, none = -1;
+    m.dim = 3, m.width = 8, m.classes = 2;
+    df_net *net = df_mlp_create(ctx, &m);
+    df_model model = df_net_model(net);
+    g.model = &model, g.scale = 4, g.guided = 1;
+    df_model guided = df_guidance_model(&g);
+    expect(df_model_ask(ctx, &model, DF_ASK_PREDICT, &t, 1, x, NULL, &label, cond) == DF_OK);
+    expect(df_model_ask(ctx, &model, DF_ASK_PREDICT, &t, 1, x, NULL, &none, bare) == DF_OK);
+    expect(df_model_ask(ctx, &guided, DF_ASK_PREDICT, &t, 1, x, NULL, &label, out) == DF_OK);
+    near(out[0], bare[0] + 4 * (cond[0] - bare[0]), 1e-6);
+    same_bits(out + 1, cond + 1, 2 * sizeof *out);
+    expect((guided.answers & DF_ASK_VJP) == 0);
+    for (g.guided = -1; g.guided <= 4; g.guided += 5)
+        expect(df_model_ask(ctx, &guided, DF_ASK_PREDICT, &t, 1, x, NULL, &label, out) == DF_ERR_ARGUMENT);
+    df_ctx_clear(ctx);
+    df_net_free(net);
+}
+
+// How created nets begin where libraries have their own ways.
+TEST(beginnings) {
+    df_dit_desc d = small_dit();
+    df_unet_desc u = small_unet();
+    double most = 0, square = 0, bound = sqrt(6. / (4 + 384));
+    d.width = 384;
+    df_net *net = df_dit_create(ctx, &d);
+    const df_param *p = df_net_param(net, df_net_find(net, "x_embedder.proj.weight"));
+    for (size_t i = 0; i < p->size; i++) most = fmax(most, fabs((double)df_net_weights(net)[p->offset + i]));
+    check(most <= bound * 1.000001 && most > .98 * bound, "patches begin within %g, wanted %g", most, bound);
+    df_net_free(net);
+    u.time = DF_UNET_FOURIER, u.channels[0] = 512, u.channels[1] = 512;
+    net = df_unet_create(ctx, &u);
+    p = df_net_param(net, df_net_find(net, "time_proj.weight"));
+    for (size_t i = 0; i < p->size; i++) square += pow((double)df_net_weights(net)[p->offset + i], 2);
+    near(sqrt(square / 512) / 16, 1, .15); // 5 standard deviations
+    expect(p->frozen);
+    df_net_free(net);
+}
+
+// Whole times to rounding; others are refused.
+TEST(times_of_a_table) {
+    df_unet_desc u = small_unet();
+    df_real x[32] = {0}, t[1], *rows;
+    int shape[4] = {1, 1, 8, 4}, one = 1;
+    u.time = DF_UNET_LEARNED, u.time_rows = 30, u.classes = 0;
+    df_net *net = stirred(df_unet_create(ctx, &u));
+    df_run run = df_run_defaults(ctx, net);
+    rows = NULL;
+    for (int k = 0; k < 4; k++) {
+        static const double times[4] = {28, 27.9999999, 27.9, 30};
+        df_scope mark = df_scope_begin(ctx);
+        t[0] = (df_real)times[k];
+        df_tensor *y = df_run_net(&run, df_tensor_copy(ctx, 4, shape, x), df_tensor_copy(ctx, 1, &one, t), NULL);
+        check((y != NULL) == (k < 2), "time %g", times[k]);
+        if (k == 0 && y) rows = (df_real *)malloc(32 * sizeof *rows), memcpy(rows, y->data, 32 * sizeof *rows);
+        if (k == 1 && y && rows) same_bits(rows, y->data, 32 * sizeof *rows);
+        df_scope_end(ctx, mark, NULL);
+        df_ctx_clear(ctx);
+    }
+    free(rows);
+    df_net_free(net);
+}
+
 // Derivatives in x: forward and reverse mode against differences.
 TEST(derivatives) {
     if (sizeof(df_real) == sizeof(float)) return;
@@ -486,6 +554,9 @@ int main(int argc, char **argv) {
     RUN(no_label);
     RUN(condition_as_class);
     RUN(derivatives);
+    RUN(guided_elements);
+    RUN(beginnings);
+    RUN(times_of_a_table);
     RUN(written_and_read);
     RUN(cards_of_our_own);
     RUN(configurations);

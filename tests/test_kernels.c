@@ -348,21 +348,20 @@ TEST(winograd_transforms) {
     EACH_TABLE(k) for (size_t c = 0; c < COUNT(counts); c++) {
         size_t n = counts[c];
         for (size_t i = 0; i < COUNT(v); i++) v[i] = w[i] = (df_real)i;
-        k->wino_in(n, 5, x, PLANE, v, STEP);
-        dfi_wino_in_plain(n, 5, x, PLANE, w, STEP);
-        close_to("wino_in", k, COUNT(v), v, w, 0, 1);
-        k->wino_back(n, x, PLANE, v, STEP);
-        dfi_wino_back_plain(n, x, PLANE, w, STEP);
-        close_to("wino_back", k, COUNT(v), v, w, 0, 1);
+        const size_t phases[4] = {2 * PLANE, 5, PLANE, 1}, block[4] = {4 * STEP, 8 * STEP, STEP, 2 * STEP};
+        for (int back = 0; back < 2; back++) {
+            k->winograd(back ? DFI_WINO_BACK : DFI_WINO_IN, n, x, phases, v, STEP);
+            dfi_winograd_plain(back ? DFI_WINO_BACK : DFI_WINO_IN, n, x, phases, w, STEP);
+            close_to("winograd in, back", k, COUNT(v), v, w, 0, 1);
+        }
         fill(v, COUNT(v), -1, 1);
         fill(y, COUNT(y), -1, 1);
         memcpy(z, y, sizeof y);
-        k->wino_out(n, v, STEP, y, PLANE);
-        dfi_wino_out_plain(n, v, STEP, z, PLANE);
-        close_to("wino_out", k, COUNT(y), y, z, 0, 1);
+        k->winograd(DFI_WINO_OUT, n, v, block, y, PLANE);
+        dfi_winograd_plain(DFI_WINO_OUT, n, v, block, z, PLANE);
+        close_to("winograd out", k, COUNT(y), y, z, 0, 1);
         // <A^T v, x> = <v, A x>
         double left = 0, right = 0;
-        k->wino_back(n, x, PLANE, w, STEP);
         for (size_t i = 0; i < n; i++) {
             for (size_t p = 0; p < 4; p++) left += (double)y[p * PLANE + i] * (double)x[p * PLANE + i];
             for (size_t p = 0; p < 16; p++) right += (double)v[p * STEP + i] * (double)w[p * STEP + i];

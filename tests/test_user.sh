@@ -141,7 +141,9 @@ check "images: an mlp" "$images" $brief --net mlp --save mlp
 few="--sample-steps 4 --n 4 --picture picture.png"
 check "checkpoint: of our own" "$checkpoint" whole --method unipc --guidance 2 $few
 check "checkpoint: a folder" "$checkpoint" whole --export folder $few
-check "checkpoint: ... and back" "$checkpoint" folder --clip 1 --grid trailing $few
+check "checkpoint: ... and back" "$checkpoint" folder --clip 1 --grid quadratic $few
+peers=$root/tests/golden/nets/unet/legacy_attention_names
+check "checkpoint: of diffusers" "$checkpoint" "$peers" --clip 1 --grid trailing $few
 painted() {
     "$checkpoint" whole --img2img picture.png --strength 0.5 $few || return 1
     "$checkpoint" whole --inpaint picture.png --mask picture.png $few
