@@ -9378,6 +9378,7 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
 /* Lightly compiled, as from `>>process` to guidance, and for the same reason. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
+#define DFI_LIGHTLY            /* not __OPTIMIZE__ again: DFI_ONCE_BEGIN undefines it */
 #pragma GCC optimize("O1")
 #endif
 
@@ -15454,8 +15455,9 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
    cut.
    ===================================================================================== */
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#ifdef DFI_LIGHTLY
 #pragma GCC pop_options
+#undef DFI_LIGHTLY
 #endif
 
 /* ---- plain kernels: the definitions ------------------------------------------------- */
