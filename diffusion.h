@@ -1815,18 +1815,6 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
 #define DFI_INLINE static inline
 #endif
 
-/* What runs once, to read or write a file, is not worth a compiler's time. */
-#if defined(__clang__)
-#define DFI_ONCE_BEGIN _Pragma("clang optimize off")
-#define DFI_ONCE_END   _Pragma("clang optimize on")
-#elif defined(__GNUC__) && defined(__OPTIMIZE__)
-#define DFI_ONCE_BEGIN _Pragma("GCC push_options") _Pragma("GCC optimize(\"O0\")")
-#define DFI_ONCE_END   _Pragma("GCC pop_options")
-#else
-#define DFI_ONCE_BEGIN
-#define DFI_ONCE_END
-#endif
-
 #ifdef DIFFUSION_ASSERT
 #define DFI_ASSERT(x) DIFFUSION_ASSERT(x)
 #else
@@ -9378,7 +9366,6 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
 /* Lightly compiled, as from `>>process` to guidance, and for the same reason. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC push_options
-#define DFI_LIGHTLY            /* not __OPTIMIZE__ again: DFI_ONCE_BEGIN undefines it */
 #pragma GCC optimize("O1")
 #endif
 
@@ -11833,8 +11820,6 @@ DF_API df_model df_net_model(const df_net *net) {
 
    Lists are separated by blanks, 17 digits give back the same double. */
 
-DFI_ONCE_BEGIN
-
 /* From `>>files`: numbers are read and sources named in one way everywhere. */
 static const char *dfi_json_number_end(const char *s, const char *end);
 static double dfi_decimal(const char *text, size_t size);
@@ -12357,8 +12342,6 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
     dfi_net_take(net, loaded);
     return DF_OK;
 }
-
-DFI_ONCE_END
 
 /* =====================================================================================
    // >>training: loss, optimiser, average, trainer
@@ -14151,8 +14134,6 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
 
 /* ---- configurations of others: JSON of scalars and lists ---- */
 
-DFI_ONCE_BEGIN
-
 /* The word next, as null, true, false. */
 static int dfi_json_word(dfi_parser *p, const char *word) {
     size_t length = strlen(word);
@@ -15036,8 +15017,6 @@ DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *
     return result;
 }
 
-DFI_ONCE_END
-
 /* =====================================================================================
    // >>closed forms: Gaussian mixtures at every t, distances between samples
 
@@ -15455,9 +15434,8 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
    cut.
    ===================================================================================== */
 
-#ifdef DFI_LIGHTLY
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
 #pragma GCC pop_options
-#undef DFI_LIGHTLY
 #endif
 
 /* ---- plain kernels: the definitions ------------------------------------------------- */

@@ -115,6 +115,9 @@ nm -g --defined-only i.o | awk '$NF !~ /^df_/ { print "exported: " $NF; bad = 1 
 nm -u i.o | awk '$NF ~ /^_*(abort|exit|_exit|printf|puts|putchar|fprintf|vprintf|perror|stdout|stderr|assert_fail|printf_chk|fprintf_chk|rand|srand)$/ {
     print "calls " $NF; bad = 1 } END { exit bad }' || exit 1
 END
+    # The float kernels at the user's level: no pragma left them without their instructions.
+    [ -z "$D" ] && [ "$(uname -m)" = x86_64 ] && command -v objdump >/dev/null &&
+        echo 'objdump -d i.o | grep -q vfmadd || { echo "kernels without FMA"; exit 1; }'
 }
 
 switches() {  # cc c++
