@@ -1323,6 +1323,13 @@ DF_API df_run df_run_defaults(df_ctx *ctx, const df_net *net);
 typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *t,
                     const int *labels);
 
+/* div_x of a net's answer, tr(d answer/dx), [B]: exactly, by one tangent for each element
+   of a sample, where probe is NULL; else v^T (d answer/dx) v with v = probe [B, shape...],
+   whose mean is the divergence where E v v^T = 1 (Hutchinson 1990). y (or NULL) receives
+   the answer. On the tape, so that it may stand in a loss; x must have no tangent. */
+DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
+                                    const int *labels, df_tensor *probe, df_tensor **y);
+
 /* A net of your own: make it, add layers, keep the returned indices in `config`. shape
    [ndim <= 3] of one sample. NULL on failure. */
 DF_API df_net *df_net_create(df_ctx *ctx, const char *kind, int ndim, const int *shape,
@@ -1611,6 +1618,25 @@ typedef enum df_density {
 } df_density;
 typedef enum df_scaling { DF_SCALING_NONE, DF_SCALING_GLOBAL, DF_SCALING_EACH } df_scaling;
 
+/* What a loss of your own is made of: the rows that the denoising loss would take. */
+typedef struct df_batch {
+    df_tensor *x0;           /* [B, shape...] rows of data, scaled */
+    df_tensor *x;            /* [B, shape...] noised: c_in (alpha x_0 + sigma eps) */
+    df_tensor *t;            /* [B] in the card's time */
+    df_tensor *target;       /* [B, shape...] what a net of that card should say there */
+    df_tensor *weight;       /* [B] of its squared error */
+    const int *labels;       /* [B] or NULL */
+    uint64_t first, stride;  /* row r is item first + r stride of the run's seed ... */
+    uint32_t draw;           /* ... whose draws from this one on are the loss's own */
+} df_batch;
+/* The loss as one number on the tape, the mean over the batch's rows; run has weights,
+   gradients and the rows' conditions. */
+typedef df_tensor *(*df_objective_fn)(void *self, const df_run *run,
+                                      const df_batch *batch);
+/* Noise for a loss: N(0, 1) [B, width], of the batch's own draw number `draw` (from 0). */
+DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
+                                  int width);
+
 typedef struct df_train_info {
     int64_t step, steps;
     double loss;             /* mean over the last `report` steps */
@@ -1661,6 +1687,8 @@ typedef struct df_train_desc {
                                 (images left to right); not where held out [0] */
     int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
                                 every parts-th row of a batch of parts x batch [0, 1] */
+    df_objective_fn objective;     /* the loss instead of the denoising one [NULL] */
+    void *objective_self;    /* handed to it; must outlive the trainer [NULL] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
     int (*on_step)(void *user, const df_train_info *info);     /* not 0 ends the run, comes
@@ -9991,6 +10019,36 @@ DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_
     return df_run_net(run, x, t != NULL ? t : df_tensor_new(ctx, 1, &n), labels);
 }
 
+/* Forward mode along e_1 .. e_dim, or along the probe: sum of v * (d answer/dx v). */
+DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
+                                    const int *labels, df_tensor *probe, df_tensor **y) {
+    df_ctx *ctx = run->ctx;
+    int dim = run->net->dim, flat[2] = {-1, 0};
+    df_tensor *sum = NULL, *answer = NULL;
+    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    if (x->tangent != NULL || x->size % (size_t)dim != 0)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_run_divergence: x has %.0f elements, samples %d; it "
+                               "must have no tangent of its own",
+                               (double)x->size, dim);
+    for (int i = 0; i < (probe != NULL ? 1 : dim); i++) {
+        df_tensor *v = probe != NULL ? probe : df_tensor_new(ctx, x->ndim, x->shape);
+        for (size_t at = (size_t)i; probe == NULL && v && at < v->size; at += (size_t)dim)
+            v->data[at] = 1;
+        if (v == NULL || df_set_tangent(ctx, x, v) != DF_OK) return NULL;
+        answer = df_run_net(run, x, t, labels);
+        x->tangent = NULL;
+        if (answer == NULL) return NULL;
+        df_tensor *part = answer->tangent ? df_mul(ctx, v, answer->tangent)
+                                          : df_tensor_new(ctx, x->ndim, x->shape);
+        sum = sum != NULL ? df_add(ctx, sum, part) : part;
+        answer->tangent = NULL;
+    }
+    if (y != NULL) *y = answer;
+    flat[1] = dim;
+    return df_sum_axis(ctx, df_reshape(ctx, sum, 2, flat), 1, 0);
+}
+
 /* ---- one walk: a network is written once -------------------------------------------- */
 
 /* A walk over the layers builds the network and runs it. While it builds, operations do
@@ -12364,7 +12422,7 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
 #include <time.h>
 
 /* What Philox draws are for; beside those of `>>networks`. */
-enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS, DFI_DRAW_FLIP };
+enum { DFI_DRAW_TIME, DFI_DRAW_LABEL, DFI_DRAW_EPS, DFI_DRAW_FLIP, DFI_DRAW_OWN = 16 };
 #define DFI_DRAW_TRAIN 0x90000000u
 #define DFI_DRAW_HELD  0x91000000u
 #define DFI_DRAW_ORDER 0x92000000u
@@ -12390,6 +12448,7 @@ struct df_trainer {
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
     df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
+    df_real *x0;            /* ... without noise, for an objective; else NULL */
     df_real *condition;     /* [desc.rows, df_net_condition(net)] */
     df_real *t, *w;         /* [desc.rows] native times, weights */
     int *rows, *row_labels; /* [desc.rows] */
@@ -12666,6 +12725,7 @@ static df_result dfi_batch_row(df_ctx *ctx, dfi_batch_job *j, int r) {
             const double *s = net->scaling + (step ? i : 0);
             x0 = (x0 - s[0]) / s[net->scaling_size];
         }
+        if (tr->x0 != NULL) tr->x0[(size_t)r * dim + i] = (df_real)x0;
         x[i] = (df_real)(p.scale * (p.alpha * x0 + p.sigma * eps));
         target[i] = (df_real)(p.a * x0 + p.b * eps);
     }
@@ -12708,22 +12768,60 @@ static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, in
 
 /* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
    not asked about. */
-static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count) {
+static df_tensor *dfi_denoising_loss(const df_trainer *tr, const df_run *run,
+                                     const df_batch *b) {
+    df_ctx *ctx = run->ctx;
+    int column[4] = {-1, 1, 1, 1};
+    df_tensor *y = df_run_net(run, b->x, b->t, b->labels);
+    if (b->x != NULL && tr->net->outputs != b->x->shape[1])
+        y = df_slice(ctx, y, 1, 0, b->x->shape[1]);
+    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, b->target);
+    df_tensor *w = df_reshape(ctx, b->weight, tr->net->ndim + 1, column);
+    return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, b->target)), w));
+}
+
+DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
+                                  int width) {
+    int shape[2];
+    if (dfi_stuck(run->ctx) != DF_OK || batch->x0 == NULL) return NULL;
+    shape[0] = batch->x0->shape[0], shape[1] = width;
+    df_tensor *z = df_tensor_new(run->ctx, 2, shape);
+    for (int r = 0; z != NULL && r < shape[0]; r++)
+        df_random_normal(run->seed, batch->first + (uint64_t)r * batch->stride,
+                         batch->draw + draw, (size_t)width,
+                         z->data + (size_t)r * (size_t)width);
+    return z;
+}
+
+/* Rows that dfi_batch_fill made, as tensors; then their loss. */
+static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count, int64_t first,
+                                 uint32_t draw) {
     df_ctx *ctx = tr->ctx;
-    int ndim = tr->net->ndim + 1, shape[4], column[4] = {0, 1, 1, 1}, c[2];
-    shape[0] = column[0] = c[0] = count;
+    int ndim = tr->net->ndim + 1, shape[4], c[2];
+    df_batch b;
+    memset(&b, 0, sizeof b);
+    shape[0] = c[0] = count;
     for (int i = 1; i < ndim; i++) shape[i] = tr->net->shape[i - 1];
     c[1] = tr->net->condition;
-    df_tensor *x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
-    df_tensor *t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
-    df_tensor *target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
+    b.x = df_tensor_borrow(ctx, ndim, shape, tr->x, NULL);
+    b.t = df_tensor_borrow(ctx, 1, shape, tr->t, NULL);
+    b.target = df_tensor_borrow(ctx, ndim, shape, tr->target, NULL);
+    b.weight = df_tensor_borrow(ctx, 1, shape, tr->w, NULL);
+    b.labels = tr->labels != NULL ? tr->row_labels : NULL;
+    b.first = (uint64_t)first;
+    b.stride = (uint64_t)(draw == DFI_DRAW_HELD ? 1 : tr->desc.parts);
+    b.draw = draw + DFI_DRAW_OWN;
     if (tr->desc.condition != NULL)
         run.condition = df_tensor_borrow(ctx, 2, c, tr->condition, NULL);
-    df_tensor *y = df_run_net(&run, x, t, tr->labels != NULL ? tr->row_labels : NULL);
-    if (tr->net->outputs != shape[1]) y = df_slice(ctx, y, 1, 0, shape[1]);
-    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, target);
-    df_tensor *w = df_tensor_borrow(ctx, ndim, column, tr->w, NULL);
-    return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, target)), w));
+    if (tr->desc.objective == NULL) return dfi_denoising_loss(tr, &run, &b);
+    b.x0 = df_tensor_borrow(ctx, ndim, shape, tr->x0, NULL);
+    run.seed = tr->desc.seed;
+    df_tensor *loss = tr->desc.objective(tr->desc.objective_self, &run, &b);
+    if (loss != NULL && loss->size == 1) return loss;
+    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
+                           "df_trainer: the objective made %.0f numbers, not one loss",
+                           loss != NULL ? (double)loss->size : 0.0);
 }
 
 /* ---- one step ---------------------------------------------------------------------- */
@@ -12787,7 +12885,7 @@ static df_result dfi_train_part(df_trainer *tr, int at, int count, double *loss)
     df_result result = dfi_batch_fill(tr, first, DFI_DRAW_TRAIN, count);
     if (result != DF_OK) return result;
     df_record_begin(ctx);
-    df_tensor *mean = dfi_batch_loss(tr, run, count);
+    df_tensor *mean = dfi_batch_loss(tr, run, count, first, DFI_DRAW_TRAIN);
     df_tensor *share = df_scale(ctx, mean, (double)count / tr->desc.batch);
     result = df_backward(ctx, share);
     if (share != NULL) *loss += (double)share->data[0];
@@ -13021,7 +13119,8 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     size_t size = tr->net->size, rows = (size_t)tr->desc.rows, n = (size_t)tr->n;
     size_t values = dfi_mul(rows, (size_t)tr->dim);
     size_t others = dfi_mul(rows, 2 + (size_t)tr->net->condition);
-    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, 2), others));
+    size_t arrays = tr->desc.objective != NULL ? 3 : 2;
+    size_t reals = dfi_plus(dfi_mul(size, 3), dfi_plus(dfi_mul(values, arrays), others));
     dfi_delete(tr->ctx, tr->m, tr->reals_size);
     dfi_delete(tr->ctx, tr->order, tr->ints_size);
     tr->reals_size = dfi_mul(reals, sizeof(df_real));
@@ -13036,6 +13135,7 @@ static df_result dfi_train_arrays(df_trainer *tr) {
     tr->t = tr->target + values;
     tr->w = tr->t + rows;
     tr->condition = tr->w + rows;
+    tr->x0 = arrays > 2 ? tr->condition + rows * (size_t)tr->net->condition : NULL;
     tr->walk = tr->order + n;
     tr->rows = tr->walk + n;
     tr->row_labels = tr->rows + rows;
@@ -13217,7 +13317,7 @@ DF_API df_result df_trainer_validate(df_trainer *tr, double *loss) {
         if (result != DF_OK) return result;
         df_run run = df_run_defaults(ctx, tr->net);
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *graph = dfi_batch_loss(tr, run, count);
+        df_tensor *graph = dfi_batch_loss(tr, run, count, at, DFI_DRAW_HELD);
         if (graph != NULL) sum += (double)graph->data[0] * count;
         dfi_scratch_release(ctx, mark);
         if (dfi_train_unstick(ctx) != DF_OK) return ctx->code;
@@ -13319,10 +13419,11 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
         (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g flip %.17g",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g objective %d",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
-                 (double)d->validate_every, d->label_dropout, d->flip);
+                 (double)d->validate_every, d->label_dropout, d->flip,
+                 d->objective != NULL);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {

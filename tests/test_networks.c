@@ -316,6 +316,90 @@ TEST(jvp_vjp) {
     df_ctx_free(ctx);
 }
 
+// The divergence of a net's answer: exact against JVPs, one probe against its own, and its
+// gradient through the tape (weights, and x that is itself recorded) by differences.
+static df_tensor *divergence_loss(const df_run *run, df_real *x, const df_real *t, int *labels,
+                                  const df_real *probe, df_real *grad, df_tensor **y) {
+    int shape[2] = {4, 2};
+    df_ctx *ctx = run->ctx;
+    df_tensor *at = df_tanh(ctx, df_tensor_borrow(ctx, 2, shape, x, grad));
+    df_tensor *v = probe ? df_tensor_copy(ctx, 2, shape, probe) : NULL;
+    df_tensor *div = df_run_divergence(run, at, df_tensor_copy(ctx, 1, shape, t), labels, v, y);
+    df_tensor *r = df_tensor_copy(ctx, 1, shape, x);
+    return df_sum(ctx, df_mul(ctx, df_detach(ctx, r), df_square(ctx, div)));
+}
+TEST(divergence) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_mlp_desc d = small_desc();
+    df_net *net = df_mlp_create(ctx, &d);
+    df_model m = df_net_model(net);
+    enum { N = 4 };
+    df_real x[2 * N], v[2 * N], e[2 * N], jv[2 * N], y0[2 * N], tt[N];
+    double t[N] = {.1, .4, .6, .9}, want[N] = {0}, probed[N];
+    int labels[N] = {0, 1, 2, -1}, shape[2] = {N, 2};
+    df_random_normal(3, 1, 1, 2 * N, x);
+    df_random_normal(3, 2, 1, 2 * N, v);
+    for (int i = 0; i < N; i++) tt[i] = (df_real)t[i];
+    for (int k = 0; k < 3; k++) {              // e_0, e_1, v
+        for (int i = 0; i < 2 * N; i++) e[i] = k == 2 ? v[i] : (df_real)(i % 2 == k);
+        expect(df_model_ask(ctx, &m, DF_ASK_JVP, t, N, x, e, labels, jv) == DF_OK);
+        for (int i = 0; i < N; i++) {
+            double part = (double)(e[2 * i] * jv[2 * i] + e[2 * i + 1] * jv[2 * i + 1]);
+            if (k == 2) probed[i] = part;
+            else want[i] += part;
+        }
+    }
+    expect(df_model_ask(ctx, &m, DF_ASK_PREDICT, t, N, x, NULL, labels, y0) == DF_OK);
+    df_run run = df_run_defaults(ctx, net);
+    for (int k = 0; k < 2; k++) {
+        df_tensor *y = NULL, *at = df_tensor_copy(ctx, 2, shape, x);
+        df_tensor *div = df_run_divergence(&run, at, df_tensor_copy(ctx, 1, shape, tt), labels,
+                                           k ? df_tensor_copy(ctx, 2, shape, v) : NULL, &y);
+        check(div != NULL && y != NULL, "%s", df_ctx_message(ctx));
+        near_all(div->data, k ? probed : want, N, IS_DOUBLE ? 1e-13 : 1e-5);
+        same_bits(y->data, y0, sizeof y0);
+        expect(y->tangent == NULL && at->tangent == NULL && div->ndim == 1);
+    }
+    df_tensor *moving = df_tensor_copy(ctx, 2, shape, x);
+    df_set_tangent(ctx, moving, df_tensor_copy(ctx, 2, shape, v));
+    expect(df_run_divergence(&run, moving, df_tensor_copy(ctx, 1, shape, tt), labels, NULL,
+                             NULL) == NULL);
+    expect(strstr(df_ctx_message(ctx), "df_run_divergence") != NULL);
+    df_ctx_clear(ctx);
+    for (int k = 0; IS_DOUBLE && k < 2; k++) {
+        size_t size = df_net_size(net);
+        df_real *grads = (df_real *)calloc(size + 2 * N, sizeof *grads), *w = df_net_weights(net);
+        run.grads = grads;
+        df_record_begin(ctx);
+        df_tensor *loss = divergence_loss(&run, x, tt, labels, k ? v : NULL, grads + size, NULL);
+        expect(df_backward(ctx, loss) == DF_OK);
+        df_record_end(ctx);
+        run.grads = NULL;
+        for (size_t i = 0; i < size; i += i < 40 ? 1 : 7) {
+            double up, down, keep = (double)w[i], h = 1e-5;
+            w[i] = (df_real)(keep + h);
+            up = (double)divergence_loss(&run, x, tt, labels, k ? v : NULL, NULL, NULL)->data[0];
+            w[i] = (df_real)(keep - h);
+            down = (double)divergence_loss(&run, x, tt, labels, k ? v : NULL, NULL, NULL)->data[0];
+            w[i] = (df_real)keep;
+            near((double)grads[i], (up - down) / (2 * h), 1e-7);
+        }
+        for (int i = N; i < 2 * N; i++) {      // of x: the first N are the loss's weights too
+            df_real keep = x[i];
+            x[i] = keep + (df_real)1e-5;
+            double up = (double)divergence_loss(&run, x, tt, labels, k ? v : NULL, NULL,
+                                                NULL)->data[0];
+            x[i] = keep - (df_real)1e-5;
+            up -= (double)divergence_loss(&run, x, tt, labels, k ? v : NULL, NULL, NULL)->data[0];
+            x[i] = keep;
+            near((double)grads[size + (size_t)i], up / 2e-5, 1e-7);
+        }
+        free(grads);
+    }
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
 TEST(questions) {
     df_ctx *ctx = new_ctx(2, NULL);
     df_mlp_desc d = small_desc();
@@ -852,6 +936,7 @@ int main(int argc, char **argv) {
     RUN(mlp_gradients);
     RUN(memory_of_inference);
     RUN(jvp_vjp);
+    RUN(divergence);
     RUN(questions);
     RUN(save_load);
     RUN(own_kind);

@@ -639,6 +639,83 @@ TEST(threads) {
 }
 
 // 40 steps straight, against 20, a file, and 20 more on another number of threads.
+// An objective that says again what the denoising loss is trains to the same bits; its own
+// noise is the item's, however a batch is cut.
+typedef struct asked {
+    int calls, bad;
+    double sum;
+    df_real first[4];
+} asked;
+static df_tensor *denoise_again(void *self, const df_run *run, const df_batch *b) {
+    asked *a = (asked *)self;
+    df_ctx *ctx = run->ctx;
+    df_tensor *z = df_batch_normal(run, b, 0, 3), *again = df_batch_normal(run, b, 0, 3);
+    if (z == NULL || again == NULL) return NULL;
+    a->bad += z->ndim != 2 || z->shape[1] != 3 || memcmp(z->data, again->data, 12) != 0;
+    a->bad += df_batch_normal(run, b, 1, 3)->data[0] == z->data[0];
+    for (size_t i = 0; i < z->size; i++) a->sum += (double)z->data[i];
+    if (a->calls++ == 0) memcpy(a->first, b->x0->data, sizeof a->first);
+    // x = alpha x_0 + sigma eps, target eps - x_0 on the path alpha = 1 - t, sigma = t
+    for (size_t i = 0; i < b->x->size; i++) {
+        double t = (double)b->t->data[i / 2], x0 = (double)b->x0->data[i];
+        double eps = (double)b->target->data[i] + x0;
+        a->bad += !(fabs((1 - t) * x0 + t * eps - (double)b->x->data[i]) < 1e-5);
+    }
+    return df_mse(ctx, df_run_net(run, b->x, b->t, b->labels), b->target);
+}
+static df_tensor *two_numbers(void *self, const df_run *run, const df_batch *b) {
+    (void)self;
+    return df_run_net(run, b->x, b->t, b->labels);
+}
+TEST(objective_of_your_own) {
+    asked a[2];
+    setup *plain = ready(2);
+    expect(df_trainer_run(plain->tr, 30) == DF_OK);
+    memset(a, 0, sizeof a);
+    for (int i = 0; i < 2; i++) {
+        setup *s = begin(1);
+        s->d.objective = denoise_again;
+        s->d.objective_self = &a[i];
+        s->d.rows = i == 0 ? 37 : 5;
+        s->d.validation = i == 0 ? .2 : 0;
+        s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+        check(s->tr != NULL, "%s", df_ctx_message(s->ctx));
+        memset(&a[i], 0, sizeof a[i]);
+        expect(df_trainer_run(s->tr, i == 0 ? 30 : 1) == DF_OK);
+        check(a[i].calls > 0 && a[i].bad == 0, "%d bad of %d", a[i].bad, a[i].calls);
+        if (i == 0) {
+            same_bits(df_net_weights(s->net), df_net_weights(plain->net),
+                      df_net_size(s->net) * sizeof(df_real));
+            same_bits(s->w.loss, plain->w.loss, sizeof s->w.loss);
+            same_bits(s->w.validation, plain->w.validation, sizeof s->w.validation);
+        }
+        end(s);
+    }
+    for (int i = 0; i < 2; i++) {              // one step, whole and in parts of 5
+        setup *s = begin(1);
+        s->d.objective = denoise_again;
+        s->d.objective_self = &a[i];
+        s->d.rows = i == 0 ? 37 : 5;
+        s->d.scaling = DF_SCALING_NONE;
+        s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+        memset(&a[i], 0, sizeof a[i]);
+        expect(df_trainer_run(s->tr, 1) == DF_OK);
+        int found = 0;
+        for (int r = 0; r < ROWS; r++)
+            found += memcmp(s->data + 2 * r, a[i].first, 2 * sizeof(df_real)) == 0;
+        expect(found == 1 && a[i].calls == (i == 0 ? 1 : 8));
+        end(s);
+    }
+    near(a[0].sum, a[1].sum, 1e-12);
+    same_bits(a[0].first, a[1].first, sizeof a[0].first);
+    setup *s = begin(1);
+    s->d.objective = two_numbers;
+    s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+    expect(s->tr == NULL && strstr(df_ctx_message(s->ctx), "objective made 2 numbers") != NULL);
+    end(s);
+    end(plain);
+}
+
 TEST(resume) {
     setup *whole = ready(1), *first = ready(2), *second = ready(3);
     expect(df_trainer_run(whole->tr, 0) == DF_OK);
@@ -1670,6 +1747,7 @@ int main(int argc, char **argv) {
     RUN(scaling);
     RUN(least_loss);
     RUN(threads);
+    RUN(objective_of_your_own);
     RUN(resume);
     RUN(refused);
     RUN(parts_of_a_batch);
