@@ -841,6 +841,271 @@ TEST(total_variation) {
     expect(df_total_variation(ctx, x, 5, y, 5, 1, 0, 1, 5, &out) == DF_ERR_NONFINITE);
 }
 
+// ---- theorems ----
+
+// Has a sample ever been further than `far` from the origin? And how many stand there now?
+typedef struct watch {
+    double far;
+    char ever[4096];
+} watch;
+static int on_step(void *user, const df_step_info *info) {
+    watch *w = (watch *)user;
+    for (int i = 0; i < info->n; i++) {
+        double square = 0;
+        for (int j = 0; j < info->dim; j++)
+            square += pow((double)info->x[i * info->dim + j], 2);
+        w->ever[i] = (char)(w->ever[i] | (square >= w->far * w->far));
+    }
+    return 0;
+}
+static int count_far(const watch *w, int n) {
+    int count = 0;
+    for (int i = 0; i < n; i++) count += w->ever[i];
+    return count;
+}
+
+// Langevin dynamics at a standstill where EDM's sigma is .1, by steps of h from x.
+static df_sample_desc standing(int steps, double h, uint64_t seed) {
+    df_sample_desc d = df_sample_defaults();
+    d.method = "langevin", d.steps = steps, d.langevin_step = h, d.seed = seed;
+    d.t_max = 1, d.start = DF_START_GIVEN;
+    return d;
+}
+
+// Theorem 1's field at a time when p_t = N(A 1, V I), A = 7 alpha: E |b|^2 over the ball, by x's
+// part along the mean and the length of the rest. Midpoints in both.
+static double ball_norm(int d, double A, double V) {
+    enum { N = 240 };
+    double R = 5 * sqrt((double)d), m = A * sqrt((double)d), sum = 0;
+    double chi = -(.5 * (d - 1) - 1) * log(2.0) - lgamma(.5 * (d - 1));
+    for (int i = 0; i < 2 * N; i++)
+        for (int k = 0; k < N; k++) {
+            double x = R * ((i + .5) / N - 1), r = R * (k + .5) / N, length = hypot(x, r);
+            double hold = fmin(fmax(5 - length / sqrt((double)d), 0), 1), u = r / sqrt(V);
+            double log_p = -.5 * (x - m) * (x - m) / V - .5 * log(2 * pi * V) - .5 * log(V);
+            double along = hold * (-2 * x + (x - m) / V), rest = hold * (-2 + 1 / V) * r;
+            log_p += chi + (d - 2) * log(u) - u * u / 2;
+            sum += exp(log_p) * (along * along + rest * rest) * R / N * R / N;
+        }
+    return sqrt(sum);
+}
+typedef struct ball { int d; } ball;
+static int ball_at(void *user, df_ctx *c, const df_point *at, double *out) {
+    (void)c;
+    *out = ball_norm(((const ball *)user)->d, 7 * at->alpha,
+                     at->alpha * at->alpha + at->sigma * at->sigma);
+    return 0;
+}
+
+// |b| by quadrature is |b| by samples, where there are samples; the table of MATH.md bounds it.
+TEST(ball_is_measured) {
+    enum { N = 20000 };
+    static df_real x[2 * N];
+    df_process p = df_process_vp(.1, 20);
+    df_point at = df_process_at(&p, .6);
+    gauss g;
+    df_model m = gauss_model(&g, 7, 1, p, DF_EPS, 2), bad;
+    df_flaw flaw = df_flaw_defaults();
+    double got, want = ball_norm(2, 7 * at.alpha, 1);
+    flaw.model = &m, flaw.inner = 4 * sqrt(2.0), flaw.outer = 5 * sqrt(2.0);
+    bad = df_flaw_model(&flaw);
+    df_random_normal(8, 0, 0, 2 * N, x);
+    for (int i = 0; i < 2 * N; i++) x[i] = (df_real)((double)x[i] + 7 * at.alpha);
+    ok(df_score_error(ctx, &m, &bad, .6, x, N, 2, &got));
+    near_rel(got, want, ANY * 1.5 / sqrt((double)N)); // |b|^2 varies by less than 3 of its mean
+    expect(ball_norm(2, 7, 1) < 1.4 && ball_norm(5, 7, 1) < .068 && ball_norm(10, 7, 1) < 3.6e-4);
+    expect(ball_norm(2, 7, 1) > .14 && ball_norm(5, 7, 1) > .0068 && ball_norm(10, 7, 1) > 3e-5);
+}
+
+// Theorem 1: N(7, I) in d dimensions, a score right but for a ball of mass 1.9e-3 .. 2.6e-11,
+// and Langevin dynamics from N(0, I) never leaves it; with the true score it does. The reverse
+// SDE and the ODE under an error of the same size at every t do not mind.
+TEST(theorem_1) {
+    enum { CHAINS = 400, DRAWS = 4000 };
+    static const int dims[3] = {2, 5, 10};
+    static df_real x[DRAWS * 10];
+    static watch w;
+    for (int k = 0; k < 3; k++) {
+        int d = dims[k], draws = test_short() ? 400 : DRAWS, steps = test_short() ? 400 : 3000;
+        double root = sqrt((double)d), limit = ball_norm(d, 7, 1), mean;
+        gauss g;
+        df_model m = gauss_model(&g, 7, .99, df_process_edm(.1), DF_EPS, d), bad;
+        df_flaw flaw = df_flaw_defaults();
+        df_sample_desc run = standing(steps, .01, 1 + (uint64_t)k);
+        ball b = {d};
+        run.on_step = on_step, run.user = &w;
+        flaw.model = &m, flaw.inner = 4 * root, flaw.outer = 5 * root;
+        bad = df_flaw_model(&flaw);
+        for (int right = 0; right < 2; right++) {
+            int reached;
+            memset(&w, 0, sizeof w);
+            w.far = right ? flaw.outer : flaw.inner;
+            df_random_normal(99, 0, (uint32_t)k, (size_t)(CHAINS * d), x);
+            ok(df_sample(ctx, right ? &m : &bad, &run, x, CHAINS));
+            reached = count_far(&w, CHAINS);
+            if (right) check(reached >= .995 * CHAINS, "d = %d: %d reached", d, reached);
+            else check(CHAINS - reached >= .99 * CHAINS, "d = %d: %d escaped", d, reached);
+        }
+        m = gauss_model(&g, 7, 1, df_process_vp(.1, 20), DF_EPS, d);
+        bad = df_flaw_model(&flaw);
+        flaw.norm = ball_at, flaw.user = &b, flaw.limit = limit;
+        for (int sde = 0; sde < 2; sde++) {
+            df_sample_desc s = df_sample_defaults();
+            int far;
+            memset(&w, 0, sizeof w);
+            s.method = sde ? "ddpm" : "ddim", s.grid = "lambda", s.steps = 60, s.seed = 5;
+            s.end = DF_END_T_MIN;
+            ok(df_sample(ctx, &bad, &s, x, draws));
+            mean = 0;
+            w.far = flaw.outer;
+            for (int i = 0; i < draws * d; i++) mean += (double)x[i] / (draws * d);
+            check(fabs(mean / 7 - 1) < .01, "d = %d, %s: mean %g of 7", d, s.method, mean);
+            {
+                df_step_info last;
+                memset(&last, 0, sizeof last);
+                last.n = draws, last.dim = d, last.x = x;
+                on_step(&w, &last);
+            }
+            far = draws - count_far(&w, draws);
+            // mass of the ball 1.9e-3 (d = 2), 1.9e-6: 100 % cannot hold in the plane
+            check(far <= (d == 2 ? .02 * draws : d == 5 ? 3 : 0), "d = %d: %d inside", d, far);
+        }
+    }
+}
+
+static double distance(const df_real *a, const df_real *b, int d) {
+    double square = 0;
+    for (int j = 0; j < d; j++) square += pow((double)a[j] - (double)b[j], 2);
+    return sqrt(square);
+}
+static double correlation(const df_real *a, const df_real *b, int d) {
+    double ab = 0, aa = 0, bb = 0;
+    for (int j = 0; j < d; j++) {
+        ab += (double)a[j] * (double)b[j];
+        aa += (double)a[j] * (double)a[j];
+        bb += (double)b[j] * (double)b[j];
+    }
+    return ab / sqrt(aa * bb);
+}
+
+// Theorem 7: N(0, I) in 100 dimensions, the score wrong only next to the 200 points it was
+// trained on. Begun there Langevin dynamics stays; begun at fresh points it mixes: correlation
+// with the start e^-1 after time 1.
+TEST(theorem_7) {
+    enum { D = 100, POINTS = 200, CHAINS = 40 };
+    static df_real points[D * POINTS], from[D * CHAINS], x[D * CHAINS];
+    int steps = test_short() ? 200 : 5000;
+    gauss g;
+    df_model m = gauss_model(&g, 0, .99, df_process_edm(.1), DF_X0, D), bad;
+    df_flaw flaw = df_flaw_defaults();
+    df_sample_desc run = standing(steps, 2e-4, 3);
+    df_random_normal(1, 0, 0, D * POINTS, points);
+    flaw.model = &m, flaw.points = points, flaw.count = POINTS;
+    flaw.pull = 1000, flaw.inner = .12 * sqrt((double)D), flaw.outer = .16 * sqrt((double)D);
+    bad = df_flaw_model(&flaw);
+    for (int i = 0; i < POINTS; i++)
+        for (int j = 0; j < i; j++) // in general position, as the theorem asks
+            expect(distance(points + i * D, points + j * D, D) > .4 * sqrt((double)D));
+    for (int fresh = 0; fresh < 2; fresh++) {
+        double corr = 0, want = pow(1 - 2e-4, steps);
+        int trapped = 0;
+        if (fresh) df_random_normal(2, 0, 0, D * CHAINS, from);
+        else memcpy(from, points, sizeof from);
+        memcpy(x, from, sizeof x);
+        ok(df_sample(ctx, &bad, &run, x, CHAINS));
+        for (int i = 0; i < CHAINS; i++) {
+            corr += correlation(x + i * D, from + i * D, D) / CHAINS;
+            for (int j = 0; j < POINTS; j++)
+                trapped += distance(x + i * D, points + j * D, D) <= flaw.outer;
+        }
+        expect(trapped == (fresh ? 0 : CHAINS));
+        if (!fresh) check(corr > .999, "correlation %g", corr);
+        // of one chain it varies by sqrt((1 - want^2)/D); .03 is asked of the example's 400
+        else near_abs(corr, want, ANY * sqrt((1 - want * want) / D / CHAINS));
+    }
+}
+
+// Theorem 11: for a target, eps and eps_TV there is a score within eps in L^2(p) from which
+// Langevin dynamics, begun anywhere, ends up with TV above 1 - eps_TV: a deep well far out. In one
+// dimension dx = s^ dt + sqrt 2 dW has the invariant density exp(int s^), all laws tend to it, and
+// quadrature tells its distance from p.
+TEST(theorem_11) {
+    enum { N = 60000 };
+    static df_real x[N], s[N], wrong[N];
+    static double log_p[N];
+    static const double halves[2] = {.5, .5}, means[2] = {-2, 2}, vars[2] = {.25, .5};
+    df_process edm = df_process_edm(.1);
+    df_point at = df_process_at(&edm, 1);
+    for (int target = 0; target < 2; target++)
+        for (double eps = .1; eps > 5e-4; eps /= 10) {
+            df_mixture *p = target ? df_mixture_create(ctx, 2, 1, halves, means, vars)
+                                   : normal_1d(0, 1);
+            df_mixture_view view = {p, edm, DF_SCORE};
+            df_model m = df_mixture_model(&view), bad;
+            df_flaw flaw = df_flaw_defaults();
+            df_real c;
+            double l2 = 1, tv = 0, lo = -12, h = 0;
+            flaw.model = &m, flaw.points = &c, flaw.count = 1;
+            flaw.pull = 8, flaw.inner = 4, flaw.outer = 5;
+            bad = df_flaw_model(&flaw);
+            for (double edge = 2; l2 > eps && edge < 12; edge += .25) { // how far out?
+                double mass = 0;
+                c = (df_real)(edge + flaw.outer);
+                h = (edge + 11 - lo) / N;
+                for (int i = 0; i < N; i++) x[i] = (df_real)(lo + (i + .5) * h);
+                ok(df_mixture_log_density(ctx, p, &at, N, x, log_p));
+                score_of(&m, 1, N, x, s);
+                score_of(&bad, 1, N, x, wrong);
+                for (int i = l2 = 0; i < N; i++) {
+                    mass += h * exp(log_p[i]);
+                    l2 += h * exp(log_p[i]) * pow((double)wrong[i] - (double)s[i], 2);
+                }
+                l2 = sqrt(l2);
+                near(mass, 1, tol(1e-6, 1e-4)); // the grid holds p
+            }
+            {
+                double log_q = 0, top = 0, total = 0;
+                for (int turn = 0; turn < 3; turn++, log_q = 0) // top, total, distance
+                    for (int i = 0; i < N; i++) {
+                        if (i > 0) log_q += .5 * h * ((double)wrong[i - 1] + (double)wrong[i]);
+                        if (turn == 0) top = fmax(top, log_q);
+                        if (turn == 1) total += h * exp(log_q - top);
+                        if (turn == 2) tv += .5 * h * fabs(exp(log_q - top) / total - exp(log_p[i]));
+                    }
+            }
+            check(l2 <= eps && l2 > 0 && tv > 1 - 1e-3, "target %d, eps %g: error %g, TV %g",
+                  target, eps, l2, tv);
+            df_mixture_free(p);
+        }
+}
+
+// Check 2d: no training needed. The exact minimiser of denoising score matching on n points is
+// the score of those points blurred by sigma; begun at one of them Langevin dynamics stays at
+// sigma sqrt d from it, as each is a component of the blurred law.
+TEST(memorised_score) {
+    enum { D = 20, POINTS = 30, CHAINS = 20 };
+    static double means[POINTS * D], none[POINTS * D * D], w[POINTS];
+    static df_real points[POINTS * D], x[CHAINS * D];
+    double sigma = .1, far = 0;
+    df_mixture *data;
+    df_mixture_view view;
+    df_model m;
+    df_sample_desc run = standing(300, .2 * sigma * sigma, 8);
+    df_random_normal(4, 0, 0, POINTS * D, points);
+    for (int i = 0; i < POINTS * D; i++) means[i] = (double)points[i];
+    for (int i = 0; i < POINTS; i++) w[i] = 1;
+    data = df_mixture_create(ctx, POINTS, D, w, means, none);
+    view.mixture = data, view.process = df_process_edm(sigma), view.prediction = DF_EPS;
+    m = df_mixture_model(&view);
+    memcpy(x, points, sizeof x);
+    ok(df_sample(ctx, &m, &run, x, CHAINS));
+    for (int i = 0; i < CHAINS; i++)
+        far += pow(distance(x + i * D, points + i * D, D), 2) / CHAINS;
+    // the step's own bias: variance sigma^2/(1 - h/(2 sigma^2)); chi^2 of D CHAINS numbers
+    near_rel(far, sigma * sigma * D / .9, ANY * sqrt(2.0 / (D * CHAINS)));
+    df_mixture_free(data);
+}
+
 int main(int argc, char **argv) {
     ctx = df_ctx_create(NULL);
     test_begin(argc, argv);
@@ -863,6 +1128,11 @@ int main(int argc, char **argv) {
     RUN(path_kl_of_two_variances);
     RUN(what_a_shift_does);
     RUN(total_variation);
+    RUN(ball_is_measured);
+    RUN(theorem_1);
+    RUN(theorem_7);
+    RUN(theorem_11);
+    RUN(memorised_score);
     df_ctx_free(ctx);
     return test_end();
 }
