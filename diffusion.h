@@ -53,6 +53,7 @@
      >>training        objective, AdamW, moving average, trainer
      >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
+     >>laboratory      models that are wrong by a known amount; what comes of it
      >>kernels         the engine room: plain loops, then the tuned ones
 
    FIVE IDEAS
@@ -89,6 +90,8 @@
      differentiate                df_record_begin, df_backward; df_set_tangent
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
+     spoil a score on purpose     df_flaw_model; df_score_error, df_path_kl
+     noising and denoising steps  df_drift_forward, df_drift_reverse, df_drift_step
 
    SAMPLERS, by the names the libraries know
      10 to 20 questions    unipc, dpmpp_2m, dpmpp_3m, deis, sa_solver; grid "karras" or
@@ -168,6 +171,7 @@
                                           is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
+     df_flaw              you             its model, points, direction: likewise
      df_mixture           you             its context; df_mixture_view: the mixture
      df_safetensors       you             its context; nothing of the source
      strings in descriptors               copied or looked up during the call
@@ -495,6 +499,34 @@ DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *tim
                             const df_point *at, double *native, double *rate);
 /* The point at a native time. */
 DF_API df_point df_time_point(const df_process *p, const df_time *time, double native);
+
+/* ---- process: the Langevin lens ----------------------------------------------------- */
+
+/* dx = (x_factor x + score grad log p_t) dt + noise dW at one time, in three numbers for
+   any process (Zheng & Lan 2026, table 3). dt > 0 the way the dynamics runs. */
+typedef struct df_drift { double x_factor, score, noise; } df_drift;
+/* The half that noises, (f, 0, g): takes p_t to p_{t+dt}. SINGULAR where f or g is. */
+DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
+                                  df_drift *out);
+/* The half that denoises, (-f, (1 + eta^2)/2 g^2, eta g): takes p_t to p_{t-dt}. eta >= 0:
+   0 is the ODE, 1 the reverse SDE. */
+DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
+                                  df_drift *out);
+/* Both at once, each with its own noise: drifts add, and variances. Of the two halves it
+   is (0, k, sqrt(2 k)), k = (1 + eta^2)/2 g^2: Langevin dynamics on p_t, of clock k dt. */
+DF_API df_drift df_drift_sum(df_drift a, df_drift b);
+/* The same for each unit of a clock that runs at rate = d clock/dt, of either sign, not 0
+   (df_time_at): a drift goes by 1/|rate|, noise by its root. */
+DF_API df_drift df_drift_per(df_drift drift, double rate);
+/* One step of Euler and Maruyama: x += (x_factor x + score s) h + noise sqrt(h) z, h >= 0;
+   x, s, z [size]. s or z may be NULL where its number is 0. */
+DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *drift, double h, size_t size,
+                               const df_real *s, const df_real *z, df_real *x);
+/* The place of another process with the same sigma/alpha, and factor = (alpha' + sigma')
+   /(alpha + sigma), by which x goes there: x/(alpha + sigma) stays (table 2, all pairs).
+   The data point goes to the data point. ARGUMENT where `to` has no such place. */
+DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,
+                                  df_point *out, double *factor);
 
 /* ---- prediction: one plane ---------------------------------------------------------- */
 
@@ -1806,6 +1838,64 @@ DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out);
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
                         int dim, double bandwidth, double *out);
+/* Total variation, sum |p_i - q_i|/2 over the cells of a histogram: dim 1 or 2, `bins`
+   from lo to hi on each axis, the outer ones reaching to infinity. Cells can only hide a
+   difference; few samples feign one, up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
+DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
+                                    const df_real *b, int nb, int dim, double lo,
+                                    double hi, int bins, double *out);
+
+/* ---- laboratory --------------------------------------------------------------------- */
+
+typedef enum df_flaw_kind {
+    DF_FLAW_WELLS,           /* s^ = -pull (x - c) within `inner` of the nearest point c, s
+                                from `outer` on, mixed linearly in |x - c| between (Cao et
+                                al. 2026: theorem 1, one point, radii 4 and 5 sqrt dim;
+                                theorem 7, the training data, .12 and .16 sqrt dim) */
+    DF_FLAW_CONSTANT,        /* s^ = s + size u, |u| = 1: `direction` */
+    DF_FLAW_ISOTROPIC,       /* ... u at random for each sample, the same at all times */
+    DF_FLAW_COUNT
+} df_flaw_kind;
+/* What is wrong with a score: s^ = s + b. */
+typedef struct df_flaw {
+    uint32_t cookie;
+    const df_model *model;   /* must outlive the flaw, and that the flawed model */
+    df_flaw_kind kind;       /* [WELLS] */
+    const df_real *points;   /* of WELLS: [count, dim], borrowed; NULL: the origin
+                                [NULL] */
+    int count;
+    double pull;             /* >= 0 [2] */
+    double inner, outer;     /* 0 <= inner < outer, in units of x_t at every t [4, 5] */
+    double size;             /* of the others [0] */
+    const df_real *direction;      /* [dim], any length but 0, borrowed; NULL: that of
+                                      (1, ..., 1) [NULL] */
+    uint64_t seed;           /* of ISOTROPIC [0] */
+    /* |b_t|, the L^p size of the error over p_t, p as you like: df_score_error measures
+       it, or a formula. Given this, b_t is multiplied by min(1, limit/|b_t|), so that the
+       score is within `limit` at every t. 0 is fine, else the code comes back [NULL] */
+    int (*norm)(void *user, df_ctx *ctx, const df_point *at, double *out);
+    void *user;
+    double limit;            /* [0] */
+} df_flaw;
+DF_API df_flaw df_flaw_defaults(void);
+/* The flawed model: same process and prediction, answers PREDICT. SINGULAR where alpha = 0
+   and the prediction is not eps or score: x alone is the score there. */
+DF_API df_model df_flaw_model(df_flaw *flaw);
+/* (E |s_a - s_b|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p > 0. Two
+   models of one dim, their processes with the same alpha and sigma at t (so below). */
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
+                                double t, const df_real *x, int n, double p, double *out);
+
+/* KL divergence from the paths of `truth`'s reverse SDE to those of `model`'s, both begun
+   in p_(t_max), by Girsanov's theorem (Song et al. 2021b; Chen et al. 2023):
+       ((1 + eta^2)/2)^2/eta^2  1/2 int g^2 E_(p_t) |s_model - s_truth|^2 dt
+   p_t: data x [n, dim], in the data's units, noised. KL between the ends is at most that.
+   Of the descriptor count the grid (midpoint rule in lambda; end T_MIN, alpha > 0), eta of
+   the family (> 0; < 0: 1), seed, first_sample, labels, condition. One number whatever the
+   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. */
+DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
+                            const df_sample_desc *desc, const df_real *x, int n,
+                            double *out);
 
 #ifdef __cplusplus
 }
@@ -3743,6 +3833,91 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     }
     if (result == DF_OK) *count = g.count;
     return result;
+}
+
+/* ---- the Langevin lens ----
+   Langevin dynamics dx = k grad log p dt + sqrt(2 k) dW leaves p alone, and what leaves it
+   alone can be taken apart into a half that noises and one that denoises (Zheng & Lan
+   2026). With the rates f and g^2 of a path, any eta and times that run forward,
+       forward   dx =  f x dt                            +     g dW       p_t to p_{t+dt}
+       reverse   dx = -f x dt + (1+eta^2)/2 g^2 score dt + eta g dW'      p_t to p_{t-dt}
+       both      dx =           (1+eta^2)/2 g^2 score dt + sqrt(1+eta^2) g dW''
+   f drops out; the noise is what Langevin's clock k = (1+eta^2)/2 g^2 wants, sqrt(2 k).
+   So sampling is Langevin dynamics whose target moves, as it only takes the second half.
+   Their table 3 is this formula per unit of a paper's own clock:
+       VP, beta 1, SDE    -x/2 dt + dW                        k = 1
+       VP, beta 1, ODE    -x/2 dt + dW                        k = 1/2
+       VE in sigma        sqrt(2 sigma) dW                    k = sigma
+       flow               -x/(1-s) ds + sqrt(2s/(1-s)) dW     k = s/(1-s), the last two ODE
+   */
+DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
+                                  df_drift *out) {
+    df_rates d;
+    df_result result = df_process_rates(ctx, p, t, DF_RATE_F | DF_RATE_G2, &d);
+    if (!out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_forward: out is NULL");
+    if (result != DF_OK) return result;
+    out->x_factor = d.f;
+    out->score = 0;
+    out->noise = sqrt(d.g2);
+    return DF_OK;
+}
+
+DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
+                                  df_drift *out) {
+    df_result result = df_drift_forward(ctx, p, t, out);
+    if (result != DF_OK) return result;
+    if (dfi_nonfinite(eta) || eta < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_reverse: eta %g, want >= 0", eta);
+    out->x_factor = -out->x_factor;
+    out->score = (1 + eta * eta) / 2 * out->noise * out->noise;
+    out->noise *= eta;
+    return DF_OK;
+}
+
+DF_API df_drift df_drift_sum(df_drift a, df_drift b) {
+    a.x_factor += b.x_factor;
+    a.score += b.score;
+    a.noise = hypot(a.noise, b.noise);
+    return a;
+}
+
+DF_API df_drift df_drift_per(df_drift drift, double rate) {
+    drift.x_factor /= fabs(rate);
+    drift.score /= fabs(rate);
+    drift.noise /= sqrt(fabs(rate));
+    return drift;
+}
+
+DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *d, double h, size_t size,
+                               const df_real *s, const df_real *z, df_real *x) {
+    const df_real *a[3] = { x, s ? s : x, z ? z : x };
+    double c[3] = { 1, 0, 0 };
+    if (!ctx || !d || !x || dfi_nonfinite(h) || h < 0 || (!s && fabs(d->score) > 0) ||
+        (!z && fabs(d->noise) > 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_step: h = %g, want >= 0, and ctx, "
+                        "drift, x, s (but for score 0), z (but for noise 0)", h);
+    c[0] += d->x_factor * h;
+    c[1] = d->score * h;
+    c[2] = d->noise * sqrt(h);
+    ctx->k->combine(size, 3, c, a, x);
+    return DF_OK;
+}
+
+DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,
+                                  df_point *out, double *factor) {
+    df_result result = dfi_point_check(ctx, "df_process_carry", to, from);
+    if (result != DF_OK) return result;
+    if (!out || !factor || from->alpha + from->sigma <= 0 || dfi_is_nan(from->lambda))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_carry: want alpha + sigma > 0, "
+                        "lambda no NaN, out and factor not NULL");
+    *out = df_process_at_lambda(to, from->lambda);
+    if (fabs(out->sigma * from->alpha - from->sigma * out->alpha) >
+        1e-9 * (out->alpha + out->sigma) * (from->alpha + from->sigma))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_carry: lambda = %g lies outside "
+                        "%s, which ends at %g", from->lambda, df_process_name(to),
+                        out->lambda);
+    *factor = (out->alpha + out->sigma) / (from->alpha + from->sigma);
+    return DF_OK;
 }
 
 /* -------------------------------------------------------------------------------------
@@ -15475,6 +15650,314 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: wrong bandwidth %g", bandwidth);
     return dfi_pair_distance(ctx, "df_mmd", s, -1.0, out);
 }
+
+/* Total variation over a histogram: outliers count in the outer cells. */
+static void dfi_histogram(const dfi_samples *s, const df_real *x, size_t n, double lo,
+                          double hi, size_t bins, double *cells) {
+    double width = (hi - lo) / (double)bins, most = (double)bins - 1;
+    for (size_t i = 0; i < n; i++) {
+        size_t cell = 0;
+        for (size_t j = 0; j < s->dim; j++) {
+            double at = floor(((double)x[i * s->dim + j] - lo) / width);
+            cell = cell * bins + (size_t)fmin(fmax(at, 0), most);
+        }
+        cells[cell] += 1.0 / (double)n;
+    }
+}
+DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
+        const df_real *b, int nb, int dim, double lo, double hi, int bins, double *out) {
+    static const char who[] = "df_total_variation";
+    dfi_samples s = { ctx ? ctx->k : 0, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0, 0 };
+    df_scope mark;
+    size_t side = (size_t)bins, count = dim == 2 ? dfi_mul(side, side) : side;
+    double *cells;
+    if (dim > 2 || bins < 1 || dfi_nonfinite(lo) || dfi_nonfinite(hi - lo) || hi <= lo)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: dim = %d, lo = %g, hi = %g, bins = %d; "
+                        "want dim 1 or 2, lo < hi, bins >= 1", who, dim, lo, hi, bins);
+    if (dfi_samples_check(ctx, who, &s, 1, out)) return ctx ? ctx->code : DF_ERR_ARGUMENT;
+    mark = dfi_scratch_mark(ctx);
+    cells = (double *)dfi_scratch(ctx, dfi_mul(count, 2 * sizeof *cells));
+    if (cells == NULL) return DF_ERR_MEMORY;
+    memset(cells, 0, 2 * count * sizeof *cells);
+    dfi_histogram(&s, a, s.na, lo, hi, side, cells);
+    dfi_histogram(&s, b, s.nb, lo, hi, side, cells + count);
+    *out = 0;
+    for (size_t i = 0; i < count; i++) *out += fabs(cells[i] - cells[count + i]) / 2;
+    dfi_scratch_release(ctx, mark);
+    return DF_OK;
+}
+
+/* =====================================================================================
+   // >>laboratory: models that are wrong by a known amount
+
+   How wrong may a score be? Langevin dynamics and diffusion answer differently (Cao, Chen,
+   Sridharan & Wu 2026). Let a score be s^ = s + b, with |b| small in L^p(p), which is what
+   training makes it. Langevin dynamics at one t walks a single landscape, and b may be
+   large where p is almost nothing: a well there, s^ = -pull (x - c), holds for a time
+   e^(c dim) whatever begins inside; so may a well of radius .12 sqrt dim about each
+   training point, where every chain begins that starts from data it was trained on. A
+   reverse SDE has a landscape for each t, and an error that is small over every p_t costs,
+   by Girsanov's theorem, no more than
+       KL(p_0 || q_0) <= KL(paths) = w/2 int g^2 E_(p_t) |b_t|^2 dt,
+   w = ((1 + eta^2)/2)^2/eta^2, which is 1 for eta = 1, the least (Song et al. 2021b,
+   theorem 1; Chen et al. 2023): drifts differ by (1 + eta^2)/2 g^2 b, noise is eta g.
+
+   The flaw is in the score, the model's answer in any prediction. Both are affine in one
+   another, s = cx x + cp answer, so the answer is off by b/cp.
+   ===================================================================================== */
+enum { DFI_DRAW_FLAW = 0x4f1a0000, DFI_DRAW_PATH };
+
+typedef struct dfi_flaw_job {
+    const df_flaw *flaw;
+    const df_query *q;
+    size_t dim, width, first;          /* numbers in a row of x, of the answer; a row */
+    double scale, cx, cp, factor;      /* of x; s = cx x + cp answer; of b */
+    df_real *out;
+} dfi_flaw_job;
+
+/* b [dim] at x, where the score is s. Distances are left as soon as they exceed the least:
+   in high dimension after a few terms. */
+static void dfi_flaw_wells(const df_flaw *f, size_t dim, const double *x, const double *s,
+                           double *b) {
+    const df_real *nearest = f->points;
+    double least = f->outer * f->outer, hold;
+    for (size_t k = 0; k < (f->points ? (size_t)f->count : 1); k++) {
+        const df_real *c = f->points ? f->points + k * dim : NULL;
+        double square = 0;
+        for (size_t i = 0; i < dim && square < least; i++)
+            square += (c ? x[i] - (double)c[i] : x[i]) * (c ? x[i] - (double)c[i] : x[i]);
+        if (square < least) nearest = c;
+        least = fmin(least, square);
+    }
+    hold = fmin((f->outer - sqrt(least)) / (f->outer - f->inner), 1);
+    for (size_t i = 0; i < dim; i++) {
+        double c = nearest ? (double)nearest[i] : 0;
+        b[i] = hold > 0 ? hold * (-f->pull * (x[i] - c) - s[i]) : 0;
+    }
+}
+
+/* b = size u/|u|. */
+static void dfi_flaw_shift(const df_flaw *f, size_t dim, uint64_t sample, df_real *u,
+                           double *b) {
+    double square = 0;
+    if (f->kind == DF_FLAW_ISOTROPIC)
+        df_random_normal(f->seed, sample, DFI_DRAW_FLAW, dim, u);
+    for (size_t i = 0; i < dim; i++) {
+        b[i] = f->kind == DF_FLAW_ISOTROPIC ? (double)u[i]
+             : f->direction ? (double)f->direction[i] : 1;
+        square += b[i] * b[i];
+    }
+    for (size_t i = 0; i < dim; i++) b[i] *= f->size / sqrt(square);
+}
+
+static double dfi_flaw_row(const void *arg, size_t row, double *x) {
+    const dfi_flaw_job *job = (const dfi_flaw_job *)arg;
+    size_t dim = job->dim, at = job->first + row;
+    double *s = x + dim, *b = s + dim, sum = 0;
+    df_real *out = job->out + at * job->width;
+    for (size_t i = 0; i < dim; i++) {
+        x[i] = (double)job->q->x[at * dim + i] / job->scale;
+        s[i] = job->cx * x[i] + job->cp * (double)out[i];
+    }
+    if (job->flaw->kind == DF_FLAW_WELLS) dfi_flaw_wells(job->flaw, dim, x, s, b);
+    else dfi_flaw_shift(job->flaw, dim, job->q->first_sample +
+                        at % (size_t)job->q->samples, (df_real *)(void *)s, b);
+    for (size_t i = 0; i < dim; i++) {
+        out[i] = (df_real)((double)out[i] + job->factor * b[i]);
+        sum += fabs((double)out[i]);
+    }
+    return sum;
+}
+
+static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f) {
+    const df_model *m = f->model;
+    double length = 1;
+    if (f->cookie != DFI_COOKIE || !m || !m->predict ||
+        (unsigned)f->kind >= (unsigned)DF_FLAW_COUNT || (f->points && f->count < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: kind %d, count %d: want a "
+                        "df_flaw, one point or more, a model that has predict: begin with "
+                        "df_flaw_defaults", (int)f->kind, f->count);
+    for (int i = 0; f->direction && i < m->dim; i++)
+        length = (i ? length : 0) + fabs((double)f->direction[i]);
+    if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer) || f->inner < 0 ||
+        !(f->inner < f->outer) || dfi_nonfinite(f->size) || dfi_nonfinite(length) ||
+        !(length > 0) || (f->norm && !(f->limit >= 0)))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: pull %g, inner %g, outer %g, size "
+                        "%g, |direction| %g, limit %g: want pull and limit >= 0, 0 <= "
+                        "inner < outer, a direction but 0", f->pull, f->inner, f->outer,
+                        f->size, length, f->limit);
+    return DF_OK;
+}
+
+/* The rows from job->first on, all at one time. */
+static df_result dfi_flaw_rows(df_ctx *ctx, dfi_flaw_job *job, int rows) {
+    const df_model *m = job->flaw->model;
+    df_point at = df_process_at(&m->process, job->q->t[job->first]);
+    dfi_rows run = { dfi_flaw_row, job, (size_t)rows, 3 * job->dim, 0, NULL, NULL };
+    double sum, norm = 0;
+    df_result r;
+    at.alpha = job->q->alpha[job->first];
+    at.sigma = job->q->sigma[job->first];
+    r = dfi_model_map(ctx, m, DF_SCORE, &at, &job->cx, &job->cp);
+    if (r == DF_OK && !(fabs(job->cp) > 0))
+        r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_flaw: at alpha = %g no %s makes another "
+                     "score: start below t = %g (t_max), or predict eps", at.alpha,
+                     df_prediction_name(m->prediction), at.t);
+    if (r == DF_OK && job->flaw->norm)
+        r = job->flaw->norm(job->flaw->user, ctx, &at, &norm);
+    if (r != DF_OK) return r;
+    job->factor = norm > job->flaw->limit ? job->flaw->limit / norm : 1;
+    job->factor /= job->cp;
+    job->scale = dfi_model_scale(m, &at);
+    return dfi_rows_run(ctx, "df_flaw", run, &sum);
+}
+
+static int dfi_flaw_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    const df_flaw *f = (const df_flaw *)self;
+    df_result r = dfi_flaw_check(ctx, f);
+    dfi_flaw_job job = { f, q, (size_t)q->dim, 0, 0, 1, 0, 1, 1, out };
+    if (r == DF_OK) r = dfi_ask(ctx, f->model, q, out);
+    if (r == DF_OK) job.width = dfi_answer_width(f->model, q->ask);
+    for (int row = 0, rows; r == DF_OK && row < q->n; row += rows) {
+        rows = dfi_same_times(q->t, row, q->n);
+        job.first = (size_t)row;
+        r = dfi_flaw_rows(ctx, &job, rows);
+    }
+    return r;
+}
+
+DF_API df_flaw df_flaw_defaults(void) {
+    df_flaw f;
+    memset(&f, 0, sizeof f);
+    f.cookie = DFI_COOKIE;
+    f.pull = 2;
+    f.inner = 4;
+    f.outer = 5;
+    return f;
+}
+
+DF_API df_model df_flaw_model(df_flaw *flaw) {
+    int made = flaw && flaw->cookie == DFI_COOKIE && flaw->model;
+    df_model m = made ? *flaw->model : df_model_defaults();
+    if (flaw == NULL) return m;        /* of dim 0: refused, with a sentence, where used */
+    m.predict = dfi_flaw_predict;
+    m.self = flaw;
+    m.answers = DF_ASK_PREDICT;
+    m.max_batch = 0;                   /* the model's own limit is kept when it is asked */
+    return m;
+}
+
+/* ---- how wrong ---- */
+
+/* |a - b|^2 of each row at x [n, dim], into gap [n], of scores (to SCORE) or of eps. */
+static df_result dfi_score_gap(df_ctx *ctx, const df_model *const m[2],
+                               const df_sample_desc *d, df_prediction to,
+                               const df_point *at, int n, const df_real *x, double *gap) {
+    df_scope mark = dfi_scratch_mark(ctx);
+    size_t dim = (size_t)m[0]->dim, size = dfi_mul((size_t)n, dim);
+    df_real *s = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *s));
+    df_point other = df_process_at(&m[1]->process, at->t);
+    df_result r = s ? DF_OK : DF_ERR_MEMORY;
+    if (r == DF_OK && (fabs(other.alpha - at->alpha) > 1e-9 * (at->alpha + at->sigma) ||
+                       fabs(other.sigma - at->sigma) > 1e-9 * (at->alpha + at->sigma)))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error, df_path_kl: alpha and sigma "
+                     "at t = %g are %g, %g of one model, %g, %g of the other", at->t,
+                     at->alpha, at->sigma, other.alpha, other.sigma);
+    for (size_t k = 0; r == DF_OK && k < 2; k++)
+        r = dfi_measure_ask(ctx, m[k], d, DF_ASK_PREDICT, to, at, n, x, NULL,
+                            s + k * size);
+    for (size_t i = 0; r == DF_OK && i < size; i++) {
+        double e = (double)s[i] - (double)s[size + i];
+        gap[i / dim] = e * e + (i % dim ? gap[i / dim] : 0);
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* Models that can be compared, or a sentence. */
+static df_result dfi_lab_check(df_ctx *ctx, const char *who, const df_model *const m[2],
+                               const df_sample_desc *d, const df_real *x, int n,
+                               const double *out) {
+    df_result r = dfi_measure_check(ctx, who, m[0], d, n);
+    if (r == DF_OK) r = dfi_measure_check(ctx, who, m[1], d, n);
+    if (r != DF_OK || (m[0]->dim == m[1]->dim && x && out)) return r;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: models of dim %d and %d; want one, and "
+                    "x and out not NULL", who, m[0]->dim, m[1]->dim);
+}
+
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
+                                double t, const df_real *x, int n, double p, double *out) {
+    const df_model *const m[2] = { a, b };
+    df_sample_desc d = df_sample_defaults();
+    df_result r = dfi_lab_check(ctx, "df_score_error", m, &d, x, n, out);
+    df_scope mark;
+    df_point at;
+    double *gap, sum = 0;
+    if (r != DF_OK) return r;
+    if (!dfi_positive(p) || dfi_nonfinite(t))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error: p = %g at t = %g, want p > "
+                        "0", p, t);
+    mark = dfi_scratch_mark(ctx);
+    gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
+    at = df_process_at(&a->process, t);
+    r = gap ? dfi_score_gap(ctx, m, &d, DF_SCORE, &at, n, x, gap) : DF_ERR_MEMORY;
+    for (int i = 0; r == DF_OK && i < n; i++) sum += pow(gap[i], p / 2);
+    if (r == DF_OK) *out = pow(sum / n, 1 / p);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* E |eps_a - eps_b|^2 at one point, x [n, dim] noised by draw k; y [n, dim]. */
+static df_result dfi_path_node(df_ctx *ctx, const df_model *const m[2],
+                               const df_sample_desc *d, const df_point *at, uint32_t k,
+                               const df_real *x, int n, df_real *y, double *gap) {
+    size_t dim = (size_t)m[0]->dim, size = (size_t)n * dim;
+    df_real *noise = y + size;
+    const double c[2] = { at->alpha, at->sigma };
+    const df_real *const a[2] = { y, noise };
+    memcpy(y, x, size * sizeof *y);
+    dfi_rescale(m[0], size, y, 0);
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, DFI_DRAW_PATH + k, dim,
+                         noise + i * dim);
+    ctx->k->combine(size, 2, c, a, y);
+    return dfi_score_gap(ctx, m, d, DF_EPS, at, n, y, gap);
+}
+
+DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
+                            const df_sample_desc *desc, const df_real *x, int n,
+                            double *out) {
+    const df_model *const m[2] = { truth, model };
+    df_result r = dfi_lab_check(ctx, "df_path_kl", m, desc, x, n, out);
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0;
+    double eta = r == DF_OK && desc->eta >= 0 ? desc->eta : 1, *gap, sum = 0;
+    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)truth->dim) : 0;
+    df_scope mark;
+    df_point *grid;
+    df_real *y;
+    if (r != DF_OK) return r;
+    mark = dfi_scratch_mark(ctx);
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
+    r = grid && y && gap ? df_grid(ctx, &truth->process, desc, grid, steps + 2, &count)
+                         : DF_ERR_MEMORY;
+    if (r == DF_OK && (!dfi_positive(eta) || dfi_nonfinite(grid[0].lambda) ||
+                       dfi_nonfinite(grid[count - 1].lambda)))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_path_kl: eta = %g, lambda %g to %g: want "
+                     "eta > 0, end DF_END_T_MIN, and alpha > 0 at t_max", eta,
+                     grid[0].lambda, grid[count - 1].lambda);
+    for (int k = 0; r == DF_OK && k + 1 < count; k++) {
+        double half = (grid[k + 1].lambda - grid[k].lambda) / 2, h = 2 * fabs(half);
+        df_point at = df_process_at_lambda(&truth->process, grid[k].lambda + half);
+        r = dfi_path_node(ctx, m, desc, &at, (uint32_t)k, x, n, y, gap);
+        for (int i = 0; r == DF_OK && i < n; i++) sum += h * gap[i] / n;
+    }
+    if (r == DF_OK) *out = pow((1 + eta * eta) / 2 / eta, 2) * sum;
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
 /* =====================================================================================
    // >>kernels: the engine room
 
