@@ -4165,16 +4165,30 @@ static dfi_posterior dfi_posterior_of(const df_point *from, const df_point *to) 
     return p;
 }
 
+/* Without a variance of the model's; k counts steps from 0. */
+static double dfi_posterior_variance(const df_sample_desc *d, const dfi_posterior *p,
+                                     const df_point *from, int k) {
+    double gain = from->alpha > 0 ? p->x0 * from->sigma / from->alpha : 0;
+    if (d->variance == DF_VARIANCE_LARGE) return p->large;
+    if (d->variance != DF_VARIANCE_ANALYTIC) return p->small;
+    return p->small + gain * gain * fmax(1 - d->eps2[k], 0);
+}
+
+/* The standard deviation that the number v of a model's answer means. */
+static double dfi_learned_deviation(df_learned kind, double v, double small,
+                                    double large) {
+    double f = 0.5 * (v + 1);
+    if (kind == DF_LEARNED_RANGE) v = f * log(large) + (1 - f) * log(small);
+    return kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
+}
+
 /* A variance the model predicts, element by element: noise *= its standard deviation. */
 static void dfi_learned_noise(df_stage *s, const dfi_posterior *p, df_learned kind) {
     size_t size = (size_t)s->n * (size_t)s->dim;
     double small = fmax(p->small, s->desc->compat & DF_COMPAT_LAST_NOISE ? 1e-20 : 0);
-    for (size_t i = 0; i < size; i++) {
-        double v = (double)s->variance[i], f = 0.5 * (v + 1);
-        if (kind == DF_LEARNED_RANGE) v = f * log(p->large) + (1 - f) * log(small);
-        v = kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
-        s->buffer[0][i] = (df_real)(v * (double)s->buffer[0][i]);
-    }
+    for (size_t i = 0; i < size; i++)
+        s->buffer[0][i] = (df_real)((double)s->buffer[0][i] *
+            dfi_learned_deviation(kind, (double)s->variance[i], small, p->large));
 }
 
 static df_next dfi_stage_ddpm(df_stage *s) {
@@ -4182,13 +4196,9 @@ static df_next dfi_stage_ddpm(df_stage *s) {
     df_learned learned = dfi_stage_learned(s);
     dfi_step step = { p.x, 0, { p.x0, 0, 0, 0, 0 } };
     const df_real *answer = s->answer;
-    double var = s->desc->variance == DF_VARIANCE_LARGE ? p.large : p.small, gain;
     int last = s->to.sigma <= 0 && !(s->desc->compat & DF_COMPAT_LAST_NOISE);
-    if (s->desc->variance == DF_VARIANCE_ANALYTIC && s->from.alpha > 0) {
-        gain = p.x0 * s->from.sigma / s->from.alpha;
-        var += gain * gain * fmax(1 - s->desc->eps2[s->step], 0);
-    }
-    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(var);
+    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(
+        dfi_posterior_variance(s->desc, &p, &s->from, s->step));
     if (step.z > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
     if (step.z > 0 && learned != DF_LEARNED_NONE) dfi_learned_noise(s, &p, learned);
     return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 0);
@@ -4695,6 +4705,7 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
 static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
                                df_real *before, double order, double end) {
     size_t bytes = (size_t)s->dim * sizeof *s->x;
+    double close = s->row->stage == dfi_stage_dpm_adaptive ? 1e-5 : 1e-12;  /* theirs */
     int batch = (s->desc->compat & DF_COMPAT_ERROR_BATCH) != 0;
     int largest = (s->desc->compat & DF_COMPAT_ERROR_MOST) != 0;
     double sum = 0, most = 0;
@@ -4716,7 +4727,7 @@ static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
         own[DFI_WHERE] += go;
-        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
+        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= close * fmin(1, fabs(end));
         memcpy(s->x + at, result + at, bytes);
         if (before) memcpy(before + at, crude + at, bytes);
     }
@@ -5800,7 +5811,7 @@ static df_result dfi_ask_checked(df_ctx *ctx, const df_model *m, df_query *q,
     df_scope mark;
     if (result != DF_OK) return result;
     mark = dfi_scratch_mark(ctx);
-    q->samples = q->n;
+    if (q->samples == 0) q->samples = q->n;
     q->dim = m->dim;
     q->step = -1;
     result = dfi_ask_rows(ctx, m, q, out);
@@ -7112,36 +7123,75 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* ---- what some methods want to be measured first ---- */
 
-/* A model's answers as another row of the plane: out [n, dim] = `to` at grid point q for x
-   [n, dim]; of JVP the derivative of that along v. */
-static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
-                                 df_ask ask, df_prediction to, const df_point *q, int n,
-                                 const df_real *x, const df_real *v, df_real *out) {
-    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)n, dim);
-    size_t width = dfi_answer_width(m, ask);
+/* A question about x [n, dim] with what a descriptor says of its samples. */
+static df_query dfi_query_of(const df_sample_desc *d, int n, const df_real *x) {
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = DF_ASK_PREDICT;
+    q.n = n;
+    q.x = x;
+    q.first_sample = d->first_sample;
+    q.labels = d->labels;
+    q.condition = d->condition;
+    q.condition_stride = d->condition_stride;
+    return q;
+}
+
+/* A model's answers as another row of the plane: out [n, dim] = `to` for row i at each[i]
+   (step 1) or all at each[0] (step 0); of JVP the derivative of that along q.v. What
+   stands behind a prediction goes to `behind` [n, dim], unless NULL. */
+static df_result dfi_ask_as(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                            const df_point *each, int step, df_real *behind,
+                            df_real *out) {
+    size_t dim = (size_t)m->dim, n = (size_t)q.n, width = dfi_answer_width(m, q.ask);
     df_scope mark = dfi_scratch_mark(ctx);
-    double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
-    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, width),
-                                                       sizeof *raw));
-    const df_real *const a[2] = { ask == DF_ASK_JVP ? v : x, raw };
+    double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t)), c[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul(n, width), sizeof *raw));
+    const df_real *x = q.ask == DF_ASK_JVP ? q.v : q.x;
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
-    df_query query;
-    memset(&query, 0, sizeof query);
-    query.ask = ask;
-    query.n = n;
-    query.x = x;
-    query.v = v;
-    query.t = t;
-    query.first_sample = d->first_sample;
-    query.labels = d->labels;
-    query.condition = d->condition;
-    query.condition_stride = d->condition_stride;
-    for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &query, raw);
-    if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
-    for (size_t i = 0; r == DF_OK && width > dim && i < (size_t)n; i++)
+    for (size_t i = 0; r == DF_OK && i < n; i++) t[i] = each[step ? i : 0].t;
+    q.t = t;
+    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &q, raw);
+    for (size_t i = 0; r == DF_OK && width > dim && i < n; i++) {
+        if (behind) memcpy(behind + i * dim, raw + i * width + dim, dim * sizeof *raw);
         memmove(raw + i * dim, raw + i * width, dim * sizeof *raw);
-    if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
+    }
+    for (int row = 0, rows; r == DF_OK && row < q.n; row += rows) {
+        const df_real *const a[2] = { x + (size_t)row * dim, raw + (size_t)row * dim };
+        rows = dfi_same_times(t, row, q.n);
+        r = dfi_model_map(ctx, m, to, &each[step ? row : 0], &c[0], &c[1]);
+        if (r == DF_OK)
+            ctx->k->combine((size_t)rows * dim, 2, c, a, out + (size_t)row * dim);
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* (d to/dx) q.v: by JVP where the model answers it, else by central differences. */
+static df_result dfi_ask_jvp(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                             const df_point *each, int step, df_real *out) {
+    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)q.n, dim);
+    const df_real *x = q.x, *v = q.v;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real *near, *back;
+    df_result r = DF_OK;
+    q.ask = m->answers & DF_ASK_JVP ? DF_ASK_JVP : DF_ASK_PREDICT;
+    if (q.ask == DF_ASK_JVP) return dfi_ask_as(ctx, m, q, to, each, step, NULL, out);
+    near = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *near));
+    if (near == NULL) return DF_ERR_MEMORY;
+    back = near + size;
+    q.x = near;
+    q.v = NULL;
+    for (int side = 0; side < 3 && r == DF_OK; side++) {
+        for (size_t i = 0; i < size; i++) {
+            const df_point *at = &each[step ? i / dim : 0];
+            double e = cbrt((double)DFI_REAL_EPSILON) * hypot(at->alpha, at->sigma);
+            double moved = (double)x[i] + (side ? -e : e) * (double)v[i];
+            if (side < 2) near[i] = (df_real)moved;
+            else out[i] = (df_real)(((double)out[i] - (double)back[i]) / (2 * e));
+        }
+        if (side < 2) r = dfi_ask_as(ctx, m, q, to, each, step, NULL, side ? back : out);
+    }
     dfi_scratch_release(ctx, mark);
     return r;
 }
@@ -7190,8 +7240,7 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
         ctx->k->combine(size, 2, c, a, y);
         out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
         if (grid[k].alpha <= 0) continue;
-        r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
-                            y);
+        r = dfi_ask_as(ctx, model, dfi_query_of(desc, n, y), DF_EPS, &grid[k], 0, NULL, y);
         if (r == DF_OK) out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
@@ -7223,28 +7272,18 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
                                const df_real *x, const df_sample_desc *d, uint32_t draw,
-                               df_real *v, df_real *jv, df_real *near, double *l) {
+                               df_real *v, df_real *jv, double *l) {
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
-    double e = sqrt(sqrt((double)DFI_REAL_EPSILON)) * hypot(q->alpha, q->sigma);
-    df_result r = DF_OK;
+    df_query ask = dfi_query_of(d, n, x);
+    df_result r;
     for (int i = 0; i < n; i++) {
         df_real *row = v + (size_t)i * dim;
         df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
                          row);
         for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
     }
-    if (m->answers & DF_ASK_JVP) {
-        r = dfi_measure_ask(ctx, m, d, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
-    } else {
-        for (int side = 0; side < 2 && r == DF_OK; side++) {
-            df_real *out = side ? near : jv;
-            for (size_t i = 0; i < size; i++)
-                near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
-            r = dfi_measure_ask(ctx, m, d, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
-        }
-        for (size_t i = 0; r == DF_OK && i < size; i++)
-            jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
-    }
+    ask.v = v;
+    r = dfi_ask_jvp(ctx, m, ask, DF_X0, q, 0, jv);
     for (size_t j = 0; r == DF_OK && j < dim; j++) {
         l[j] = 1;
         for (size_t i = j; i < size; i += dim)
@@ -7306,7 +7345,7 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
-    spare = (df_real *)dfi_scratch(ctx, dfi_mul(4 * sizeof *spare, size));
+    spare = (df_real *)dfi_scratch(ctx, dfi_mul(2 * sizeof *spare, size));
     d = *desc;                                  /* its grid, seed and labels; plain ddim */
     d.method = "ddim", d.row = NULL, d.statistics = NULL;
     d.order = d.inverse = d.restarts = d.corrections = 0;
@@ -7330,11 +7369,11 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         const df_point *q = &grid[first + k];
         const df_real *at = x + (size_t)(first + k) * size;
         e->lambda[k] = q->lambda;
-        r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
-                            x0 + (size_t)(first + k) * size);
+        r = dfi_ask_as(ctx, model, dfi_query_of(&d, n, at), DF_X0, q, 0, NULL,
+                       x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
             r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare, spare + size,
-                              spare + 2 * size, e->l + (size_t)k * (size_t)model->dim);
+                              e->l + (size_t)k * (size_t)model->dim);
     }
     for (int k = 0; r == DF_OK && k < e->count; k++)
         dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
