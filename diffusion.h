@@ -1112,8 +1112,8 @@ DF_API df_bound_desc df_bound_defaults(void);
      T - 1    KL(q(x_{i-1}|x_i, x) || p(x_{i-1}|x_i)), i from T down, p having x_0
               predicted and ddpm's variance: small, large, learned, analytic
      decoder  -log p(x|x_1): N(x_0 predicted, v), or its mass between the middles to x's
-              neighbours, the outer levels taking all beyond; v is LARGE (VP: beta_1) or,
-              if SMALL, that of the step before
+              neighbours, the outer levels taking all beyond; SMALL is here that of the
+              step before, LARGE (VP: beta_1) if there is none
    (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
    predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
    2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
@@ -6540,9 +6540,10 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
     if (first->sigma <= 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
-    if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, "
-                        "where alpha = 0; set t_max = .999", last->t);
+    if (last->alpha <= 0 && row->wants != DF_STRAIGHT)   /* s is finite there */
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s inverse cannot reach t = %g, "
+                        "where alpha = 0; set t_max = .999, or use rk45", row->name,
+                        last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot start where alpha = 0 "
                         "(%s at t = %g); set t_max = .999, or use one of %s", row->name,
@@ -7702,8 +7703,8 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
 
    In r = x/(alpha + sigma) and s = sigma/(alpha + sigma) the field is eps - x_0 for every
    process. l = log p(r) gained since the start is one more coordinate, of field -div: a
-   sample of dim + 1 numbers, which any ODE sampler of the registry carries, either way. log
-   p(x) is log p(r) - dim log(alpha + sigma).
+   sample of dim + 1 numbers, which any ODE sampler of the registry carries, either way.
+   log p(x) is log p(r) - dim log(alpha + sigma).
 
    Without the ODE, x_T .. x_1 as latent variables of a hierarchical VAE with a fixed
    encoder give a bound (Ho et al. 2020), which holds for the ancestral sampler.
@@ -8005,15 +8006,14 @@ static double dfi_bound_decode(const dfi_bound *b, size_t j, double x, double e,
    p.x0 (x_0 - x_0 predicted), or the decoder's. */
 static void dfi_bound_step(dfi_bound *b, size_t k, df_point from, df_point to) {
     const df_sample_desc *w = &b->d->walk;
-    df_learned kind = w->variance == DF_VARIANCE_OWN ? b->m->learned : DF_LEARNED_NONE;
+    int own = w->variance == DF_VARIANCE_OWN && !b->d->continuous, last = to.sigma <= 0;
+    df_learned kind = own ? b->m->learned : DF_LEARNED_NONE;
     dfi_posterior p = dfi_posterior_of(&from, &to);
-    int last = to.sigma <= 0;
     double q, v;
-    if (last && k > 0 && !b->d->continuous)
-        p.small = dfi_posterior_of(&b->grid[k - 1], &from).small;
-    else if (last) p.small = p.large;
+    if (last && w->variance != DF_VARIANCE_ANALYTIC)
+        p.small = k > 0 ? dfi_posterior_of(&b->grid[k - 1], &from).small : p.large;
     q = p.small;
-    v = dfi_posterior_variance(w, &p, &from, (int)k);
+    v = b->d->continuous ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
     for (size_t i = 0; i < b->n * b->dim; i++) {
         double e = (double)b->x[i] - (double)b->answer[i], d = p.x0 * e;
         if (kind != DF_LEARNED_NONE)
