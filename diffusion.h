@@ -48,6 +48,7 @@
      >>prediction      the plane of predictions
      >>samplers        ancestral, ODE and SDE samplers; registry; asking; the machine
      >>guidance        classifier-free guidance
+     >>likelihood      log p by the ODE; the variational bound; bits per dimension
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
      >>training        objective, AdamW, moving average, trainer
@@ -88,6 +89,8 @@
      draw a robot's trajectories  df_unet1d_create, df_sample_desc.condition
      layers, flops, memory        df_net_describe
      differentiate                df_record_begin, df_backward; df_set_tangent
+     log p of data, or samples    df_log_likelihood, df_sample_likelihood
+     bits per dimension           df_dequantize, df_bits_per_dim, df_variational_bound
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
      spoil a score on purpose     df_flaw_model; df_score_error, df_path_kl
@@ -1072,6 +1075,96 @@ DF_API df_guidance df_guidance_defaults(void);
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
 DF_API df_model df_guidance_model(df_guidance *guidance);
+
+/* ---- likelihood --------------------------------------------------------------------- */
+
+/* How the divergence of the ODE's field is had, from the model's JVPs (central differences
+   of its predictions, if it answers none). */
+typedef enum df_trace {
+    DF_TRACE_EXACT,          /* sum_j e_j^T J e_j: dim JVPs for each prediction */
+    DF_TRACE_RADEMACHER,     /* mean of v^T J v over `probes` vectors of random signs
+                                (Hutchinson 1989); exact where J is diagonal */
+    DF_TRACE_GAUSSIAN        /* ... of N(0, I) numbers (Skilling 1989) */
+} df_trace;
+
+typedef struct df_likelihood_desc {
+    uint32_t cookie;
+    df_sample_desc walk;     /* how the ODE is walked, seed and first_sample of the probes,
+                                labels, condition: any method without noise; no clip or
+                                threshold. Its x (on_step, edit, trajectory) has dim + 1
+                                numbers: at (alpha, sigma) the last one is (alpha + sigma)
+                                times what log p of r = x/(alpha + sigma) has gained since
+                                the start [of df_sample_defaults, but rk45, end T_MIN] */
+    df_trace trace;          /* [EXACT] */
+    int probes;              /* vectors a sample, fixed along its path [1] */
+    /* log p of x [n, dim], in the model's units, at the noise end `at`, into out [n]; not
+       0 ends the work and comes back. NULL: N(0, sigma^2 I), as samplers start, whatever
+       of the data may be left there */
+    int (*log_prior)(void *user, const df_point *at, int n, const df_real *x, double *out);
+    void *user;
+    df_real *latent;         /* [n, dim] x at the noise end, the model's units [NULL] */
+    double *prior;           /* [n] log_prior there [NULL] */
+    int *evaluations;        /* predictions asked for, each with its JVPs [NULL] */
+} df_likelihood_desc;
+DF_API df_likelihood_desc df_likelihood_defaults(void);
+/* log p(x) in nats, of x [n, dim] in the data's units, into out [n]: the density of what
+   the ODE brings from the prior to t_min, where sigma is small but not 0,
+       log p(x) = log prior(x_T) + int div(dx/dt) dt
+   (Chen et al. 2018; Song et al. 2021, eq. 39, 40), for every process and prediction.
+   Tolerances are walk.rtol and atol [1e-5]. A sample gets the same bits alone, in a batch
+   and split. desc may be NULL: the defaults. Errors: df_sample's; NONFINITE (which
+   sample); ARGUMENT. */
+DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
+                                   const df_likelihood_desc *desc, const df_real *x, int n,
+                                   double *out);
+/* The other way: samples into x [n, dim], from fresh noise (the same as df_sample's) or
+   from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
+DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
+                                      const df_likelihood_desc *desc, df_real *x, int n,
+                                      double *out);
+
+/* The evidence lower bound, term by term. */
+typedef struct df_bound_desc {
+    uint32_t cookie;
+    df_sample_desc walk;     /* the grid (its points of sigma > 0: x_T .. x_1), `variance`
+                                and eps2, seed, first_sample, labels, condition; nothing
+                                else [df_sample_defaults: 50 steps, uniform, end DATA] */
+    int continuous;          /* 1: T = infinity, between the grid's ends [0] */
+    int draws;               /* noises for each term and sample; continuous: points of
+                                lambda, one in each of so many equal parts [1] */
+    int levels;              /* > 1: data are low + k (high - low)/(levels - 1), and x_1 is
+                                decoded to one of these; 0: to a density [0] */
+    double low, high;        /* [-1, 1] */
+    double *terms;           /* [n, T + 1], or [n, 3] if continuous: see below [NULL] */
+} df_bound_desc;
+DF_API df_bound_desc df_bound_defaults(void);
+/* log p(x) >= out - noise of the draws, in nats; x [n, dim] in the data's units, out [n] =
+   minus the sum of its terms (and of log scale, if x has a density):
+     prior    KL(q(x_T|x) || N(0, sigma_T^2 I)) = alpha_T^2 |x|^2/(2 sigma_T^2)
+     T - 1    KL(q(x_{i-1}|x_i, x) || p(x_{i-1}|x_i)), i from T down, p having x_0
+              predicted and ddpm's variance: small, large, learned, analytic
+     decoder  -log p(x|x_1): N(x_0 predicted, v), or its mass between the middles to x's
+              neighbours, the outer levels taking all beyond; SMALL is here that of the
+              step before, LARGE (VP: beta_1) if there is none
+   (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
+   predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
+   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
+   ARGUMENT; SINGULAR (lambda infinite at t_max if continuous); NONFINITE (which sample);
+   those of df_grid and df_model_ask. */
+DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
+                                      const df_bound_desc *desc, const df_real *x, int n,
+                                      double *out);
+
+/* Bits per dimension of log p in nats: -nats/(dim ln 2) - log2(bin). bin: the width of a
+   level in the data's units, 1/256 on [0, 1] (8 bits more), 2/256 on [-1, 1] (7); 1 for
+   what is a probability already (a bound with levels). */
+DF_API double df_bits_per_dim(double nats, int dim, double bin);
+/* Levels k [n, dim] of 0 .. 255 to low + (k + u) (high - low)/256, u uniform on (0, 1):
+   E log p of that bounds log P(k) from below (Theis et al. 2016). Stream (seed, first + i,
+   draw 0x30000000). */
+DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
+                          const unsigned char *levels, double low, double high,
+                          df_real *out);
 
 /* ---- tensors ------------------------------------------------------------------------ */
 
@@ -4368,16 +4461,30 @@ static dfi_posterior dfi_posterior_of(const df_point *from, const df_point *to) 
     return p;
 }
 
+/* Without a variance of the model's; k counts steps from 0. */
+static double dfi_posterior_variance(const df_sample_desc *d, const dfi_posterior *p,
+                                     const df_point *from, int k) {
+    double gain = from->alpha > 0 ? p->x0 * from->sigma / from->alpha : 0;
+    if (d->variance == DF_VARIANCE_LARGE) return p->large;
+    if (d->variance != DF_VARIANCE_ANALYTIC) return p->small;
+    return p->small + gain * gain * fmax(1 - d->eps2[k], 0);
+}
+
+/* The standard deviation that the number v of a model's answer means. */
+static double dfi_learned_deviation(df_learned kind, double v, double small,
+                                    double large) {
+    double f = 0.5 * (v + 1);
+    if (kind == DF_LEARNED_RANGE) v = f * log(large) + (1 - f) * log(small);
+    return kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
+}
+
 /* A variance the model predicts, element by element: noise *= its standard deviation. */
 static void dfi_learned_noise(df_stage *s, const dfi_posterior *p, df_learned kind) {
     size_t size = (size_t)s->n * (size_t)s->dim;
     double small = fmax(p->small, s->desc->compat & DF_COMPAT_LAST_NOISE ? 1e-20 : 0);
-    for (size_t i = 0; i < size; i++) {
-        double v = (double)s->variance[i], f = 0.5 * (v + 1);
-        if (kind == DF_LEARNED_RANGE) v = f * log(p->large) + (1 - f) * log(small);
-        v = kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
-        s->buffer[0][i] = (df_real)(v * (double)s->buffer[0][i]);
-    }
+    for (size_t i = 0; i < size; i++)
+        s->buffer[0][i] = (df_real)((double)s->buffer[0][i] *
+            dfi_learned_deviation(kind, (double)s->variance[i], small, p->large));
 }
 
 static df_next dfi_stage_ddpm(df_stage *s) {
@@ -4385,13 +4492,9 @@ static df_next dfi_stage_ddpm(df_stage *s) {
     df_learned learned = dfi_stage_learned(s);
     dfi_step step = { p.x, 0, { p.x0, 0, 0, 0, 0 } };
     const df_real *answer = s->answer;
-    double var = s->desc->variance == DF_VARIANCE_LARGE ? p.large : p.small, gain;
     int last = s->to.sigma <= 0 && !(s->desc->compat & DF_COMPAT_LAST_NOISE);
-    if (s->desc->variance == DF_VARIANCE_ANALYTIC && s->from.alpha > 0) {
-        gain = p.x0 * s->from.sigma / s->from.alpha;
-        var += gain * gain * fmax(1 - s->desc->eps2[s->step], 0);
-    }
-    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(var);
+    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(
+        dfi_posterior_variance(s->desc, &p, &s->from, s->step));
     if (step.z > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
     if (step.z > 0 && learned != DF_LEARNED_NONE) dfi_learned_noise(s, &p, learned);
     return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 0);
@@ -4898,6 +5001,7 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
 static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
                                df_real *before, double order, double end) {
     size_t bytes = (size_t)s->dim * sizeof *s->x;
+    double close = s->row->stage == dfi_stage_dpm_adaptive ? 1e-5 : 1e-12;  /* theirs */
     int batch = (s->desc->compat & DF_COMPAT_ERROR_BATCH) != 0;
     int largest = (s->desc->compat & DF_COMPAT_ERROR_MOST) != 0;
     double sum = 0, most = 0;
@@ -4919,7 +5023,7 @@ static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
         own[DFI_WHERE] += go;
-        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
+        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= close * fmin(1, fabs(end));
         memcpy(s->x + at, result + at, bytes);
         if (before) memcpy(before + at, crude + at, bytes);
     }
@@ -6003,7 +6107,7 @@ static df_result dfi_ask_checked(df_ctx *ctx, const df_model *m, df_query *q,
     df_scope mark;
     if (result != DF_OK) return result;
     mark = dfi_scratch_mark(ctx);
-    q->samples = q->n;
+    if (q->samples == 0) q->samples = q->n;
     q->dim = m->dim;
     q->step = -1;
     result = dfi_ask_rows(ctx, m, q, out);
@@ -6639,9 +6743,10 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
     if (first->sigma <= 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
-    if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, "
-                        "where alpha = 0; set t_max = .999", last->t);
+    if (last->alpha <= 0 && row->wants != DF_STRAIGHT)   /* s is finite there */
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s inverse cannot reach t = %g, "
+                        "where alpha = 0; set t_max = .999, or use rk45", row->name,
+                        last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot start where alpha = 0 "
                         "(%s at t = %g); set t_max = .999, or use one of %s", row->name,
@@ -7315,36 +7420,75 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* ---- what some methods want to be measured first ---- */
 
-/* A model's answers as another row of the plane: out [n, dim] = `to` at grid point q for x
-   [n, dim]; of JVP the derivative of that along v. */
-static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
-                                 df_ask ask, df_prediction to, const df_point *q, int n,
-                                 const df_real *x, const df_real *v, df_real *out) {
-    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)n, dim);
-    size_t width = dfi_answer_width(m, ask);
+/* A question about x [n, dim] with what a descriptor says of its samples. */
+static df_query dfi_query_of(const df_sample_desc *d, int n, const df_real *x) {
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = DF_ASK_PREDICT;
+    q.n = n;
+    q.x = x;
+    q.first_sample = d->first_sample;
+    q.labels = d->labels;
+    q.condition = d->condition;
+    q.condition_stride = d->condition_stride;
+    return q;
+}
+
+/* A model's answers as another row of the plane: out [n, dim] = `to` for row i at each[i]
+   (step 1) or all at each[0] (step 0); of JVP the derivative of that along q.v. What
+   stands behind a prediction goes to `behind` [n, dim], unless NULL. */
+static df_result dfi_ask_as(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                            const df_point *each, int step, df_real *behind,
+                            df_real *out) {
+    size_t dim = (size_t)m->dim, n = (size_t)q.n, width = dfi_answer_width(m, q.ask);
     df_scope mark = dfi_scratch_mark(ctx);
-    double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
-    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, width),
-                                                       sizeof *raw));
-    const df_real *const a[2] = { ask == DF_ASK_JVP ? v : x, raw };
+    double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t)), c[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul(n, width), sizeof *raw));
+    const df_real *x = q.ask == DF_ASK_JVP ? q.v : q.x;
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
-    df_query query;
-    memset(&query, 0, sizeof query);
-    query.ask = ask;
-    query.n = n;
-    query.x = x;
-    query.v = v;
-    query.t = t;
-    query.first_sample = d->first_sample;
-    query.labels = d->labels;
-    query.condition = d->condition;
-    query.condition_stride = d->condition_stride;
-    for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &query, raw);
-    if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
-    for (size_t i = 0; r == DF_OK && width > dim && i < (size_t)n; i++)
+    for (size_t i = 0; r == DF_OK && i < n; i++) t[i] = each[step ? i : 0].t;
+    q.t = t;
+    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &q, raw);
+    for (size_t i = 0; r == DF_OK && width > dim && i < n; i++) {
+        if (behind) memcpy(behind + i * dim, raw + i * width + dim, dim * sizeof *raw);
         memmove(raw + i * dim, raw + i * width, dim * sizeof *raw);
-    if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
+    }
+    for (int row = 0, rows; r == DF_OK && row < q.n; row += rows) {
+        const df_real *const a[2] = { x + (size_t)row * dim, raw + (size_t)row * dim };
+        rows = dfi_same_times(t, row, q.n);
+        r = dfi_model_map(ctx, m, to, &each[step ? row : 0], &c[0], &c[1]);
+        if (r == DF_OK)
+            ctx->k->combine((size_t)rows * dim, 2, c, a, out + (size_t)row * dim);
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* (d to/dx) q.v: by JVP where the model answers it, else by central differences. */
+static df_result dfi_ask_jvp(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                             const df_point *each, int step, df_real *out) {
+    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)q.n, dim);
+    const df_real *x = q.x, *v = q.v;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real *near, *back;
+    df_result r = DF_OK;
+    q.ask = m->answers & DF_ASK_JVP ? DF_ASK_JVP : DF_ASK_PREDICT;
+    if (q.ask == DF_ASK_JVP) return dfi_ask_as(ctx, m, q, to, each, step, NULL, out);
+    near = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *near));
+    if (near == NULL) return DF_ERR_MEMORY;
+    back = near + size;
+    q.x = near;
+    q.v = NULL;
+    for (int side = 0; side < 3 && r == DF_OK; side++) {
+        for (size_t i = 0; i < size; i++) {
+            const df_point *at = &each[step ? i / dim : 0];
+            double e = cbrt((double)DFI_REAL_EPSILON) * hypot(at->alpha, at->sigma);
+            double moved = (double)x[i] + (side ? -e : e) * (double)v[i];
+            if (side < 2) near[i] = (df_real)moved;
+            else out[i] = (df_real)(((double)out[i] - (double)back[i]) / (2 * e));
+        }
+        if (side < 2) r = dfi_ask_as(ctx, m, q, to, each, step, NULL, side ? back : out);
+    }
     dfi_scratch_release(ctx, mark);
     return r;
 }
@@ -7393,8 +7537,7 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
         ctx->k->combine(size, 2, c, a, y);
         out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
         if (grid[k].alpha <= 0) continue;
-        r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
-                            y);
+        r = dfi_ask_as(ctx, model, dfi_query_of(desc, n, y), DF_EPS, &grid[k], 0, NULL, y);
         if (r == DF_OK) out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
@@ -7426,28 +7569,18 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
                                const df_real *x, const df_sample_desc *d, uint32_t draw,
-                               df_real *v, df_real *jv, df_real *near, double *l) {
+                               df_real *v, df_real *jv, double *l) {
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
-    double e = sqrt(sqrt((double)DFI_REAL_EPSILON)) * hypot(q->alpha, q->sigma);
-    df_result r = DF_OK;
+    df_query ask = dfi_query_of(d, n, x);
+    df_result r;
     for (int i = 0; i < n; i++) {
         df_real *row = v + (size_t)i * dim;
         df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
                          row);
         for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
     }
-    if (m->answers & DF_ASK_JVP) {
-        r = dfi_measure_ask(ctx, m, d, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
-    } else {
-        for (int side = 0; side < 2 && r == DF_OK; side++) {
-            df_real *out = side ? near : jv;
-            for (size_t i = 0; i < size; i++)
-                near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
-            r = dfi_measure_ask(ctx, m, d, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
-        }
-        for (size_t i = 0; r == DF_OK && i < size; i++)
-            jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
-    }
+    ask.v = v;
+    r = dfi_ask_jvp(ctx, m, ask, DF_X0, q, 0, jv);
     for (size_t j = 0; r == DF_OK && j < dim; j++) {
         l[j] = 1;
         for (size_t i = j; i < size; i += dim)
@@ -7509,7 +7642,7 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
-    spare = (df_real *)dfi_scratch(ctx, dfi_mul(4 * sizeof *spare, size));
+    spare = (df_real *)dfi_scratch(ctx, dfi_mul(2 * sizeof *spare, size));
     d = *desc;                                  /* its grid, seed and labels; plain ddim */
     d.method = "ddim", d.row = NULL, d.statistics = NULL;
     d.order = d.inverse = d.restarts = d.corrections = 0;
@@ -7533,11 +7666,11 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         const df_point *q = &grid[first + k];
         const df_real *at = x + (size_t)(first + k) * size;
         e->lambda[k] = q->lambda;
-        r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
-                            x0 + (size_t)(first + k) * size);
+        r = dfi_ask_as(ctx, model, dfi_query_of(&d, n, at), DF_X0, q, 0, NULL,
+                       x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
             r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare, spare + size,
-                              spare + 2 * size, e->l + (size_t)k * (size_t)model->dim);
+                              e->l + (size_t)k * (size_t)model->dim);
     }
     for (int k = 0; r == DF_OK && k < e->count; k++)
         dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
@@ -7758,6 +7891,487 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
     m.answers &= guidance->uncond ? linear & guidance->uncond->answers : linear;
     m.max_batch = 0; /* each model's own limit is kept when it is asked */
     return m;
+}
+
+/* -------------------------------------------------------------------------------------
+   // >>likelihood: how probable is this sample?
+
+   The probability flow carries p_t along, so it has a density that can be computed. Along
+   dx/dt = u(x) a small volume grows at the rate div u, and what it holds stays:
+       d log p_t(x_t)/dt = -div u(x_t)
+   (the instantaneous change of variables, Chen et al. 2018). Carried to the noise end,
+   where the density is the prior's, that gives log p of any x (Song et al. 2021, eq. 39).
+   The divergence is the trace of a Jacobian: dim JVPs, or E v^T J v for random v with
+   E v v^T = I (Hutchinson 1989; Grathwohl et al. 2019), of which one v is unbiased.
+
+   In r = x/(alpha + sigma) and s = sigma/(alpha + sigma) the field is eps - x_0 for every
+   process. l = log p(r) gained since the start is one more coordinate, of field -div: a
+   sample of dim + 1 numbers, which any ODE sampler of the registry carries, either way.
+   log p(x) is log p(r) - dim log(alpha + sigma).
+
+   Without the ODE, x_T .. x_1 as latent variables of a hierarchical VAE with a fixed
+   encoder give a bound (Ho et al. 2020), which holds for the ancestral sampler.
+   ------------------------------------------------------------------------------------- */
+
+enum { DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000 };
+
+DF_API df_likelihood_desc df_likelihood_defaults(void) {
+    df_likelihood_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.walk = df_sample_defaults();
+    d.walk.method = "rk45";
+    d.walk.end = DF_END_T_MIN;
+    d.trace = DF_TRACE_EXACT;
+    d.probes = 1;
+    return d;
+}
+
+/* The model of dim + 1 numbers. */
+typedef struct dfi_carried {
+    const df_model *model;
+    const df_likelihood_desc *desc;
+    int evaluations;
+} dfi_carried;
+
+/* Direction number k for sample i: v [dim]. */
+static void dfi_probe(const df_likelihood_desc *d, uint64_t sample, int k, size_t dim,
+                      df_real *v) {
+    if (d->trace == DF_TRACE_EXACT) {
+        memset(v, 0, dim * sizeof *v);
+        v[k] = 1;
+        return;
+    }
+    df_random_normal(d->walk.seed, d->walk.first_sample + sample,
+                     (uint32_t)DFI_DRAW_PROBE + (uint32_t)k, dim, v);
+    for (size_t j = 0; d->trace == DF_TRACE_RADEMACHER && j < dim; j++)
+        v[j] = v[j] < 0 ? (df_real)-1 : (df_real)1;
+}
+
+/* out [n, dim + 1]: eps - x_0, and minus its divergence in r: d/dr is (alpha + sigma)
+   d/dx. x is without its last numbers here; v, y: room for [n, dim]. */
+static df_result dfi_carried_ask(dfi_carried *c, df_ctx *ctx, df_query q,
+                                 const df_point *each, df_real *v, df_real *y,
+                                 double *trace, df_real *out) {
+    const df_likelihood_desc *d = c->desc;
+    size_t dim = (size_t)c->model->dim, n = (size_t)q.n;
+    int exact = d->trace == DF_TRACE_EXACT, probes = exact ? (int)dim : d->probes;
+    df_result r = dfi_ask_as(ctx, c->model, q, DF_STRAIGHT, each, 1, NULL, y);
+    c->evaluations++;
+    for (size_t i = 0; r == DF_OK && i < n; i++) {
+        memcpy(out + i * (dim + 1), y + i * dim, dim * sizeof *y);
+        trace[i] = 0;
+    }
+    q.v = v;
+    for (int k = 0; r == DF_OK && k < probes; k++) {
+        for (size_t i = 0; i < n; i++)
+            dfi_probe(d, i % (size_t)q.samples, k, dim, v + i * dim);
+        r = dfi_ask_jvp(ctx, c->model, q, DF_STRAIGHT, each, 1, y);
+        for (size_t i = 0; r == DF_OK && i < n; i++)
+            trace[i] += ctx->k->dot(dim, v + i * dim, y + i * dim) / (exact ? 1 : probes);
+    }
+    for (size_t i = 0; r == DF_OK && i < n; i++)
+        out[i * (dim + 1) + dim] = (df_real)(-(each[i].alpha + each[i].sigma) * trace[i]);
+    return r;
+}
+
+static int dfi_carried_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    dfi_carried *c = (dfi_carried *)self;
+    size_t dim = (size_t)c->model->dim, n = (size_t)q->n, size = dfi_mul(n, dim);
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_point *each = (df_point *)dfi_scratch(ctx, dfi_mul(n, sizeof *each));
+    double *trace = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *trace));
+    df_real *x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 3 * sizeof *x));
+    df_result r = each && trace && x ? DF_OK : DF_ERR_MEMORY;
+    df_query inner = *q;
+    for (size_t i = 0; r == DF_OK && i < n; i++) {
+        each[i] = df_process_at(&c->model->process, q->t[i]);
+        memcpy(x + i * dim, q->x + i * (dim + 1), dim * sizeof *x);
+    }
+    inner.x = x;
+    if (r == DF_OK)
+        r = dfi_carried_ask(c, ctx, inner, each, x + size, x + 2 * size, trace, out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* log prior of z [n, dim] at the noise end: the caller's, or N(0, sigma^2 I). */
+static df_result dfi_log_prior(df_ctx *ctx, const df_likelihood_desc *d,
+                               const df_point *at, size_t n, size_t dim, const df_real *z,
+                               double *out) {
+    df_result before = ctx->code, r = DF_OK;
+    double s2 = at->sigma * at->sigma;
+    for (size_t i = 0; !d->log_prior && i < n; i++)
+        out[i] = -.5 * (ctx->k->dot(dim, z + i * dim, z + i * dim) / s2 +
+                        (double)dim * log(2 * DFI_PI * s2));
+    if (d->log_prior) {
+        ctx->code = DF_OK;
+        r = d->log_prior(d->user, at, (int)n, z, out);
+        r = dfi_returned(ctx, before, r, "df_likelihood_desc: log_prior", 0, 0);
+    }
+    for (size_t i = 0; r == DF_OK && i < n; i++)
+        if (dfi_nonfinite(out[i]))
+            r = dfi_fail(ctx, DF_ERR_NONFINITE, "df_likelihood_desc: the log prior of "
+                         "sample %llu is %s", (unsigned long long)i,
+                         dfi_nonfinite_name(out[i]));
+    return r;
+}
+
+/* What data = mean + scale x adds to the log density of x, negative. */
+static double dfi_log_scale(const df_model *m) {
+    double sum = 0;
+    for (int j = 0; m->scale && j < m->dim; j++)
+        sum += log(m->scale[m->scaling_size == 1 ? 0 : j]);
+    return sum;
+}
+
+/* The sampler's own checks of an ODE walked back say what may be walked forth as well. */
+static df_result dfi_likelihood_check(df_ctx *ctx, const df_model *m,
+                                      const df_likelihood_desc *d, const df_real *x, int n,
+                                      const double *out) {
+    df_sample_desc w = d->walk;
+    const df_sampler_row *row = w.row;
+    df_result r;
+    if (d->cookie != DFI_COOKIE || w.cookie != DFI_COOKIE || !m || m->dim == INT_MAX ||
+        !m->predict || !out || (unsigned)d->trace > (unsigned)DF_TRACE_GAUSSIAN ||
+        d->probes < 1 || d->probes >= DFI_DRAW_LEVEL - DFI_DRAW_PROBE || w.clip > 0 ||
+        w.threshold > 0 || w.start == DF_START_DATA || dfi_steps_asked(&w) < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: trace %d, probes %d, "
+                        "start %d, clip %g, threshold %g: want a descriptor of "
+                        "df_likelihood_defaults, a model that predicts, out, a df_trace, "
+                        "probes >= 1, start NOISE or GIVEN, no clip, no threshold",
+                        (int)d->trace, d->probes, (int)w.start, w.clip, w.threshold);
+    r = dfi_sample_check_model(ctx, m, x, n);
+    if (r == DF_OK && !row && !(row = df_sampler_find(ctx, w.method))) r = DF_ERR_ARGUMENT;
+    w.inverse = 1;
+    w.start = DF_START_GIVEN;
+    return r == DF_OK ? dfi_sample_check_method(ctx, &w, row) : r;
+}
+
+/* Both directions: z [n, dim] in the model's units from one end of the grid to the other,
+   y [n, dim + 1] with l behind it; log p into out. */
+static df_result dfi_likelihood_walk(df_ctx *ctx, const df_model *m,
+                                     const df_likelihood_desc *d, const df_point *noise,
+                                     const df_point *data, size_t n, df_real *z,
+                                     df_real *y, double *out) {
+    size_t dim = (size_t)m->dim, wide = dim + 1, row = dim * sizeof *z;
+    int back = d->walk.inverse;                  /* from data to noise */
+    dfi_carried c = { m, d, 0 };
+    df_model carried = df_model_defaults();
+    double gain, ends = (double)dim * (log(noise->alpha + noise->sigma) -
+                                       log(data->alpha + data->sigma)) - dfi_log_scale(m);
+    const df_point *end = back ? noise : data;
+    df_result r = back ? DF_OK : dfi_log_prior(ctx, d, noise, n, dim, z, out);
+    carried.predict = dfi_carried_predict;
+    carried.self = &c;
+    carried.dim = (int)wide;
+    carried.process = m->process;
+    carried.prediction = DF_STRAIGHT;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(y + i * wide, z + i * dim, row);
+        y[i * wide + dim] = 0;
+    }
+    if (r == DF_OK && !back && d->latent) memcpy(d->latent, z, n * row);
+    if (r == DF_OK) r = df_sample(ctx, &carried, &d->walk, y, (int)n);
+    for (size_t i = 0; r == DF_OK && i < n; i++) memcpy(z + i * dim, y + i * wide, row);
+    if (r == DF_OK && back) r = dfi_log_prior(ctx, d, noise, n, dim, z, out);
+    if (r != DF_OK) return r;
+    if (back && d->latent) memcpy(d->latent, z, n * row);
+    if (d->prior) memcpy(d->prior, out, n * sizeof *out);
+    if (d->evaluations) *d->evaluations = c.evaluations;
+    for (size_t i = 0; i < n; i++) {
+        gain = (double)y[i * wide + dim] / (end->alpha + end->sigma);
+        out[i] += ends + (back ? -gain : gain);
+    }
+    return DF_OK;
+}
+
+static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
+                                const df_likelihood_desc *desc, const df_real *x,
+                                df_real *samples, int n, double *out) {
+    df_likelihood_desc d = desc ? *desc : df_likelihood_defaults();
+    df_scope mark;
+    df_result r;
+    size_t size, dim;
+    df_point *grid;
+    df_real *z, *y;
+    double *log_p;
+    int steps = dfi_steps_asked(&d.walk), count = 0;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    r = dfi_likelihood_check(ctx, m, &d, x, n, out);
+    if (r != DF_OK) return r;
+    dim = (size_t)m->dim;
+    size = dfi_mul((size_t)n, dim);
+    mark = dfi_scratch_mark(ctx);
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    z = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *z));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, (size_t)n), sizeof *y));
+    log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
+    r = grid && z && y && log_p ? DF_OK : DF_ERR_MEMORY;
+    d.walk.inverse = d.walk.restarts = 0;
+    if (r == DF_OK) r = df_grid(ctx, &m->process, &d.walk, grid, steps + 2, &count);
+    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE) {
+        for (size_t i = 0; i < (size_t)n; i++)
+            df_random_normal(d.walk.seed, d.walk.first_sample + i, 0, dim, z + i * dim);
+        ctx->k->affine(size, (df_real)grid[0].sigma, z, 0, z);
+    } else if (r == DF_OK) {
+        memcpy(z, x, size * sizeof *z);
+    }
+    d.walk.inverse = samples == NULL;
+    d.walk.start = DF_START_GIVEN;
+    if (r == DF_OK && !samples) dfi_rescale(m, size, z, 0);
+    if (r == DF_OK)
+        r = dfi_likelihood_walk(ctx, m, &d, &grid[0], &grid[count - 1], (size_t)n, z, y,
+                                log_p);
+    if (r == DF_OK && samples) dfi_rescale(m, size, z, 1);
+    if (r == DF_OK && samples) memcpy(samples, z, size * sizeof *z);
+    if (r == DF_OK) memcpy(out, log_p, (size_t)n * sizeof *out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
+                                   const df_likelihood_desc *desc, const df_real *x, int n,
+                                   double *out) {
+    return dfi_likelihood(ctx, model, desc, x, NULL, n, out);
+}
+DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
+                                      const df_likelihood_desc *desc, df_real *x, int n,
+                                      double *out) {
+    return dfi_likelihood(ctx, model, desc, x, x, n, out);
+}
+
+/* ---- the variational bound ---- */
+
+DF_API df_bound_desc df_bound_defaults(void) {
+    df_bound_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.walk = df_sample_defaults();
+    d.draws = 1;
+    d.low = -1;
+    d.high = 1;
+    return d;
+}
+
+typedef struct dfi_bound {
+    df_ctx *ctx;
+    const df_model *m;
+    const df_bound_desc *d;
+    size_t n, dim, points;     /* points: T */
+    df_point *grid;            /* [T + 1] noise to data */
+    df_point *each;            /* [n] where the rows of a question stand */
+    df_real *x, *y, *answer, *behind;      /* [n, dim] data in the model's units, noised,
+                                              x_0 predicted, a variance behind that */
+    double *term;              /* [n] */
+} dfi_bound;
+
+/* x_0 from x noised to each[i] by draw number `draw`. */
+static df_result dfi_bound_ask(dfi_bound *b, size_t draw) {
+    size_t dim = b->dim;
+    df_query q = dfi_query_of(&b->d->walk, (int)b->n, b->y);
+    for (size_t i = 0; i < b->n; i++) {
+        const double c[2] = { b->each[i].sigma, b->each[i].alpha };
+        const df_real *const a[2] = { b->y + i * dim, b->x + i * dim };
+        df_random_normal(b->d->walk.seed, b->d->walk.first_sample + i, (uint32_t)draw, dim,
+                         b->y + i * dim);
+        b->ctx->k->combine(dim, 2, c, a, b->y + i * dim);
+    }
+    return dfi_ask_as(b->ctx, b->m, q, DF_X0, b->each, 1, b->behind, b->answer);
+}
+
+/* -log of a normal's density at e, or of its mass from `from` to `to`, which stand at that
+   distance from its mean; far out at most 708. */
+static double dfi_minus_log_normal(double e, double v) {
+    return .5 * (e * e / v + log(2 * DFI_PI * v));
+}
+static double dfi_minus_log_mass(double from, double to, double v) {
+    double root = sqrt(2 * v), flip = from > 0 ? -1 : 1;     /* the tail that is small */
+    double p = .5 * fabs(erfc(-flip * to / root) - erfc(-flip * from / root));
+    return -log(fmax(p, DBL_MIN));
+}
+
+/* One element of the decoder's term, e = x - x_0 predicted. Levels are narrower in the
+   model's units, where x is. */
+static double dfi_bound_decode(const dfi_bound *b, size_t j, double x, double e,
+                               double v) {
+    const df_bound_desc *d = b->d;
+    double width = (d->high - d->low) / (d->levels - 1), scale = 1, k;
+    size_t at = b->m->scaling_size == 1 ? 0 : j;
+    if (d->levels < 2) return dfi_minus_log_normal(e, v);
+    if (b->m->scale) scale = b->m->scale[at];
+    k = ((b->m->mean ? b->m->mean[at] : 0) + scale * x - d->low) / width;
+    return dfi_minus_log_mass(k < .5 ? -1e100 : e - .5 * width / scale,
+                              k > d->levels - 1.5 ? 1e100 : e + .5 * width / scale, v);
+}
+
+/* Adds the term of step k of the grid to term [n]: KL of two normals whose means differ by
+   p.x0 (x_0 - x_0 predicted), or the decoder's. */
+static void dfi_bound_step(dfi_bound *b, size_t k, df_point from, df_point to) {
+    const df_sample_desc *w = &b->d->walk;
+    int own = w->variance == DF_VARIANCE_OWN && !b->d->continuous, last = to.sigma <= 0;
+    df_learned kind = own ? b->m->learned : DF_LEARNED_NONE;
+    dfi_posterior p = dfi_posterior_of(&from, &to);
+    double q, v;
+    if (last && w->variance != DF_VARIANCE_ANALYTIC)
+        p.small = k > 0 ? dfi_posterior_of(&b->grid[k - 1], &from).small : p.large;
+    q = p.small;
+    v = b->d->continuous ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
+    for (size_t i = 0; i < b->n * b->dim; i++) {
+        double e = (double)b->x[i] - (double)b->answer[i], d = p.x0 * e;
+        if (kind != DF_LEARNED_NONE)
+            v = pow(dfi_learned_deviation(kind, (double)b->behind[i], q, p.large), 2);
+        v = fmax(v, DBL_MIN);
+        b->term[i / b->dim] +=
+            last ? dfi_bound_decode(b, i % b->dim, (double)b->x[i], e, v)
+                 : .5 * (log(v / q) + (q + d * d) / v - 1);
+    }
+}
+
+/* The continuous integral, whose part k holds one lambda: |eps - eps predicted| is |x_0 -
+   x_0 predicted| alpha/sigma. */
+static df_result dfi_bound_part(dfi_bound *b, int k) {
+    const df_bound_desc *d = b->d;
+    double low = b->grid[0].lambda, u;
+    double part = (b->grid[b->points - 1].lambda - low) / d->draws;
+    df_result r;
+    for (size_t i = 0; i < b->n; i++) {
+        df_random_uniform(d->walk.seed, d->walk.first_sample + i,
+                          (uint32_t)DFI_DRAW_LEVEL + (uint32_t)k, 1, &u);
+        b->each[i] = df_process_at_lambda(&b->m->process, low + (k + u) * part);
+    }
+    r = dfi_bound_ask(b, 1 + (size_t)k);
+    for (size_t i = 0; r == DF_OK && i < b->n * b->dim; i++) {
+        const df_point *at = &b->each[i / b->dim];
+        double e = ((double)b->x[i] - (double)b->answer[i]) * at->alpha / at->sigma;
+        b->term[i / b->dim] += part * d->draws * e * e;
+    }
+    return r;
+}
+
+/* All draws of one term, their mean into term [n]; term 0 is the prior's. */
+static df_result dfi_bound_term(dfi_bound *b, size_t term, size_t terms) {
+    df_point from = b->grid[term > 0 ? term - 1 : 0], to = df_point_data();
+    size_t draws = (size_t)b->d->draws;
+    df_result r = DF_OK;
+    if (b->d->continuous && term == 2) from = b->grid[b->points - 1];
+    else if (term + 1 < terms) to = b->grid[term];
+    for (size_t i = 0; i < b->n; i++) {
+        const df_real *x = b->x + i * b->dim;
+        b->each[i] = from;
+        b->term[i] = term > 0 ? 0 : .5 * (double)draws * b->ctx->k->dot(b->dim, x, x) *
+                                    pow(from.alpha / from.sigma, 2);
+    }
+    for (size_t k = 0; term > 0 && r == DF_OK && k < draws; k++) {
+        if (b->d->continuous && term == 1) {
+            r = dfi_bound_part(b, (int)k);
+            continue;
+        }
+        r = dfi_bound_ask(b, 1 + (term - 1) * draws + k);
+        if (r == DF_OK) dfi_bound_step(b, term - 1, from, to);
+    }
+    for (size_t i = 0; i < b->n; i++) b->term[i] /= (double)draws;
+    return r;
+}
+
+/* The grid, without a data point at its end, and all arrays. */
+static df_result dfi_bound_set(dfi_bound *b, const df_real *x) {
+    size_t size = dfi_mul(b->n, b->dim), steps = (size_t)dfi_steps_asked(&b->d->walk);
+    df_ctx *ctx = b->ctx;
+    df_sample_desc w = b->d->walk;
+    int count = 0;
+    df_result r;
+    w.inverse = w.restarts = 0;
+    if (b->d->continuous) w.end = DF_END_T_MIN;
+    b->grid = (df_point *)dfi_scratch(ctx, dfi_mul(steps + 2, sizeof *b->grid));
+    b->each = (df_point *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->each));
+    b->x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 4 * sizeof *b->x));
+    b->term = (double *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->term));
+    if (!b->grid || !b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    b->y = b->x + size;
+    b->answer = b->x + 2 * size;
+    b->behind = b->x + 3 * size;
+    memcpy(b->x, x, size * sizeof *x);
+    dfi_rescale(b->m, size, b->x, 0);
+    r = df_grid(ctx, &b->m->process, &w, b->grid, (int)steps + 2, &count);
+    b->points = r == DF_OK ? (size_t)count - (b->grid[count - 1].sigma <= 0) : 0;
+    if (r == DF_OK && b->d->continuous && b->grid[0].alpha <= 0)
+        r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_variational_bound: lambda is infinite at t "
+                     "= %g of %s; lower walk.t_max", b->grid[0].t,
+                     df_process_name(&b->m->process));
+    return r;
+}
+
+static df_result dfi_bound_check(df_ctx *ctx, const df_model *m, const df_bound_desc *d,
+                                 const df_real *x, int n, const double *out) {
+    int steps = dfi_steps_asked(&d->walk), levels = d->levels;
+    df_result r;
+    if (d->cookie != DFI_COOKIE || d->walk.cookie != DFI_COOKIE || !out || d->draws < 1 ||
+        steps < 1 || steps > DFI_MOST_STEPS || levels == 1 || levels < 0 ||
+        (levels > 0 && !(d->low < d->high)) || dfi_nonfinite(d->high - d->low) ||
+        (unsigned)d->walk.variance > (unsigned)DF_VARIANCE_ANALYTIC ||
+        (d->walk.variance == DF_VARIANCE_ANALYTIC && !d->walk.eps2))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: %d steps, draws %d, "
+                        "levels %d from %g to %g, variance %d: want a descriptor of "
+                        "df_bound_defaults, out, at least one step and draw, levels 0 or "
+                        "from 2 on, rising, eps2 for ANALYTIC", steps, d->draws, levels,
+                        d->low, d->high, (int)d->walk.variance);
+    r = dfi_sample_check_model(ctx, m, x, n);
+    return r != DF_OK ? r : dfi_rows_finite(ctx, "df_variational_bound", "x", (size_t)n,
+                                            (size_t)m->dim, x);
+}
+
+DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
+                                      const df_bound_desc *desc, const df_real *x, int n,
+                                      double *out) {
+    df_bound_desc d = desc ? *desc : df_bound_defaults();
+    dfi_bound b;
+    size_t terms = 3;
+    df_scope mark;
+    df_result r;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    r = dfi_bound_check(ctx, model, &d, x, n, out);
+    if (r != DF_OK) return r;
+    memset(&b, 0, sizeof b);
+    b.ctx = ctx, b.m = model, b.d = &d, b.n = (size_t)n, b.dim = (size_t)model->dim;
+    mark = dfi_scratch_mark(ctx);
+    r = dfi_bound_set(&b, x);
+    if (!d.continuous) terms = b.points + 1;
+    for (size_t i = 0; i < b.n; i++) out[i] = d.levels > 0 ? 0 : -dfi_log_scale(model);
+    for (size_t k = 0; r == DF_OK && k < terms; k++) {
+        r = dfi_bound_term(&b, k, terms);
+        for (size_t i = 0; r == DF_OK && i < b.n; i++) {
+            out[i] -= b.term[i];
+            if (d.terms) d.terms[i * terms + k] = b.term[i];
+            if (dfi_nonfinite(out[i]))
+                r = dfi_fail(ctx, DF_ERR_NONFINITE, "df_variational_bound: term %llu of "
+                             "sample %llu is %s", (unsigned long long)k,
+                             (unsigned long long)i, dfi_nonfinite_name(b.term[i]));
+        }
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* ---- levels and bits ---- */
+
+DF_API double df_bits_per_dim(double nats, int dim, double bin) {
+    return (-nats / dim - log(bin)) / log(2.0);
+}
+
+DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
+                          const unsigned char *levels, double low, double high,
+                          df_real *out) {
+    uint32_t bits[4] = { 0, 0, 0, 0 };
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < dim; j++) {
+            double u;
+            if (j % 4 == 0)
+                df_random_bits(seed, first + (uint64_t)i, DFI_DRAW_LEVEL, (uint32_t)j / 4,
+                               bits);
+            u = (bits[j % 4] + .5) / 4294967296.0;
+            *out++ = (df_real)(low + (*levels++ + u) * (high - low) / 256);
+        }
 }
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
