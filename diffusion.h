@@ -13136,7 +13136,8 @@ static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
     q.condition = run->condition != NULL ? run->condition->data : NULL;
     q.condition_stride = (size_t)now.condition;
     for (int k = 0; k <= d->steps; k++) {
-        if (k > 0 && dfi_ask_checked(ctx, &m, &q, score) != DF_OK)
+        df_query own = q; /* the answer leaves its own pointers there */
+        if (k > 0 && dfi_ask_checked(ctx, &m, &own, score) != DF_OK)
             return dfi_fail_tensor(ctx, ctx->code, "df_objective_contrastive: %s",
                                    ctx->message);
         for (size_t r = 0; r < n; r++) {
