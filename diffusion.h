@@ -1728,18 +1728,38 @@ DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *
 typedef enum df_weighting {
     DF_WEIGHT_UNIFORM,       /* 1 on the net's own prediction */
     DF_WEIGHT_MIN_SNR,       /* min(alpha^2/sigma^2, gamma) on x_0 (Hang et al. 2023) */
-    DF_WEIGHT_EDM            /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
+    DF_WEIGHT_EDM,           /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
                                 (Karras et al. 2022, table 1); s_d is the process's
                                 sigma_data: set it to 1 for data that scaling makes 1 */
+    DF_WEIGHT_P2,            /* (1 + alpha^2/sigma^2)^-gamma on eps (Choi et al. 2022) */
+    DF_WEIGHT_LIKELIHOOD,    /* df_likelihood_weight over the density of t: the loss is its
+                                integral over [t_min, t_max], a bound on -log p/dim but
+                                for a constant, whichever density draws t: UNIFORM, or
+                                LAMBDA with less variance (Song et al. 2021,
+                                arXiv:2101.09258; Kingma et al. 2021) */
+    DF_WEIGHT_SIGMOID        /* that times sigmoid(b - log SNR), log SNR = 2 lambda: the
+                                loss is 1/2 int sigmoid |eps error|^2/dim d log SNR, with
+                                the weight on eps, per unit of log SNR (Kingma & Gao 2023;
+                                Hoogeboom et al. 2024) */
 } df_weighting;
+/* What one unit of t at time t costs in likelihood: w on the prediction's squared error,
+   summed over elements, with KL(p_0 | q_0) <= int w E|error|^2 dt + KL(p_1 | q_1). Of the
+   plane's row (a, b), with W = alpha sigma' - sigma alpha', lambda' = -W/(alpha sigma):
+     w = |lambda'| alpha^2/det^2 = W alpha/(sigma det^2),   det = alpha b - sigma a,
+   which is g^2/2 on the score (Song et al. 2021, arXiv:2101.09258, theorem 1), |lambda'|
+   on eps, alpha/(sigma W) on velocity. SINGULAR where it or the row is infinite. */
+DF_API df_result df_likelihood_weight(df_ctx *ctx, const df_process *p,
+                                      df_prediction prediction, double t, double *w);
 typedef enum df_density {
     DF_DENSITY_UNIFORM,      /* t uniform on [t_min, t_max] */
     DF_DENSITY_LOGIT_NORMAL, /* logit t ~ N(mean, std^2) (Esser et al. 2024); this and the
                                 next: draws outside [t_min, t_max] move to its end */
     DF_DENSITY_LOG_NORMAL,   /* log sigma/alpha ~ N(mean, std^2) (Karras et al. 2022: -1.2,
                                 1.2); on flow the same as LOGIT_NORMAL */
-    DF_DENSITY_INDEX         /* a table's entries, each as likely (Ho et al. 2020);
+    DF_DENSITY_INDEX,        /* a table's entries, each as likely (Ho et al. 2020);
                                 t_min and t_max play no part */
+    DF_DENSITY_LAMBDA        /* lambda uniform between its values at t_min and t_max, both
+                                finite: LIKELIHOOD is constant on eps then */
 } df_density;
 typedef enum df_scaling { DF_SCALING_NONE, DF_SCALING_GLOBAL, DF_SCALING_EACH } df_scaling;
 
@@ -1782,6 +1802,12 @@ typedef struct df_train_desc {
     df_card card;            /* process, prediction, time ... [flow, velocity, t] */
     df_weighting weighting;  /* [UNIFORM] */
     double snr_gamma;        /* of MIN_SNR [5] */
+    double p2_gamma;         /* of P2 [1] */
+    double sigmoid_bias;     /* b of SIGMOID [2] */
+    double vlb;              /* > 0: learns the variance too, by this times the bound's T
+                                terms, in nats per element, added to the loss (hybrid:
+                                Nichol & Dhariwal 2021, eq. 16, .001). For card.learned
+                                LOG_VARIANCE or RANGE, a table and density INDEX [0] */
     df_density density;      /* [UNIFORM] */
     double density_mean, density_std;   /* [0, 1] */
     double t_min, t_max;     /* t_min < 0: df_process_t_min, or 0 where the target is
@@ -1826,6 +1852,41 @@ typedef struct df_train_desc {
     void *user;
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
+
+/* Objectives for df_train_desc.objective; the batch's weight counts in all but the last.
+   A score net learns grad log p_t without a target (any prediction: its score is meant):
+     J = E w (div s + |s|^2/2),   s the score at x_t (Hyvarinen 2005)
+   is E w |s - grad log p_t|^2/2 but for a constant, -d/(2v) at best for N(0, v I) and w =
+   1. implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
+   N(0, I), v^T (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance);
+   self an int, how many, or NULL: 1. Errors: SINGULAR where the score is infinite. */
+DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
+                                        const df_batch *batch);
+DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
+                                      const df_batch *batch);
+
+/* An energy-based model of any net f whose card says it predicts the score: E(x, t) =
+   |f(c_in x, t)|^2/2, p_t = e^-E/Z, score -grad E = -c_in J^T f. The model answers PREDICT
+   (two passes forward, one back) and LOG_DENSITY, -E without log Z: what MALA wants. */
+DF_API df_model df_energy_model(const df_net *net);
+/* Denoising score matching of -grad E (Vincent 2011), E w |target + grad E|^2/dim, by
+   forward mode, which is on the tape: v^T grad E = c_in f^T J v, v all unit vectors
+   (exact: self NULL) or probes N(0, I) (self an int, how many). */
+DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
+                                      const df_batch *batch);
+/* Contrastive divergence (Hinton 2002): E(x_t) - E(x_neg), whose gradient is that of -log
+   p_t where x_neg ~ p_t: `steps` Langevin steps x += h score + sqrt(2h) z from x_t (CD-k),
+   or from noise N(0, alpha^2 + sigma^2) (short-run: Nijkamp et al. 2019). It levels off at
+   0 and says little of progress. self: a df_contrastive, or NULL. */
+typedef struct df_contrastive {
+    uint32_t cookie;
+    int steps;               /* 1 .. 10000 [20] */
+    double step;             /* h, in units of x^2, above 0 [.01] */
+    int from_noise;          /* [0] */
+} df_contrastive;
+DF_API df_contrastive df_contrastive_defaults(void);
+DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
+                                           const df_batch *batch);
 
 typedef struct df_trainer df_trainer;
 /* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
@@ -13194,6 +13255,7 @@ struct df_trainer {
     size_t graph;                 /* ... of step memory for one part's graph */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
+    double lambda[2]; /* at t_min and t_max */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
     df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
@@ -13323,8 +13385,33 @@ typedef struct dfi_train_point {
     double alpha, sigma;  /* x_t = alpha x_0 + sigma eps */
     double a, b;          /* target = a x_0 + b eps */
     double scale, native; /* c_in and the time that the net is given */
+    double W;             /* alpha sigma' - sigma alpha', where the weight asks for it */
     double weight;
 } dfi_train_point;
+
+/* |lambda'| alpha^2/det^2, finite where only lambda' is not. */
+static double dfi_likelihood(double alpha, double sigma, double a, double b, double W) {
+    double det = alpha * b - sigma * a;
+    return W * alpha / (sigma * det * det);
+}
+
+DF_API df_result df_likelihood_weight(df_ctx *ctx, const df_process *p,
+                                      df_prediction prediction, double t, double *w) {
+    double row[2];
+    df_rates rates;
+    if (p == NULL || w == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_likelihood_weight: NULL is given");
+    df_result result = df_process_rates(ctx, p, t, DF_RATE_W, &rates);
+    if (result != DF_OK) return result;
+    df_point at = df_process_at(p, t);
+    result = df_plane_row(ctx, p, prediction, &at, row);
+    if (result != DF_OK) return result;
+    *w = dfi_likelihood(at.alpha, at.sigma, row[0], row[1], rates.w);
+    if (!dfi_nonfinite(*w)) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_SINGULAR,
+                    "df_likelihood_weight: infinite on %s of %s at t = %g",
+                    df_prediction_name(prediction), df_process_name(p), at.t);
+}
 
 /* A weight w_0 on |x_0 error|^2 is w_0 (d x_0/d prediction)^2 on the prediction's error.
    From (x_t, prediction) = [[alpha, sigma], [a, b]] (x_0, eps): d x_0/d prediction =
@@ -13335,14 +13422,27 @@ typedef struct dfi_train_point {
      EDM      (rho^2 + s_d^2)/(rho s_d)^2 S^2   = A^2 + S^2/s_d^2   (rho = sigma/alpha)
 
    and stay finite where a factor does not: A = 1/b where a = 0 (eps at alpha = 0), S =
-   -1/a where b = 0 (x_0 at sigma = 0). EDM's weight of EDM's own F is 1 everywhere. */
-static double dfi_train_weight(const df_train_desc *d, const dfi_train_point *p) {
+   -1/a where b = 0 (x_0 at sigma = 0). EDM's weight of EDM's own F is 1 everywhere. A^2
+   turns weights on eps, such as P2's (sigma^2/q)^gamma, q = alpha^2 + sigma^2, of which
+   A sigma = S alpha. |lambda'| over LAMBDA's density is the range of lambda. */
+static double dfi_train_weight(const df_trainer *tr, const dfi_train_point *p) {
+    const df_train_desc *d = &tr->desc;
     double det = p->alpha * p->b - p->sigma * p->a, huge = 1e150;
     double A = p->a == 0 ? 1 / p->b : det == 0 ? huge : p->alpha / det;
     double S = p->b == 0 ? -1 / p->a : det == 0 ? huge : p->sigma / det;
     double sd = d->card.process.sigma_data;
+    double q = p->alpha * p->alpha + p->sigma * p->sigma, g = d->p2_gamma, w;
+    if (d->weighting == DF_WEIGHT_UNIFORM) return 1;
     if (d->weighting == DF_WEIGHT_MIN_SNR) return fmin(A * A, d->snr_gamma * S * S);
-    return d->weighting == DF_WEIGHT_EDM ? A * A + S * S / (sd * sd) : 1.0;
+    if (d->weighting == DF_WEIGHT_EDM) return A * A + S * S / (sd * sd);
+    if (d->weighting == DF_WEIGHT_P2 && p->alpha < p->sigma)
+        return A * A * pow(p->sigma * p->sigma / q, g);
+    if (d->weighting == DF_WEIGHT_P2)
+        return pow(A * A, 1 - g) * pow(S * S * p->alpha * p->alpha / q, g);
+    w = (d->t_max - d->t_min) * dfi_likelihood(p->alpha, p->sigma, p->a, p->b, p->W);
+    if (d->density == DF_DENSITY_LAMBDA) w = (tr->lambda[0] - tr->lambda[1]) * A * A;
+    if (d->weighting == DF_WEIGHT_LIKELIHOOD) return w;
+    return w / (1 + exp(-d->sigmoid_bias) * pow(p->alpha / p->sigma, 2));
 }
 
 /* All numbers of one time. ctx may be NULL, so that workers may call it: then only the
@@ -13353,7 +13453,13 @@ static df_result dfi_train_at(df_ctx *ctx, const df_trainer *tr, const df_model 
     const df_process *p = &model->process;
     df_point at = df_process_at(p, t);
     double row[2], clock, rate = 1;
+    int uses_w = tr->desc.weighting >= DF_WEIGHT_LIKELIHOOD;
+    int by_lambda = tr->desc.density == DF_DENSITY_LAMBDA;
+    df_rates rates;
+    memset(&rates, 0, sizeof rates);
     df_result result = df_plane_row(ctx, p, card->prediction, &at, row);
+    if (result == DF_OK && uses_w && !by_lambda)
+        result = df_process_rates(ctx, p, t, DF_RATE_W, &rates);
     if (result == DF_OK && card->prediction == DF_VELOCITY)
         result = df_time_at(ctx, p, &card->clock, &at, &clock, &rate);
     if (result == DF_OK) result = df_time_at(ctx, p, &card->time, &at, &out->native, NULL);
@@ -13363,13 +13469,16 @@ static df_result dfi_train_at(df_ctx *ctx, const df_trainer *tr, const df_model 
     out->a = row[0] / rate;
     out->b = row[1] / rate;
     out->scale = dfi_model_scale(model, &at);
-    out->weight = dfi_train_weight(&tr->desc, out);
+    out->W = rates.w;
+    out->weight = dfi_train_weight(tr, out);
     if (dfi_nonfinite(out->a) || dfi_nonfinite(out->b) || dfi_nonfinite(out->scale) ||
-        dfi_nonfinite(out->weight) || out->weight > 1e30 || dfi_nonfinite(out->native))
+        (by_lambda && dfi_nonfinite(at.lambda)) || dfi_nonfinite(out->weight) ||
+        out->weight > 1e30 || dfi_nonfinite(out->native))
         return dfi_fail(ctx, DF_ERR_SINGULAR,
-                        "at t = %g the target %g x_0 + %g eps, its weight %g or the "
-                        "native time %g is infinite",
-                        t, out->a, out->b, out->weight, out->native);
+                        "at t = %g the target %g x_0 + %g eps, its weight %g, the native "
+                        "time %g%s is infinite",
+                        t, out->a, out->b, out->weight, out->native,
+                        by_lambda ? " or lambda, which density LAMBDA draws," : "");
     return DF_OK;
 }
 
@@ -13384,6 +13493,11 @@ static double dfi_train_time(const df_trainer *tr, const df_process *p, uint64_t
         if (d->density == DF_DENSITY_INDEX)
             return (floor(u * p->table_size) + 1) / p->table_size;
         return d->t_min + u * (d->t_max - d->t_min);
+    }
+    if (d->density == DF_DENSITY_LAMBDA) {
+        df_random_uniform(d->seed, item, draw, 1, &u);
+        t = df_process_at_lambda(p, tr->lambda[0] + u * (tr->lambda[1] - tr->lambda[0])).t;
+        return t < d->t_min ? d->t_min : t > d->t_max ? d->t_max : t;
     }
     df_random_normal(d->seed, item, draw, 1, &z);
     g = d->density_mean + d->density_std * (double)z;
@@ -13515,18 +13629,74 @@ static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, in
     return DF_OK;
 }
 
+/* A number for each row, as it broadcasts over samples of x: zeros, to be filled. */
+static df_tensor *dfi_column(df_ctx *ctx, const df_tensor *x) {
+    int shape[4] = {1, 1, 1, 1};
+    if (x != NULL) shape[0] = x->shape[0];
+    return x != NULL ? df_tensor_new(ctx, x->ndim, shape) : NULL;
+}
+
+/* Where row r of a batch stands. */
+static df_point dfi_batch_point(const df_model *m, const df_batch *b, int r) {
+    return df_time_point(&m->process, &m->time, (double)b->t->data[r]);
+}
+
+/* The bound's terms (Ho et al. 2020, eq. 5), one drawn for each row, times T, in nats per
+   element: KL of the posterior at the entry before, N(mean, SMALL), from the net's N(mean
+   + e, V), per element 1/2 (log V - log SMALL + (SMALL + e^2)/V - 1). The net's mean is
+   held fixed, so that V alone learns. e = (d mean/d x_0) (d x_0/d prediction) (y -
+   target). At the first entry, whose posterior is a point, it is -log N(x_0; mean, V), and
+   RANGE goes from the second entry's SMALL (Nichol & Dhariwal 2021, section 3.1). */
+static df_tensor *dfi_vlb(const df_trainer *tr, const df_batch *b, df_tensor *y,
+                          df_tensor *v) {
+    df_ctx *ctx = tr->ctx;
+    df_model m = df_net_model(tr->net);
+    int T = m.process.table_size;
+    df_tensor *c[5]; /* log V = c0 v + c1; c2 = SMALL, c3 = (e/(y - target))^2, c4 rest */
+    for (int i = 0; i < 5; i++) c[i] = dfi_column(ctx, b->x);
+    for (int r = 0; c[4] != NULL && r < b->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, b, r), to;
+        double index = fmin(fmax(floor(T * at.t + .5), 1), T);
+        at = df_process_at(&m.process, index / T);
+        to = df_process_at(&m.process, (index - 1) / T);
+        dfi_posterior q = dfi_posterior_of(&at, &to);
+        double small = q.small, cx, cp;
+        if (index < 2) to = df_process_at(&m.process, 2.0 / T);
+        if (index < 2) small = dfi_posterior_of(&to, &at).small;
+        if (dfi_model_map(ctx, &m, DF_X0, &at, &cx, &cp) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "%s", ctx->message);
+        int range = m.learned == DF_LEARNED_RANGE;
+        c[0]->data[r] = (df_real)(range ? .5 * log(q.large / small) : 1);
+        c[1]->data[r] = (df_real)(range ? .5 * log(q.large * small) : 0);
+        c[2]->data[r] = (df_real)q.small;
+        c[3]->data[r] = (df_real)(q.x0 * q.x0 * cp * cp);
+        c[4]->data[r] = (df_real)(index < 2 ? log(2 * DFI_PI) : -1 - log(small));
+    }
+    df_tensor *log_v = df_add(ctx, df_mul(ctx, c[0], v), c[1]);
+    df_tensor *e2 = df_square(ctx, df_sub(ctx, df_detach(ctx, y), b->target));
+    df_tensor *square = df_add(ctx, df_mul(ctx, e2, c[3]), c[2]);
+    df_tensor *over_v = df_mul(ctx, square, df_exp(ctx, df_scale(ctx, log_v, -1)));
+    df_tensor *sum = df_add(ctx, df_add(ctx, log_v, c[4]), over_v);
+    return df_scale(ctx, df_mean(ctx, sum), .5 * T);
+}
+
 /* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
-   not asked about. */
+   asked about by vlb alone. */
 static df_tensor *dfi_denoising_loss(const df_trainer *tr, const df_run *run,
                                      const df_batch *b) {
     df_ctx *ctx = run->ctx;
-    int column[4] = {-1, 1, 1, 1};
-    df_tensor *y = df_run_net(run, b->x, b->t, b->labels);
-    if (b->x != NULL && tr->net->outputs != b->x->shape[1])
-        y = df_slice(ctx, y, 1, 0, b->x->shape[1]);
-    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, b->target);
-    df_tensor *w = df_reshape(ctx, b->weight, tr->net->ndim + 1, column);
-    return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, b->target)), w));
+    int column[4] = {-1, 1, 1, 1}, C = tr->net->shape[0];
+    df_tensor *y = df_run_net(run, b->x, b->t, b->labels), *v = NULL, *loss;
+    if (tr->desc.vlb > 0) v = df_slice(ctx, y, 1, C, C);
+    if (tr->net->outputs != C) y = df_slice(ctx, y, 1, 0, C);
+    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) {
+        loss = df_mse(ctx, y, b->target);
+    } else {
+        df_tensor *w = df_reshape(ctx, b->weight, tr->net->ndim + 1, column);
+        loss = df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, b->target)), w));
+    }
+    if (!(tr->desc.vlb > 0)) return loss;
+    return df_add(ctx, loss, df_scale(ctx, dfi_vlb(tr, b, y, v), tr->desc.vlb));
 }
 
 DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
@@ -13540,6 +13710,221 @@ DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint
                          batch->draw + draw, (size_t)width,
                          z->data + (size_t)r * (size_t)width);
     return z;
+}
+
+/* ---- objectives: score matching without a target, energies -------------------------- */
+
+/* Sums over each row of x [n, ...]: [n]. */
+static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
+    int flat[2] = {-1, 0};
+    flat[1] = dim;
+    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
+}
+
+/* Direction k of `probes` drawn ones, or, if there are none, e_k; shaped as the batch. */
+static df_tensor *dfi_probe(const df_run *run, const df_batch *b, int probes, int k) {
+    df_ctx *ctx = run->ctx;
+    int dim = run->net->dim;
+    if (probes > 0)
+        return df_reshape(ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
+                          b->x->shape);
+    df_tensor *v = df_tensor_new(ctx, b->x->ndim, b->x->shape);
+    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
+        v->data[at] = 1;
+    return v;
+}
+
+/* With s = cx x + cp y of the net's answer y to c_in x: div s = dim cx + cp c_in div y,
+   whose first part needs no probes. */
+static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes) {
+    df_ctx *ctx = run->ctx;
+    df_model m = df_net_model(run->net);
+    df_tensor *c[2], *rest[2], *y = NULL, *div = NULL;
+    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    for (int i = 0; i < 2; i++) c[i] = dfi_column(ctx, b->x);
+    for (int i = 0; i < 2; i++) rest[i] = df_tensor_new(ctx, 1, b->x->shape);
+    for (int r = 0; rest[1] != NULL && r < b->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, b, r);
+        double cx, cp, in = dfi_model_scale(&m, &at);
+        if (dfi_model_map(ctx, &m, DF_SCORE, &at, &cx, &cp) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "%s", ctx->message);
+        c[0]->data[r] = (df_real)(cx / in);
+        c[1]->data[r] = (df_real)cp;
+        rest[0]->data[r] = (df_real)(m.dim * cx);
+        rest[1]->data[r] = (df_real)(cp * in / (probes > 0 ? probes : 1));
+    }
+    for (int k = 0; k < (probes > 0 ? probes : 1); k++) {
+        df_tensor *v = probes > 0 ? dfi_probe(run, b, probes, k) : NULL;
+        df_tensor *one = df_run_divergence(run, b->x, b->t, b->labels, v, &y);
+        div = k > 0 ? df_add(ctx, div, one) : one;
+    }
+    df_tensor *score = df_add(ctx, df_mul(ctx, c[0], b->x), df_mul(ctx, c[1], y));
+    df_tensor *half = df_scale(ctx, dfi_row_sums(ctx, m.dim, df_square(ctx, score)), .5);
+    div = df_add(ctx, df_mul(ctx, rest[1], div), rest[0]);
+    return df_mean(ctx, df_mul(ctx, b->weight, df_add(ctx, div, half)));
+}
+
+/* `self` as a number of probes: `none` where it is NULL; -1 and stuck if it is below 1. */
+static int dfi_probes(df_ctx *ctx, const char *function, const void *self, int none) {
+    int probes = self != NULL ? *(const int *)self : none;
+    if (self == NULL || probes > 0) return probes;
+    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %d probes, want at least 1", function,
+                    probes);
+    return -1;
+}
+
+DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
+                                        const df_batch *batch) {
+    (void)self;
+    return dfi_implicit(run, batch, 0);
+}
+
+DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
+                                      const df_batch *batch) {
+    int probes = dfi_probes(run->ctx, "df_objective_sliced", self, 1);
+    return probes < 0 ? NULL : dfi_implicit(run, batch, probes);
+}
+
+static int dfi_energy_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    const df_net *net = (const df_net *)self;
+    df_model m = df_net_model(net);
+    size_t dim = (size_t)net->dim;
+    df_query own = *q;
+    if (net->card.prediction != DF_SCORE || net->outputs != net->shape[0] ||
+        (q->ask != DF_ASK_PREDICT && q->ask != DF_ASK_LOG_DENSITY))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_energy_model: answers PREDICT and LOG_DENSITY, of a net with "
+                        "a channel for each of x, whose card says score, not %s",
+                        df_prediction_name(net->card.prediction));
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real *f = (df_real *)dfi_scratch(ctx, dfi_mul((size_t)q->n, dim * sizeof *f));
+    own.ask = DF_ASK_PREDICT;
+    int result = f != NULL ? dfi_net_answer(self, ctx, &own, f) : (int)DF_ERR_MEMORY;
+    own.ask = DF_ASK_VJP;
+    own.v = f;
+    if (result == DF_OK && q->ask == DF_ASK_PREDICT)
+        result = dfi_net_answer(self, ctx, &own, out);
+    for (int r = 0; result == DF_OK && r < q->n; r++) {
+        const df_real *row = f + (size_t)r * dim;
+        df_point at = {q->t[r], q->alpha[r], q->sigma[r], 0};
+        double in = dfi_model_scale(&m, &at);
+        for (size_t i = 0; q->ask == DF_ASK_PREDICT && i < dim; i++)
+            out[(size_t)r * dim + i] *= (df_real)-in;
+        if (q->ask == DF_ASK_LOG_DENSITY)
+            out[r] = (df_real)(-.5 * ctx->k->dot(dim, row, row));
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+DF_API df_model df_energy_model(const df_net *net) {
+    df_model m = df_net_model(net);
+    if (net == NULL) return m;
+    m.predict = dfi_energy_answer;
+    m.answers = DF_ASK_PREDICT | DF_ASK_LOG_DENSITY;
+    return m;
+}
+
+/* v^T (target + grad E) for each direction, by a tangent of the net. */
+DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
+                                      const df_batch *batch) {
+    df_ctx *ctx = run->ctx;
+    df_model m = df_net_model(run->net);
+    df_tensor *in = dfi_column(ctx, batch->x), *sum = NULL;
+    int probes = dfi_probes(ctx, "df_objective_energy", self, 0);
+    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    if (m.prediction != DF_SCORE)
+        return dfi_fail_tensor(ctx, DF_ERR_UNSUPPORTED,
+                               "df_objective_energy: the card says %s, want score",
+                               df_prediction_name(m.prediction));
+    for (int r = 0; r < batch->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, batch, r);
+        in->data[r] = (df_real)dfi_model_scale(&m, &at);
+    }
+    for (int k = 0; k < (probes > 0 ? probes : m.dim); k++) {
+        df_tensor *v = dfi_probe(run, batch, probes, k);
+        if (v == NULL || df_set_tangent(ctx, batch->x, v) != DF_OK) return NULL;
+        df_tensor *f = df_run_net(run, batch->x, batch->t, batch->labels);
+        batch->x->tangent = NULL;
+        if (f == NULL) return NULL;
+        df_tensor *slope = df_mul(ctx, in, df_mul(ctx, f, f->tangent));
+        slope = df_add(ctx, slope, df_mul(ctx, v, batch->target));
+        df_tensor *one = df_square(ctx, dfi_row_sums(ctx, m.dim, slope));
+        sum = k > 0 ? df_add(ctx, sum, one) : one;
+    }
+    double per = 1.0 / ((double)m.dim * (probes > 0 ? probes : 1));
+    return df_scale(ctx, df_mean(ctx, df_mul(ctx, batch->weight, sum)), per);
+}
+
+DF_API df_contrastive df_contrastive_defaults(void) {
+    df_contrastive d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.steps = 20;
+    d.step = .01;
+    return d;
+}
+
+/* x_neg as the net is given it. The chain asks a model of the run's weights, while the
+   tape waits; its noise is the item's own. */
+static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
+                                const df_batch *b) {
+    df_ctx *ctx = run->ctx;
+    df_net now = *run->net;
+    now.average = NULL;
+    now.weights = (df_real *)(uintptr_t)run->weights; /* only read */
+    df_model m = df_energy_model(&now);
+    size_t n = (size_t)b->x->shape[0], dim = (size_t)m.dim;
+    df_tensor *x = df_tensor_copy(ctx, b->x->ndim, b->x->shape, b->x->data);
+    double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t));
+    df_real *score = dfi_reals(ctx, (n + 1) * dim), *z = score + n * dim;
+    df_query q;
+    memset(&q, 0, sizeof q);
+    if (x == NULL || t == NULL || score == NULL) return NULL;
+    q.ask = DF_ASK_PREDICT, q.n = (int)n, q.x = x->data, q.t = t, q.labels = b->labels;
+    q.condition = run->condition != NULL ? run->condition->data : NULL;
+    q.condition_stride = (size_t)now.condition;
+    for (int k = 0; k <= d->steps; k++) {
+        df_query own = q; /* the answer leaves its own pointers there */
+        if (k > 0 && dfi_ask_checked(ctx, &m, &own, score) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "df_objective_contrastive: %s",
+                                   ctx->message);
+        for (size_t r = 0; r < n; r++) {
+            df_point at = dfi_batch_point(&m, b, (int)r);
+            double in = dfi_model_scale(&m, &at), c[3] = {1, d->step, sqrt(2 * d->step)};
+            df_real *row = x->data + r * dim;
+            const df_real *const terms[3] = {row, score + r * dim, z};
+            df_random_normal(run->seed, b->first + r * b->stride, b->draw + (uint32_t)k,
+                             dim, z);
+            t[r] = at.t;
+            if (k == 0) { /* the start, which has no score yet */
+                c[0] = d->from_noise ? 0 : 1 / in;
+                c[1] = 0, c[2] = d->from_noise ? hypot(at.alpha, at.sigma) : 0;
+                memset(score + r * dim, 0, dim * sizeof *score);
+            }
+            for (int j = 0; k == d->steps && j < 3; j++) c[j] *= in;
+            ctx->k->combine(dim, 3, c, terms, row);
+        }
+    }
+    return x;
+}
+
+DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
+                                           const df_batch *batch) {
+    df_ctx *ctx = run->ctx;
+    df_contrastive d = self ? *(const df_contrastive *)self : df_contrastive_defaults();
+    if (dfi_stuck(ctx) != DF_OK || batch->x == NULL) return NULL;
+    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 10000 || !(d.step > 0) ||
+        dfi_nonfinite(d.step))
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_objective_contrastive: %d steps of %g: want a "
+                               "descriptor of df_contrastive_defaults, steps 1 to 10000, "
+                               "step above 0", d.steps, d.step);
+    df_tensor *low = df_run_net(run, batch->x, batch->t, batch->labels);
+    df_tensor *high = dfi_negatives(&d, run, batch);
+    high = df_run_net(run, high, batch->t, batch->labels);
+    df_tensor *gap = df_sub(ctx, df_square(ctx, low), df_square(ctx, high));
+    return df_scale(ctx, df_mean(ctx, gap), .5 * run->net->dim);
 }
 
 /* Rows that dfi_batch_fill made, as tensors; then their loss. */
@@ -13710,6 +14095,8 @@ DF_API df_train_desc df_train_defaults(void) {
     d.cookie = DFI_COOKIE;
     d.card = df_card_defaults();
     d.snr_gamma = 5;
+    d.p2_gamma = 1;
+    d.sigmoid_bias = 2;
     d.density_std = 1;
     d.t_min = -1;
     d.t_max = 1;
@@ -13746,8 +14133,10 @@ static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
         {"ema", d->ema, 0, 0.9999999},
         {"validation", d->validation, 0, 0.99}, {"report", (double)d->report, 1, 1e12},
         {"label_dropout", d->label_dropout, 0, 1}, {"snr_gamma", d->snr_gamma, 1e-6, 1e6},
-        {"weighting", (double)d->weighting, 0, DF_WEIGHT_EDM}, {"clip", d->clip, 0, 1e30},
-        {"density", (double)d->density, 0, DF_DENSITY_INDEX},
+        {"weighting", (double)d->weighting, 0, DF_WEIGHT_SIGMOID},
+        {"density", (double)d->density, 0, DF_DENSITY_LAMBDA}, {"clip", d->clip, 0, 1e30},
+        {"p2_gamma", d->p2_gamma, 0, 10}, {"vlb", d->vlb, 0, 1e6},
+        {"sigmoid_bias", d->sigmoid_bias, -50, 50},
         {"density_mean", d->density_mean, -50, 50}, {"steps", (double)d->steps, 1, 1e12},
         {"scaling", (double)d->scaling, 0, DF_SCALING_EACH},
         {"learning_rate", d->learning_rate, 0, 1e10}, {"final_rate", d->final_rate, 0, 1},
@@ -13826,6 +14215,30 @@ static df_result dfi_train_scaling(df_trainer *tr) {
     return result;
 }
 
+/* What weighting, density and variance need of each other. */
+static df_result dfi_train_fits(df_ctx *ctx, const df_train_desc *d) {
+    const df_process *p = &d->card.process;
+    df_point end = df_process_at(p, 1);
+    double cx, cp;
+    int table = p->kind == DF_PROCESS_TABLE, index = d->density == DF_DENSITY_INDEX;
+    if (index && !table)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: density INDEX is for tables, this is %s",
+                        df_process_name(p));
+    if (d->weighting >= DF_WEIGHT_LIKELIHOOD && d->density != DF_DENSITY_UNIFORM &&
+        d->density != DF_DENSITY_LAMBDA)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: weightings LIKELIHOOD and SIGMOID are an "
+                        "integral over t: they divide by its density, so want UNIFORM or "
+                        "LAMBDA: INDEX has none, the normal ones pile up at the ends");
+    if (!(d->vlb > 0)) return DF_OK;
+    if (!table || !index || p->table_size < 2 || d->card.learned < DF_LEARNED_LOG_VARIANCE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: vlb %g is for a table of two entries or more, "
+                        "density INDEX and card.learned LOG_VARIANCE or RANGE", d->vlb);
+    return df_plane_map(ctx, p, d->card.prediction, DF_X0, &end, &cx, &cp);
+}
+
 /* Where times are drawn from. t_min < 0 means 0 if all is finite there (velocity of flow),
    else the process's own end. Both ends are tried, so that a run cannot fail at its
    4,000th step. */
@@ -13836,10 +14249,8 @@ static df_result dfi_train_interval(df_trainer *tr) {
     dfi_train_point p;
     model.process = d->card.process;
     model.input_sigma_data = d->card.input_sigma_data;
-    if (d->density == DF_DENSITY_INDEX && model.process.kind != DF_PROCESS_TABLE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_trainer_create: density INDEX is for tables, this is %s",
-                        df_process_name(&model.process));
+    df_result result = dfi_train_fits(ctx, d);
+    if (result != DF_OK) return result;
     if (d->density == DF_DENSITY_INDEX) {
         d->t_min = 1.0 / model.process.table_size;
         d->t_max = 1;
@@ -13852,6 +14263,8 @@ static df_result dfi_train_interval(df_trainer *tr) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_trainer_create: t_min %g is not below t_max %g", d->t_min,
                         d->t_max);
+    tr->lambda[0] = df_process_at(&model.process, d->t_min).lambda;
+    tr->lambda[1] = df_process_at(&model.process, d->t_max).lambda;
     for (int i = 0; i < 2; i++)
         if (dfi_train_at(ctx, tr, &model, i == 0 ? d->t_min : d->t_max, &p) != DF_OK)
             return dfi_fail(
@@ -14168,11 +14581,12 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
         (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g flip %.17g objective %d",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g objective %d "
+                 "p2 %.17g sigmoid %.17g vlb %.17g",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
                  (double)d->validate_every, d->label_dropout, d->flip,
-                 d->objective != NULL);
+                 d->objective != NULL, d->p2_gamma, d->sigmoid_bias, d->vlb);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
