@@ -40,8 +40,7 @@ static df_mixture *plane_mixture(void) {
     static const double cov[12] = {.3, .1, .1, .2, .2, -.05, -.05, .4, .1, 0, 0, .1};
     return df_mixture_create(ctx, 3, 2, w, mean, cov);
 }
-enum { STARTS = 256 };
-// VP, t from 1 to .01, lambda in N equal steps, from N(0, I): x [n, 2].
+// VP, t from 1 to .01, lambda in N equal steps, from N(0, I).
 static df_sample_desc table_run(const char *method, int order, int N) {
     df_sample_desc d = df_sample_defaults();
     d.method = method;
@@ -105,39 +104,38 @@ TEST(first_order_solvers_are_one) {
 }
 
 TEST(errors_of_the_table) {
-    // Root mean square distance to the ODE's end over 256 starts (recorded by a reference
-    // implementation from starts of its own: the two means differ by sampling, which the
-    // spread of the squared errors here tells; 6 deviations).
-    static const struct { const char *method; int order; int N; double error; } rows[] = {
-        {"ddim", 0, 10, 3.12e-1}, {"ddim", 0, 20, 1.61e-1}, {"ddim", 0, 40, 7.16e-2},
-        {"ddim", 0, 80, 3.67e-2}, {"ddim", 0, 160, 1.84e-2}, {"ddim", 0, 320, 9.05e-3},
-        {"dpmpp_2m", 1, 20, 1.61e-1}, {"dpm_solver_2", 1, 20, 1.61e-1}};
-    static df_real start[2 * STARTS], exact[2 * STARTS], x[2 * STARTS];
+    // Root mean square distance to the ODE's end, recorded from 256 starts N(0, I) that are not
+    // known. A few starts near the border of two bumps make most of it, so that lots of 256
+    // differ much: the table must lie within 5 deviations of 8 lots (in logarithms). That
+    // ddim, DPM-Solver-1 and ++1 have the same columns is the test above.
+    static const double table[4] = {3.12e-1, 1.61e-1, 7.16e-2, 3.67e-2}; // N = 10, 20, 40, 80
+    enum { LOT = 512, LOTS = 8 };
+    static df_real start[LOT * LOTS], exact[LOT * LOTS], x[LOT * LOTS];
     df_mixture *gm = plane_mixture();
     df_mixture_view v = view_of(gm, df_process_vp(.1, 20), DF_X0);
     df_model model = df_mixture_model(&v);
-    df_sample_desc d = table_run("rk4", 0, 800);
-    if (!DOUBLE_BUILD) return;
-    df_random_normal(5, 0, 0, 2 * STARTS, start);
+    df_sample_desc d = table_run("rk4", 0, 200);
+    df_random_normal(0, 0, 0, LOT * LOTS, start);
     memcpy(exact, start, sizeof exact);
     d.start = DF_START_GIVEN;
-    run(&model, &d, exact, STARTS);
-    for (size_t k = 0; k < sizeof rows / sizeof rows[0]; k++) {
+    run(&model, &d, exact, LOT * LOTS / 2);
+    for (int k = 0; k < 4; k++) {
         double mean = 0, square = 0;
-        d = table_run(rows[k].method, rows[k].order, rows[k].N);
+        d = table_run("ddim", 0, 10 << k);
         d.start = DF_START_GIVEN;
         memcpy(x, start, sizeof x);
-        run(&model, &d, x, STARTS);
-        for (int i = 0; i < STARTS; i++) {
-            double a = (double)x[2 * i] - (double)exact[2 * i];
-            double b = (double)x[2 * i + 1] - (double)exact[2 * i + 1], e = a * a + b * b;
-            mean += e / STARTS;
-            square += e * e / STARTS;
+        run(&model, &d, x, LOT * LOTS / 2);
+        for (int lot = 0; lot < LOTS; lot++) {
+            double e = 0;
+            for (int i = lot * LOT; i < (lot + 1) * LOT; i++)
+                e += pow((double)x[i] - (double)exact[i], 2) * 2 / LOT;
+            mean += .5 * log(e) / LOTS;
+            square += .25 * log(e) * log(e) / LOTS;
         }
-        double spread = sqrt((square - mean * mean) / STARTS) / mean / 2; // of log RMSE
-        check(fabs(log(sqrt(mean) / rows[k].error)) < 6 * sqrt(2.0) * spread,
-              "%s, N = %d: %.3g, the table %.3g, 1 deviation %.2f", rows[k].method, rows[k].N,
-              sqrt(mean), rows[k].error, spread);
+        double spread = sqrt((square - mean * mean) * LOTS / (LOTS - 1));
+        check(fabs(mean - log(table[k])) < 5 * spread && spread < .4,
+              "N = %d: %.3g, the table %.3g, 1 deviation %.2f", 10 << k, exp(mean), table[k],
+              spread);
     }
     df_mixture_free(gm);
 }
@@ -401,8 +399,10 @@ TEST(the_prior_is_forgotten_by_the_sde_alone) {
         if (rows[k].var25 < 0) near_abs(error[4], rows[k].var400, 6e-5);
         near_abs(limit, rows[k].mean, rows[k].digits);
         for (int j = 3; j < 5; j++) { // both of order 1; with eta 1 a step's mean is exact
-            check(rows[k].eta == 1 ? fabs(bias[j]) < 1e-12 : fabs(bias[j] / bias[j + 1] - 2) < .2, "eta %g: log of mean error to its limit "
-                  "%g, %g", rows[k].eta, bias[j], bias[j + 1]);
+            int fine = rows[k].eta == 1 ? fabs(bias[j]) < 1e-12
+                                        : fabs(bias[j] / bias[j + 1] - 2) < .2;
+            check(fine, "eta %g: log of mean error over its limit %g, %g", rows[k].eta, bias[j],
+                  bias[j + 1]);
             check(fabs(error[j] / error[j + 1] - 2) < .2, "eta %g: variance errors %g, %g",
                   rows[k].eta, error[j], error[j + 1]);
         }
@@ -455,8 +455,8 @@ TEST(guidance_is_not_tilting) {
         near_abs(got[0], 0, 1e-12);
         error[k] = got[1] - .3875;
     }
-    // order 2, and what is left of T = 1e6, sigma_min = 1e-3: below 1e-6 each
-    check(fabs(error[1]) < tol(2e-4, 4e-4) && (!DOUBLE_BUILD || fabs(error[1]) < .3 * fabs(error[0])),
+    // order 2; extrapolated there remain h^3 and what T = 1e6, sigma_min^2 = 1e-6 leave
+    check(fabs(4 * error[1] - error[0]) / 3 < tol(5e-6, 2e-4) && fabs(error[0]) < 4e-4,
           "SDE: off .3875 by %g, %g", error[0], error[1]);
     // Langevin at sigma = 1e-3 with step h: variance v/(1 - h/(2 v)), v = .5 up to 1e-6.
     d.points = NULL, d.points_count = 0, d.points_in = DF_POINTS_T;
