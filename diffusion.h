@@ -13707,7 +13707,7 @@ static int dfi_relative_ok(const df_run *run, const char *who, const char *kind,
     return 0;
 }
 
-/* Samples by `draw`, in parts of net->rows, with the data's scaling undone. */
+/* N(0, 1) [n, width] of samples key[1] .. key[1]+n-1 of the seed key[0]. */
 static df_tensor *dfi_relative_normal(df_ctx *ctx, const uint64_t key[2], uint32_t draw,
                                       int n, int width) {
     int shape[2];
@@ -13718,37 +13718,36 @@ static df_tensor *dfi_relative_normal(df_ctx *ctx, const uint64_t key[2], uint32
                          (size_t)width, z->data + (size_t)r * (size_t)width);
     return z;
 }
+
+typedef df_tensor *(*dfi_relative_draw)(const df_run *run, const uint64_t key[2], int n);
+/* Samples by `draw`, in parts of net->rows, with the data's scaling undone. */
 static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char *who,
                                      const char *kind, const uint64_t key[2], int n,
-                                     df_real *out,
-                                     df_tensor *(*draw)(const df_run *run,
-                                                        const uint64_t key[2], int n)) {
+                                     df_real *out, dfi_relative_draw draw) {
     df_result result = dfi_net_missing(ctx, net, who);
-    if (result != DF_OK || dfi_stuck(ctx) != DF_OK) return result ? result : ctx->code;
-    if (strcmp(net->kind, kind) != 0 || n < 0 || (n > 0 && out == NULL))
+    if (ctx == NULL || result != DF_OK) return DF_ERR_ARGUMENT;
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    if (strcmp(net->kind, kind) != 0 || n < 1 || out == NULL)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "%s: n = %d, out %s, net '%s': wants one of kind '%s'", who, n,
                         out != NULL ? "given" : "NULL", net->kind, kind);
     df_run run = df_run_defaults(ctx, net);
+    size_t m = (size_t)net->scaling_size;
     for (int at = 0; at < n && result == DF_OK; at += net->rows) {
         uint64_t part[2] = {key[0], key[1] + (uint64_t)at};
-        int rows = n - at < net->rows ? n - at : net->rows, m = net->scaling_size;
         df_real *to = out + (size_t)at * (size_t)net->dim;
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *x = draw(&run, part, rows);
+        df_tensor *x = draw(&run, part, n - at < net->rows ? n - at : net->rows);
         for (size_t i = 0; x != NULL && i < x->size; i++) {
-            size_t k = m > 1 ? i % (size_t)m : 0;
-            to[i] = m == 0 ? x->data[i]
-                           : (df_real)(net->scaling[k] +
-                                       net->scaling[(size_t)m + k] * (double)x->data[i]);
+            const double *s = net->scaling + (m > 1 ? i % m : 0);
+            to[i] = m > 0 ? (df_real)(s[0] + s[m] * (double)x->data[i]) : x->data[i];
         }
         result = dfi_stuck(ctx);
         ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
         dfi_scratch_release(ctx, mark);
     }
-    return result != DF_OK ? result
-                           : dfi_rows_finite(ctx, who, "sample", (size_t)n,
-                                             (size_t)net->dim, out);
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "sample", (size_t)n, (size_t)net->dim, out);
 }
 
 /* What both kinds check: a sample of one axis, numbers in their range. */
