@@ -52,6 +52,7 @@
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
      >>training        objective, AdamW, moving average, trainer
+     >>relatives       autoencoders and flows, what diffusion is compared with
      >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
      >>laboratory      models that are wrong by a known amount; what comes of it
@@ -1938,6 +1939,98 @@ DF_API double df_clip_factor(df_ctx *ctx, size_t size, const df_real *g, double 
 DF_API void df_ema_step(df_ctx *ctx, size_t size, df_real *average, const df_real *w,
                         double decay);
 DF_API double df_ema_warmup(double decay, int64_t n);
+
+/* ---- relatives ---------------------------------------------------------------------- */
+
+/* What diffusion is compared with. Both are nets: they train (with the objective that
+   stands below each), average, save and load as the others do. Samples have one axis; log
+   densities are in nats, of data as the net sees it: under a trainer's scaling log p(data)
+   = log p(x) - sum log scale. df_net_model of them is no denoiser. */
+
+/* A variational autoencoder (Kingma & Welling 2014), or a Markovian hierarchy of them:
+     q(z_1..z_L|x) = prod q(z_i|z_{i-1}), z_0 = x,  p(x, z_1..z_L) = p(z_L) prod
+   p(z_{i-1}|z_i), p(z_L) = N(0, 1). All are Gaussians with diagonal covariance, mean and
+   log variance by an MLP each, but p(x|z_1), which has one variance. Parameters:
+   enc.i.layer, dec.i.layer, dec.log_variance. df_run_net is x encoded to the top and
+   decoded again, by means. */
+#define DF_VAE_LEVELS 8
+typedef struct df_vae_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int dim;                 /* elements of a sample, 1 .. 2^20 [2] */
+    int width;               /* of the hidden layers, 1 .. 65536 [128] */
+    int depth;               /* hidden layers of each MLP, 0 .. 64; 0: linear maps [2] */
+    int levels;              /* L, 1 .. 8; 1 is the VAE [1] */
+    int latent[DF_VAE_LEVELS];     /* numbers of z_1, z_2, ..., 1 .. 2^20 [2 each] */
+    double deviation;        /* of p(x|z_1); 0: learned [0] */
+} df_vae_desc;
+DF_API df_vae_desc df_vae_defaults(void);
+DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc);
+/* Numbers of z_1 .. z_L together. */
+DF_API int df_vae_latents(const df_net *net);
+/* Mean, and log variance, of q(z_i|z_{i-1}) and of p(z_{i-1}|z_i); level i from 1, below
+   z_{i-1} [B, its numbers], above z_i. */
+DF_API df_tensor *df_vae_encode(const df_run *run, int level, df_tensor *below,
+                                df_tensor **log_variance);
+DF_API df_tensor *df_vae_decode(const df_run *run, int level, df_tensor *above,
+                                df_tensor **log_variance);
+/* The evidence lower bound on log p(x), [B], at z_i = mean + deviation noise of q with
+   noise N(0, 1) [B, latents], level 1 first (reparametrisation). parts (or NULL) receives
+   [B, 1 + L]: log p(x|z_1), then what each level costs, log q(z_i|z_{i-1})/p(z_i|z_{i+1});
+   of the top the KL in closed form, of the others q's entropy in closed form, because
+   z_{i+1} is drawn from z_i. ELBO = the first minus the others. log p(x) - E ELBO =
+   KL(q(z|x) || p(z|x)). */
+DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
+                              df_tensor **parts);
+/* A df_objective_fn: -ELBO of the data, one draw for each row. self is not used. */
+DF_API df_tensor *df_objective_elbo(void *self, const df_run *run, const df_batch *batch);
+/* Samples first .. first+n-1, in the data's units: out [n, dim]. */
+DF_API df_result df_vae_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
+                               uint64_t first, int n, df_real *out);
+
+/* A flow of affine couplings (Dinh et al. 2017, RealNVP): each layer keeps one half of x
+   and moves the other by what an MLP says of the kept one,
+     y_b = x_b e^s + t,   s = scale tanh(..), t = ..(x_a),   log |dy/dx| = sum s,
+   halves in turn; the last one is N(0, 1). Starts as the identity. df_run_net is x to the
+   noise. Parameters: layer.i.j, j the MLP's layer. */
+typedef struct df_coupling_desc {
+    uint32_t cookie;
+    uint64_t seed;           /* of the initial weights [0] */
+    int dim;                 /* elements of a sample, 2 .. 2^20 [2] */
+    int width, depth;        /* of each MLP, as df_vae_desc's [128, 2] */
+    int layers;              /* 1 .. 1024; both halves move from 2 on [8] */
+    double scale;            /* most |s|: no layer stretches by more than e^scale [2] */
+} df_coupling_desc;
+DF_API df_coupling_desc df_coupling_defaults(void);
+DF_API df_net *df_coupling_create(df_ctx *ctx, const df_coupling_desc *desc);
+/* log p(x) = log N(z; 0, 1) + log |dz/dx|, exact, on the tape: x [B, dim] -> [B]. */
+DF_API df_tensor *df_coupling_log_density(const df_run *run, df_tensor *x);
+/* Noise to x: the inverse of df_run_net. */
+DF_API df_tensor *df_coupling_inverse(const df_run *run, df_tensor *z);
+/* A df_objective_fn: -log p(data). self is not used. */
+DF_API df_tensor *df_objective_flow_likelihood(void *self, const df_run *run,
+                                               const df_batch *batch);
+DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
+                                    uint64_t first, int n, df_real *out);
+
+/* A neural ODE as a flow (Chen et al. 2018; Grathwohl et al. 2019, FFJORD): any net whose
+   card says velocity on the process flow. dx/dt = v(x, t) from the data at t = 0 to N(0,
+   1) at t = 1, d log p/dt = -div v along it, both by RK4 in equal steps. What the solver
+   computed is differentiated (discretise, then optimise). Trained, it is a velocity model
+   as flow matching makes them: df_net_model, df_sample. */
+typedef struct df_node_desc {
+    uint32_t cookie;
+    int steps;               /* 1 .. 100000 [16] */
+    int probe;               /* of the objective: 1: the divergence by one Rademacher probe
+                                a sample, the same for all steps; 0: exact [0] */
+} df_node_desc;
+DF_API df_node_desc df_node_defaults(void);
+/* log p(x) = log N(x(1); 0, 1) + int_0^1 div v dt, [B], on the tape; probe as of
+   df_run_divergence, NULL: exact. desc NULL: the defaults. */
+DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
+                                      df_tensor *x, const int *labels, df_tensor *probe);
+/* A df_objective_fn: -log p(data); self is a df_node_desc, or NULL for the defaults. */
+DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch);
 
 /* ---- closed forms ------------------------------------------------------------------- */
 
@@ -12285,13 +12378,20 @@ DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
     return dfi_net_new(ctx, &plan);
 }
 
-/* All kinds that df_net_load knows. */
+/* All kinds that df_net_load knows; the last two from `>>relatives`. */
+static df_result dfi_vae_configure(df_ctx *ctx, df_net *net);
+static df_tensor *dfi_vae_walk(dfi_pass *w, df_tensor *x, df_tensor *t, const int *labels);
+static df_result dfi_coupling_configure(df_ctx *ctx, df_net *net);
+static df_tensor *dfi_coupling_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                    const int *labels);
 static const dfi_net_kind dfi_net_kinds[] = {
     {"mlp", dfi_mlp_configure, dfi_mlp_walk},
     {"unet", dfi_unet_configure, dfi_unet_walk},
     {"dit", dfi_dit_configure, dfi_dit_walk},
     {"transformer", dfi_transformer_configure, dfi_transformer_walk},
     {"unet1d", dfi_unet1d_configure, dfi_unet1d_walk},
+    {"vae", dfi_vae_configure, dfi_vae_walk},
+    {"coupling", dfi_coupling_configure, dfi_coupling_walk},
 };
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name) {
@@ -13390,7 +13490,7 @@ typedef struct dfi_train_point {
 } dfi_train_point;
 
 /* |lambda'| alpha^2/det^2, finite where only lambda' is not. */
-static double dfi_likelihood(double alpha, double sigma, double a, double b, double W) {
+static double dfi_likelihood_on(double alpha, double sigma, double a, double b, double W) {
     double det = alpha * b - sigma * a;
     return W * alpha / (sigma * det * det);
 }
@@ -13406,7 +13506,7 @@ DF_API df_result df_likelihood_weight(df_ctx *ctx, const df_process *p,
     df_point at = df_process_at(p, t);
     result = df_plane_row(ctx, p, prediction, &at, row);
     if (result != DF_OK) return result;
-    *w = dfi_likelihood(at.alpha, at.sigma, row[0], row[1], rates.w);
+    *w = dfi_likelihood_on(at.alpha, at.sigma, row[0], row[1], rates.w);
     if (!dfi_nonfinite(*w)) return DF_OK;
     return dfi_fail(ctx, DF_ERR_SINGULAR,
                     "df_likelihood_weight: infinite on %s of %s at t = %g",
@@ -13439,7 +13539,7 @@ static double dfi_train_weight(const df_trainer *tr, const dfi_train_point *p) {
         return A * A * pow(p->sigma * p->sigma / q, g);
     if (d->weighting == DF_WEIGHT_P2)
         return pow(A * A, 1 - g) * pow(S * S * p->alpha * p->alpha / q, g);
-    w = (d->t_max - d->t_min) * dfi_likelihood(p->alpha, p->sigma, p->a, p->b, p->W);
+    w = (d->t_max - d->t_min) * dfi_likelihood_on(p->alpha, p->sigma, p->a, p->b, p->W);
     if (d->density == DF_DENSITY_LAMBDA) w = (tr->lambda[0] - tr->lambda[1]) * A * A;
     if (d->weighting == DF_WEIGHT_LIKELIHOOD) return w;
     return w / (1 + exp(-d->sigmoid_bias) * pow(p->alpha / p->sigma, 2));
@@ -13722,7 +13822,8 @@ static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
 }
 
 /* Direction k of `probes` drawn ones, or, if there are none, e_k; shaped as the batch. */
-static df_tensor *dfi_probe(const df_run *run, const df_batch *b, int probes, int k) {
+static df_tensor *dfi_batch_probe(const df_run *run, const df_batch *b, int probes,
+                                  int k) {
     df_ctx *ctx = run->ctx;
     int dim = run->net->dim;
     if (probes > 0)
@@ -13754,7 +13855,7 @@ static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes)
         rest[1]->data[r] = (df_real)(cp * in / (probes > 0 ? probes : 1));
     }
     for (int k = 0; k < (probes > 0 ? probes : 1); k++) {
-        df_tensor *v = probes > 0 ? dfi_probe(run, b, probes, k) : NULL;
+        df_tensor *v = probes > 0 ? dfi_batch_probe(run, b, probes, k) : NULL;
         df_tensor *one = df_run_divergence(run, b->x, b->t, b->labels, v, &y);
         div = k > 0 ? df_add(ctx, div, one) : one;
     }
@@ -13842,7 +13943,7 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
         in->data[r] = (df_real)dfi_model_scale(&m, &at);
     }
     for (int k = 0; k < (probes > 0 ? probes : m.dim); k++) {
-        df_tensor *v = dfi_probe(run, batch, probes, k);
+        df_tensor *v = dfi_batch_probe(run, batch, probes, k);
         if (v == NULL || df_set_tangent(ctx, batch->x, v) != DF_OK) return NULL;
         df_tensor *f = df_run_net(run, batch->x, batch->t, batch->labels);
         batch->x->tangent = NULL;
@@ -14686,6 +14787,501 @@ DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
     dfi_scratch_release(ctx, mark);
     df_safetensors_close(f.file);
     return result;
+}
+
+/* =====================================================================================
+   // >>relatives: autoencoders and flows, what diffusion is compared with
+
+   Three other ways to a density. A variational autoencoder learns both directions, an
+   encoder q(z|x) and a decoder p(x|z), by a bound (Kingma & Welling 2014):
+
+       log p(x) >= E_q [log p(x|z)] - KL(q(z|x) || p(z)),
+
+   which is short of log p(x) by KL(q(z|x) || p(z|x)): as far as the encoder misses the
+   decoder's posterior. Diffusion is the hierarchy of T such levels whose encoder is not
+   learned: noise is added, so that each posterior p(z_{i-1}|z_i) tends to a Gaussian as T
+   grows, which is what a decoder can say. A VAE is diffusion with T = 1.
+
+   A normalising flow is invertible by its make, so that the change of variables
+
+       log p(x) = log N(f(x); 0, 1) + log |det df/dx|
+
+   is exact and can be trained on: the price is paid in the architecture. A neural ODE pays
+   in time: any net, but each step of training solves the ODE. Flow matching trains the
+   same model without solving it (`>>training`).
+   ===================================================================================== */
+
+/* Draws of sampling; those of training come from df_batch_normal. */
+#define DFI_DRAW_RELATIVE 0x93000000u
+
+enum { DFI_RELATIVE_WIDTH, DFI_RELATIVE_DEPTH, DFI_RELATIVE_LAYERS, DFI_VAE_LATENT };
+
+static const double dfi_log_two_pi = 1.8378770664093454836;
+
+/* depth times SiLU(W h + b), then W h + b; its parameters are "name.i.k". */
+static df_tensor *dfi_perceptron(dfi_pass *w, const char *name, int i, df_tensor *h,
+                                 int in, int out, df_init last) {
+    int width = w->net->config[DFI_RELATIVE_WIDTH];
+    int depth = w->net->config[DFI_RELATIVE_DEPTH];
+    for (int k = 0; k < depth; k++) {
+        dfi_pass_into(w, name, i, k);
+        h = dfi_pass_linear(w, "", h, k > 0 ? width : in, width, DF_INIT_FAN_IN);
+        h = df_silu(w->ctx, h);
+    }
+    dfi_pass_into(w, name, i, depth);
+    h = dfi_pass_linear(w, "", h, depth > 0 ? width : in, out, last);
+    dfi_pass_into(w, "", 0, 0);
+    return h;
+}
+/* Perceptrons stand one after the other: the pass goes to number j. */
+static void dfi_perceptron_seek(dfi_pass *w, int j) {
+    w->at = j * 2 * (w->net->config[DFI_RELATIVE_DEPTH] + 1);
+}
+
+/* log N(x; mean, e^lv) of each row, [B]; NULL: mean 0, variance 1. */
+static df_tensor *dfi_normal_log(df_ctx *ctx, df_tensor *x, df_tensor *mean,
+                                 df_tensor *lv) {
+    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    df_tensor *e = df_square(ctx, mean != NULL ? df_sub(ctx, x, mean) : x);
+    if (lv != NULL)
+        e = df_add(ctx, df_mul(ctx, e, df_exp(ctx, df_scale(ctx, lv, -1))), lv);
+    return df_affine(ctx, df_sum_axis(ctx, e, 1, 0), -0.5,
+                     -0.5 * dfi_log_two_pi * x->shape[1]);
+}
+/* mean + e^(lv/2) noise */
+static df_tensor *dfi_normal_draw(df_ctx *ctx, df_tensor *mean, df_tensor *lv,
+                                  df_tensor *noise) {
+    df_tensor *deviation = df_exp(ctx, df_scale(ctx, lv, 0.5));
+    return df_add(ctx, mean, df_mul(ctx, deviation, noise));
+}
+static df_tensor *dfi_mean_loss(df_ctx *ctx, df_tensor *log_density) {
+    return df_scale(ctx, df_mean(ctx, log_density), -1);
+}
+
+/* Is it a run of such a net, about rows of so many numbers? Else the tensors stick. */
+static int dfi_relative_ok(const df_run *run, const char *who, const char *kind,
+                           const df_tensor *x, int width) {
+    if (dfi_stuck(run->ctx) != DF_OK || x == NULL) return 0;
+    if (strcmp(run->net->kind, kind) == 0 && x->ndim == 2 && x->shape[1] == width)
+        return 1;
+    dfi_fail_tensor(run->ctx, DF_ERR_SHAPE,
+                    "%s: wants a net of kind '%s' and [B, %d]; net '%s', %d axes, %d", who,
+                    kind, width, run->net->kind, x->ndim, x->shape[1]);
+    return 0;
+}
+
+/* N(0, 1) [n, width] of samples key[1] .. key[1]+n-1 of the seed key[0]. */
+static df_tensor *dfi_relative_normal(df_ctx *ctx, const uint64_t key[2], uint32_t draw,
+                                      int n, int width) {
+    int shape[2];
+    shape[0] = n, shape[1] = width;
+    df_tensor *z = df_tensor_new(ctx, 2, shape);
+    for (int r = 0; z != NULL && r < n; r++)
+        df_random_normal(key[0], key[1] + (uint64_t)r, DFI_DRAW_RELATIVE + draw,
+                         (size_t)width, z->data + (size_t)r * (size_t)width);
+    return z;
+}
+
+typedef df_tensor *(*dfi_relative_draw)(const df_run *run, const uint64_t key[2], int n);
+/* Samples by `draw`, in parts of net->rows, with the data's scaling undone. */
+static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char *who,
+                                     const char *kind, const uint64_t key[2], int n,
+                                     df_real *out, dfi_relative_draw draw) {
+    df_result result = dfi_net_missing(ctx, net, who);
+    if (ctx == NULL || result != DF_OK) return DF_ERR_ARGUMENT;
+    if (dfi_stuck(ctx) != DF_OK) return ctx->code;
+    if (strcmp(net->kind, kind) != 0 || n < 1 || out == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: n = %d, out %s, net '%s': wants one of kind '%s'", who, n,
+                        out != NULL ? "given" : "NULL", net->kind, kind);
+    df_run run = df_run_defaults(ctx, net);
+    size_t m = (size_t)net->scaling_size;
+    for (int at = 0; at < n && result == DF_OK; at += net->rows) {
+        uint64_t part[2] = {key[0], key[1] + (uint64_t)at};
+        df_real *to = out + (size_t)at * (size_t)net->dim;
+        df_scope mark = dfi_scratch_mark(ctx);
+        df_tensor *x = draw(&run, part, n - at < net->rows ? n - at : net->rows);
+        for (size_t i = 0; x != NULL && i < x->size; i++) {
+            const double *s = net->scaling + (m > 1 ? i % m : 0);
+            to[i] = m > 0 ? (df_real)(s[0] + s[m] * (double)x->data[i]) : x->data[i];
+        }
+        result = dfi_stuck(ctx);
+        ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
+        dfi_scratch_release(ctx, mark);
+    }
+    if (result != DF_OK) return result;
+    return dfi_rows_finite(ctx, who, "sample", (size_t)n, (size_t)net->dim, out);
+}
+
+/* What both kinds check: a sample of one axis, numbers in their range. */
+static df_result dfi_relative_check(df_ctx *ctx, df_net *net, int least, int most,
+                                    double low, const char *number) {
+    const int *c = net->config;
+    net->rows = 4096;
+    if (net->ndim != 1 || net->dim < least || net->dim > 1 << 20 || net->classes != 0 ||
+        net->condition != 0 || c[0] < 1 || c[0] > 1 << 16 || c[1] < 0 || c[1] > 64 ||
+        c[2] < 1 || c[2] > most || dfi_nonfinite(net->number[0]) ||
+        net->number[0] < low || net->number[0] > 1e6)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: dim %d, width %d, depth %d, levels or layers %d, %s %g: want "
+                        "dim in [%d, 2^20], width in [1, 65536], depth in [0, 64], levels "
+                        "or layers in [1, %d], the last in [%g, 1e6]; no classes, no "
+                        "condition",
+                        net->kind, net->dim, c[0], c[1], c[2], number, net->number[0],
+                        least, most, low);
+    return DF_OK;
+}
+
+/* ---- autoencoders ------------------------------------------------------------------ */
+
+/* Perceptron j: up from x to z_L, j = 0 .. L-1 is q(z_i|z_{i-1}), i = j + 1; then down,
+   j = L .. 2L-1 is p(z_{i-1}|z_i), i = 2L - j. Mean and log variance. */
+static df_tensor *dfi_vae_map(dfi_pass *w, int j, df_tensor *h, df_tensor **lv) {
+    const int *latent = w->net->config + DFI_VAE_LATENT;
+    int levels = w->net->config[DFI_RELATIVE_LAYERS], up = j < levels;
+    int i = up ? j + 1 : 2 * levels - j, last = j == 2 * levels - 1;
+    int above = latent[i - 1], below = i > 1 ? latent[i - 2] : w->net->dim;
+    int in = up ? below : above, out = up ? above : below;
+    double fixed = w->net->number[0];
+    dfi_perceptron_seek(w, j);
+    h = dfi_perceptron(w, up ? "enc.%d.%d" : "dec.%d.%d", i, h, in, last ? out : 2 * out,
+                       DF_INIT_FAN_IN);
+    *lv = NULL;
+    if (!last) {
+        *lv = df_slice(w->ctx, h, 1, out, out);
+        return df_slice(w->ctx, h, 1, 0, out);
+    }
+    int row = fixed > 0 ? 0 : dfi_pass_layer(w, "dec.log_variance", 1, 0, DFI_PASS_ROW,
+                                             DF_INIT_ZERO);
+    if (h == NULL) return NULL;
+    *lv = fixed > 0 ? df_tensor_number(w->ctx, 2 * log(fixed)) : df_run_param(w->run, row);
+    *lv = df_broadcast(w->ctx, *lv, 2, h->shape);
+    return h;
+}
+static df_tensor *dfi_vae_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                               const int *labels) {
+    df_tensor *lv;
+    (void)t, (void)labels;
+    for (int j = 0; j < 2 * w->net->config[DFI_RELATIVE_LAYERS]; j++)
+        x = dfi_vae_map(w, j, x, &lv);
+    return x;
+}
+static df_result dfi_vae_configure(df_ctx *ctx, df_net *net) {
+    df_result result = dfi_relative_check(ctx, net, 1, DF_VAE_LEVELS, 0, "deviation");
+    for (int i = 0; result == DF_OK && i < net->config[DFI_RELATIVE_LAYERS]; i++)
+        if (net->config[DFI_VAE_LATENT + i] < 1 ||
+            net->config[DFI_VAE_LATENT + i] > 1 << 20)
+            result = dfi_fail(ctx, DF_ERR_ARGUMENT,
+                              "vae: latent[%d] is %d, want 1 to 2^20", i,
+                              net->config[DFI_VAE_LATENT + i]);
+    return result;
+}
+
+DF_API df_vae_desc df_vae_defaults(void) {
+    df_vae_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.dim = 2, d.width = 128, d.depth = 2, d.levels = 1;
+    for (int i = 0; i < DF_VAE_LEVELS; i++) d.latent[i] = 2;
+    return d;
+}
+
+DF_API int df_vae_latents(const df_net *net) {
+    int sum = 0;
+    for (int i = 0; i < net->config[DFI_RELATIVE_LAYERS] && i < DF_VAE_LEVELS; i++)
+        sum += net->config[DFI_VAE_LATENT + i];
+    return strcmp(net->kind, "vae") == 0 ? sum : 0;
+}
+
+/* Up or down at a level, as the public functions ask for it. */
+static df_tensor *dfi_vae_ask(const df_run *run, const char *who, int up, int level,
+                              df_tensor *h, df_tensor **lv) {
+    const int *latent = run->net->config + DFI_VAE_LATENT;
+    int levels = run->net->config[DFI_RELATIVE_LAYERS];
+    df_tensor *own;
+    dfi_pass w = dfi_pass_run(run);
+    if (df_vae_latents(run->net) > 0 && (level < 1 || level > levels))
+        return dfi_fail_tensor(run->ctx, DF_ERR_ARGUMENT, "%s: level %d, want 1 to %d",
+                               who, level, levels);
+    int i = df_vae_latents(run->net) > 0 ? level - up : 0;
+    if (!dfi_relative_ok(run, who, "vae", h, i > 0 ? latent[i - 1] : run->net->dim))
+        return NULL;
+    return dfi_vae_map(&w, up ? level - 1 : 2 * levels - level, h, lv != NULL ? lv : &own);
+}
+DF_API df_tensor *df_vae_encode(const df_run *run, int level, df_tensor *below,
+                                df_tensor **log_variance) {
+    return dfi_vae_ask(run, "df_vae_encode", 1, level, below, log_variance);
+}
+DF_API df_tensor *df_vae_decode(const df_run *run, int level, df_tensor *above,
+                                df_tensor **log_variance) {
+    return dfi_vae_ask(run, "df_vae_decode", 0, level, above, log_variance);
+}
+
+/* Level by level up; each z_i, once drawn, is asked how well p(z_{i-1}|z_i) knows what is
+   below. The entropy of q is sum (lv + 1 + log 2 pi)/2, the top's KL to N(0, 1) is
+   sum (mean^2 + e^lv - lv - 1)/2. */
+DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
+                              df_tensor **parts) {
+    df_ctx *ctx = run->ctx;
+    const int *latent = run->net->config + DFI_VAE_LATENT, column[2] = {-1, 1};
+    int levels = run->net->config[DFI_RELATIVE_LAYERS], drawn = df_vae_latents(run->net);
+    df_tensor *all = NULL, *under = x, *cost = NULL, *elbo = NULL, *lv, *plv;
+    dfi_pass w = dfi_pass_run(run);
+    if (!dfi_relative_ok(run, "df_vae_elbo", "vae", x, run->net->dim) ||
+        !dfi_relative_ok(run, "df_vae_elbo", "vae", noise, drawn))
+        return NULL;
+    for (int i = 1, at = 0; i <= levels; at += latent[i++ - 1]) {
+        int m = latent[i - 1];
+        df_tensor *mean = dfi_vae_map(&w, i - 1, under, &lv);
+        df_tensor *z = dfi_normal_draw(ctx, mean, lv, df_slice(ctx, noise, 1, at, m));
+        df_tensor *guess = dfi_vae_map(&w, 2 * levels - i, z, &plv);
+        df_tensor *known = dfi_normal_log(ctx, under, guess, plv);
+        df_tensor *part = i == 1 ? known : df_sub(ctx, cost, known);
+        all = all == NULL ? df_reshape(ctx, part, 2, column)
+                          : df_concat(ctx, all, df_reshape(ctx, part, 2, column), 1);
+        elbo = i == 1 ? known : df_sub(ctx, elbo, part);
+        if (i < levels)
+            cost = df_affine(ctx, df_sum_axis(ctx, lv, 1, 0), -0.5,
+                             -0.5 * m * (1 + dfi_log_two_pi));
+        else
+            cost = df_affine(ctx,
+                             df_sum_axis(ctx, df_add(ctx, df_square(ctx, mean),
+                                                     df_sub(ctx, df_exp(ctx, lv), lv)),
+                                         1, 0),
+                             0.5, -0.5 * m);
+        under = z;
+    }
+    if (parts != NULL) *parts = df_concat(ctx, all, df_reshape(ctx, cost, 2, column), 1);
+    return df_sub(ctx, elbo, cost);
+}
+DF_API df_tensor *df_objective_elbo(void *self, const df_run *run, const df_batch *batch) {
+    int latents = df_vae_latents(run->net);
+    df_tensor *noise = df_batch_normal(run, batch, 0, latents > 0 ? latents : 1);
+    (void)self;
+    return dfi_mean_loss(run->ctx, df_vae_elbo(run, batch->x0, noise, NULL));
+}
+
+static df_tensor *dfi_vae_draw(const df_run *run, const uint64_t key[2], int n) {
+    int levels = run->net->config[DFI_RELATIVE_LAYERS];
+    dfi_pass w = dfi_pass_run(run);
+    df_tensor *lv, *z = dfi_relative_normal(
+        run->ctx, key, (uint32_t)levels, n, run->net->config[DFI_VAE_LATENT + levels - 1]);
+    for (int i = levels; i >= 1; i--) {
+        df_tensor *mean = dfi_vae_map(&w, 2 * levels - i, z, &lv);
+        if (mean == NULL) return NULL;
+        z = dfi_normal_draw(run->ctx, mean, lv,
+                            dfi_relative_normal(run->ctx, key, (uint32_t)i - 1, n,
+                                                mean->shape[1]));
+    }
+    return z;
+}
+DF_API df_result df_vae_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
+                               uint64_t first, int n, df_real *out) {
+    uint64_t key[2];
+    key[0] = seed, key[1] = first;
+    return dfi_relative_sample(ctx, net, "df_vae_sample", "vae", key, n, out,
+                               dfi_vae_draw);
+}
+
+/* ---- coupling flows ---------------------------------------------------------------- */
+
+/* Layer l: of even ones the second half moves, of odd ones the first. log_det (or NULL) is
+   added to, NULL inside it is 0. */
+static df_tensor *dfi_coupling_layer(dfi_pass *w, int l, df_tensor *x, int inverse,
+                                     df_tensor **log_det) {
+    df_ctx *c = w->ctx;
+    int dim = w->net->dim, half = dim / 2, odd = l % 2;
+    int kept = odd ? dim - half : half, moved = dim - kept;
+    df_tensor *a = df_slice(c, x, 1, odd ? half : 0, kept);
+    df_tensor *b = df_slice(c, x, 1, odd ? 0 : half, moved);
+    dfi_perceptron_seek(w, l);
+    df_tensor *h = dfi_perceptron(w, "layer.%d.%d", l, a, kept, 2 * moved, DF_INIT_ZERO);
+    df_tensor *s = df_tanh(c, df_slice(c, h, 1, 0, moved));
+    df_tensor *t = df_slice(c, h, 1, moved, moved);
+    s = df_scale(c, s, w->net->number[0]);
+    b = inverse ? df_mul(c, df_sub(c, b, t), df_exp(c, df_scale(c, s, -1)))
+                : df_add(c, df_mul(c, b, df_exp(c, s)), t);
+    if (log_det != NULL) {
+        df_tensor *sum = df_sum_axis(c, s, 1, 0);
+        *log_det = *log_det != NULL ? df_add(c, *log_det, sum) : sum;
+    }
+    return odd ? df_concat(c, b, a, 1) : df_concat(c, a, b, 1);
+}
+static df_tensor *dfi_coupling_through(dfi_pass *w, df_tensor *x, df_tensor **log_det) {
+    for (int l = 0; l < w->net->config[DFI_RELATIVE_LAYERS]; l++)
+        x = dfi_coupling_layer(w, l, x, 0, log_det);
+    return x;
+}
+static df_tensor *dfi_coupling_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                    const int *labels) {
+    (void)t, (void)labels;
+    return dfi_coupling_through(w, x, NULL);
+}
+static df_result dfi_coupling_configure(df_ctx *ctx, df_net *net) {
+    return dfi_relative_check(ctx, net, 2, 1024, 0, "scale");
+}
+
+DF_API df_coupling_desc df_coupling_defaults(void) {
+    df_coupling_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.dim = 2, d.width = 128, d.depth = 2, d.layers = 8, d.scale = 2;
+    return d;
+}
+
+DF_API df_tensor *df_coupling_log_density(const df_run *run, df_tensor *x) {
+    df_tensor *log_det = NULL;
+    dfi_pass w = dfi_pass_run(run);
+    if (!dfi_relative_ok(run, "df_coupling_log_density", "coupling", x, run->net->dim))
+        return NULL;
+    df_tensor *z = dfi_coupling_through(&w, x, &log_det);
+    return df_add(run->ctx, dfi_normal_log(run->ctx, z, NULL, NULL), log_det);
+}
+DF_API df_tensor *df_coupling_inverse(const df_run *run, df_tensor *z) {
+    dfi_pass w = dfi_pass_run(run);
+    if (!dfi_relative_ok(run, "df_coupling_inverse", "coupling", z, run->net->dim))
+        return NULL;
+    for (int l = run->net->config[DFI_RELATIVE_LAYERS] - 1; l >= 0; l--)
+        z = dfi_coupling_layer(&w, l, z, 1, NULL);
+    return z;
+}
+DF_API df_tensor *df_objective_flow_likelihood(void *self, const df_run *run,
+                                               const df_batch *batch) {
+    (void)self;
+    return dfi_mean_loss(run->ctx, df_coupling_log_density(run, batch->x0));
+}
+
+static df_tensor *dfi_coupling_draw(const df_run *run, const uint64_t key[2], int n) {
+    return df_coupling_inverse(run,
+                               dfi_relative_normal(run->ctx, key, 0, n, run->net->dim));
+}
+DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
+                                    uint64_t first, int n, df_real *out) {
+    uint64_t key[2];
+    key[0] = seed, key[1] = first;
+    return dfi_relative_sample(ctx, net, "df_coupling_sample", "coupling", key, n, out,
+                               dfi_coupling_draw);
+}
+
+/* ---- the neural ODE ---------------------------------------------------------------- */
+
+DF_API df_node_desc df_node_defaults(void) {
+    df_node_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.steps = 16;
+    return d;
+}
+
+/* d/dt of (x, integral of div v): s [B, dim + 1]. */
+typedef struct dfi_node {
+    const df_run *run;
+    const int *labels;
+    df_tensor *probe;
+} dfi_node;
+static df_tensor *dfi_node_rate(const dfi_node *f, df_tensor *s, double t) {
+    df_ctx *ctx = f->run->ctx;
+    const df_net *net = f->run->net;
+    const df_process *p = &net->card.process;
+    int shape[4] = {-1, 0, 0, 0}, flat[2] = {-1, net->dim}, column[2] = {-1, 1};
+    df_point at = df_process_at(p, t);
+    double native, clock, rate;
+    df_tensor *v = NULL;
+    if (dfi_stuck(ctx) != DF_OK || s == NULL) return NULL;
+    if (df_time_at(ctx, p, &net->card.time, &at, &native, NULL) != DF_OK ||
+        df_time_at(ctx, p, &net->card.clock, &at, &clock, &rate) != DF_OK)
+        return dfi_stick(ctx);
+    for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
+    df_tensor *x = df_reshape(ctx, df_slice(ctx, s, 1, 0, net->dim), net->ndim + 1, shape);
+    df_tensor *time = df_tensor_fill(ctx, 1, s->shape, native);
+    df_tensor *div = df_run_divergence(f->run, x, time, f->labels, f->probe, &v);
+    v = df_concat(ctx, df_reshape(ctx, v, 2, flat), df_reshape(ctx, div, 2, column), 1);
+    return df_scale(ctx, v, rate);
+}
+/* s + h k */
+static df_tensor *dfi_node_move(df_ctx *ctx, df_tensor *s, double h, df_tensor *k) {
+    return df_add(ctx, s, df_scale(ctx, k, h));
+}
+static df_tensor *dfi_node_step(const dfi_node *f, df_tensor *s, double t, double h) {
+    df_ctx *ctx = f->run->ctx;
+    df_tensor *k1 = dfi_node_rate(f, s, t);
+    df_tensor *k2 = dfi_node_rate(f, dfi_node_move(ctx, s, h / 2, k1), t + h / 2);
+    df_tensor *k3 = dfi_node_rate(f, dfi_node_move(ctx, s, h / 2, k2), t + h / 2);
+    df_tensor *k4 = dfi_node_rate(f, dfi_node_move(ctx, s, h, k3), t + h);
+    df_tensor *inner = df_add(ctx, k2, k3), *outer = df_add(ctx, k1, k4);
+    return dfi_node_move(ctx, s, h / 6, dfi_node_move(ctx, outer, 2, inner));
+}
+
+DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
+                                      df_tensor *x, const int *labels, df_tensor *probe) {
+    df_ctx *ctx = run->ctx;
+    const df_net *net = run->net;
+    const df_node_desc d = desc != NULL ? *desc : df_node_defaults();
+    int shape[2] = {0, 1}, flat[2] = {-1, net->dim};
+    dfi_node f = {run, labels, probe};
+    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 100000)
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_node_log_density: steps = %d, want 1 to 100000, in a "
+                               "descriptor of df_node_defaults", d.steps);
+    if (net->card.process.kind != DF_PROCESS_FLOW || net->card.prediction != DF_VELOCITY ||
+        net->outputs != net->shape[0] || net->vocab > 0 ||
+        net->card.input_sigma_data > 0 || x->size % (size_t)net->dim != 0)
+        return dfi_fail_tensor(ctx, DF_ERR_UNSUPPORTED,
+                               "df_node_log_density: x has %.0f elements, net '%s' "
+                               "predicts %s of process %s: wants velocity of flow, no "
+                               "input_sigma_data, no variance, samples of %d",
+                               (double)x->size, net->kind,
+                               df_prediction_name(net->card.prediction),
+                               df_process_name(&net->card.process), net->dim);
+    shape[0] = (int)(x->size / (size_t)net->dim);
+    df_scope scope = df_scope_begin(ctx); /* ended after each step: only s stays */
+    df_tensor *s = df_concat(ctx, df_reshape(ctx, x, 2, flat),
+                             df_tensor_new(ctx, 2, shape), 1);
+    for (int i = 0; i < d.steps && s != NULL; i++)
+        s = df_scope_end(ctx, scope, dfi_node_step(&f, s, (double)i / d.steps,
+                                                   1.0 / d.steps));
+    x = dfi_normal_log(ctx, df_slice(ctx, s, 1, 0, net->dim), NULL, NULL);
+    return df_add(ctx, x, df_sum_axis(ctx, df_slice(ctx, s, 1, net->dim, 1), 1, 0));
+}
+DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch) {
+    const df_node_desc *d = (const df_node_desc *)self;
+    df_tensor *probe = NULL, *x = batch->x0;
+    if (d != NULL && d->probe && x != NULL) {
+        probe = df_batch_normal(run, batch, 0, run->net->dim);
+        for (size_t i = 0; probe != NULL && i < probe->size; i++)
+            probe->data[i] = (df_real)(probe->data[i] < 0 ? -1 : 1);
+        probe = df_reshape(run->ctx, probe, x->ndim, x->shape);
+    }
+    return dfi_mean_loss(run->ctx, df_node_log_density(run, d, x, batch->labels, probe));
+}
+
+/* ---- making them ------------------------------------------------------------------- */
+
+static dfi_net_plan dfi_relative_plan(const char *kind, uint32_t cookie, uint64_t seed,
+                                      int dim, const int *ints, const double *number) {
+    dfi_net_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.kind = kind;
+    plan.cookie = cookie;
+    plan.seed = seed;
+    plan.ndim = 1, plan.shape[0] = dim;
+    plan.ints = ints, plan.ints_size = 3 * sizeof(int);
+    plan.numbers = number, plan.numbers_size = sizeof *number;
+    return plan;
+}
+DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc) {
+    const df_vae_desc d = desc != NULL ? *desc : df_vae_defaults();
+    dfi_net_plan plan =
+        dfi_relative_plan("vae", d.cookie, d.seed, d.dim, &d.width, &d.deviation);
+    plan.ints_size += sizeof d.latent;
+    return dfi_net_new(ctx, &plan);
+}
+DF_API df_net *df_coupling_create(df_ctx *ctx, const df_coupling_desc *desc) {
+    const df_coupling_desc d = desc != NULL ? *desc : df_coupling_defaults();
+    dfi_net_plan plan =
+        dfi_relative_plan("coupling", d.cookie, d.seed, d.dim, &d.width, &d.scale);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* -------------------------------------------------------------------------------------
@@ -16892,8 +17488,7 @@ static df_result dfi_score_gap(df_ctx *ctx, const df_model *const m[2],
                      "at t = %g are %g, %g of one model, %g, %g of the other", at->t,
                      at->alpha, at->sigma, other.alpha, other.sigma);
     for (size_t k = 0; r == DF_OK && k < 2; k++)
-        r = dfi_measure_ask(ctx, m[k], d, DF_ASK_PREDICT, to, at, n, x, NULL,
-                            s + k * size);
+        r = dfi_ask_as(ctx, m[k], dfi_query_of(d, n, x), to, at, 0, NULL, s + k * size);
     for (size_t i = 0; r == DF_OK && i < size; i++) {
         double e = (double)s[i] - (double)s[size + i];
         gap[i / dim] = e * e + (i % dim ? gap[i / dim] : 0);
