@@ -79,9 +79,10 @@ static int numbers(double eta, const df_real *x, const df_real *off, double left
 
 static void picture(const char *file) {
     static df_real heat[CELLS * CELLS];
-    static const double field[4] = { 0, 1, -2.8, 2.8 }, stack[4] = { -2.8, 2.8, -0.05, 3.9 };
+    static const double field[4] = { 0, 1, -2.8, 2.8 };
     static const double pair[4] = { -2.8, 2.8, 0, 1.2 }, fall[4] = { 0, 1, 1e-13, 1e5 };
     df_real *line = (df_real *)malloc(2 * ((size_t)steps + 1) * sizeof *line);
+    const df_real *rows[TIMES];
     unsigned colours[ETAS];
     draw_canvas c;
     if (line == NULL || draw_open(&c, 1500, 1130) != 0) return free(line);
@@ -106,13 +107,9 @@ static void picture(const char *file) {
         for (double t = 0; t < 1; t += 0.05)
             draw_disc(&c, draw_px(&last, t), draw_py(&last, left_at(t, etas[e])), 3.2,
                       colours[e], 1);
-        p = draw_frame(&c, 10 + 372 * e, 395, 364, 365, "marginals, exact densities", stack, 0);
-        for (int k = 0; k < TIMES; k++) {
-            double base = k ? k + 0.35 : 0;
-            line_ridge(&p, &bumps, row_at(walks[e], k), n, &at[k], base, colours[e]);
-            const char *const text[TIMES] = { "t = 0", "t = 0.1", "t = 0.25", "t = 1" };
-            draw_text(&c, p.x + 8, draw_py(&p, base + 0.16), text[k], 9, 0, 1, DRAW_TEXT);
-        }
+        for (int k = 0; k < TIMES; k++) rows[k] = row_at(walks[e], k);
+        line_ridges(&c, 10 + 372 * e, 395, 364, 365, "its marginals over the exact densities", &bumps,
+                    TIMES, rows, n, at, colours[e]);
         if (e % 2) continue;
         p = draw_frame(&c, 754 + 186 * e, 770, 364, 350, e ? "start moved by 1, the SDE"
                                                          : "start moved by 1, the ODE", pair, 5);
