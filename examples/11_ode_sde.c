@@ -108,7 +108,7 @@ static void picture(const char *file) {
             draw_disc(&c, draw_px(&last, t), draw_py(&last, left_at(t, etas[e])), 3.2,
                       colours[e], 1);
         for (int k = 0; k < TIMES; k++) rows[k] = row_at(walks[e], k);
-        line_ridges(&c, 10 + 372 * e, 395, 364, 365, "its marginals over the exact densities", &bumps,
+        line_ridges(&c, 10 + 372 * e, 395, 364, 365, "its marginals, and the exact ones", &bumps,
                     TIMES, rows, n, at, colours[e]);
         if (e % 2) continue;
         p = draw_frame(&c, 754 + 186 * e, 770, 364, 350, e ? "start moved by 1, the SDE"

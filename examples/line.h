@@ -1,8 +1,10 @@
-// line.h: two Gaussians on a line, for the examples that compare samples, grids and the exact
-// law at every t. Include it after diffusion.h (double) and draw.h.
+// line.h: two Gaussians on a line, their law at every t and pictures of it, for the examples
+// that compare samples, grids and formulas. Include it after diffusion.h and draw.h.
 #ifndef LINE_H
 #define LINE_H
 #include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 typedef struct line_law { double w[2], mean[2], var[2]; } line_law;
 #define LINE_PI 3.14159265358979323846
@@ -25,10 +27,18 @@ static inline double line_below(const line_law *l, double x, const df_point *p) 
     }
     return sum;
 }
-// The probability of cell i of k between -edge and edge.
-static inline double line_share(const line_law *l, int i, int k, double edge, const df_point *p) {
-    double a = 2 * edge * i / k - edge, b = 2 * edge * (i + 1) / k - edge;
-    return line_below(l, b, p) - line_below(l, a, p);
+// L1 of what k cells between -edge and edge hold to what the law puts there; *want: its mean
+// for shares of n exact samples.
+static inline double line_l1(const line_law *l, const double *held, int k, double edge,
+                             const df_point *p, int n, double *want) {
+    double sum = 0;
+    *want = 0;
+    for (int i = 0; i < k; i++) {
+        double q = line_below(l, 2 * edge * (i + 1) / k - edge, p) -
+                   line_below(l, 2 * edge * i / k - edge, p);
+        sum += fabs(held[i] - q), *want += sqrt(2 / LINE_PI * q * (1 - q) / n);
+    }
+    return sum;
 }
 // The score at x; part: those of the two components, which it is the mean of, weighted by how
 // likely x is theirs.
@@ -129,5 +139,25 @@ static inline void line_schedules(draw_canvas *c, double x, double y, double w, 
         }
         if (q == 2) draw_legend(&p, KINDS, names, colours);
     }
+}
+// The score at a point of the path and those of the two components.
+static inline void line_scores(draw_canvas *c, double x, double y, double w, double h,
+                               const line_law *l, const df_point *at) {
+    enum { CELLS = 400 };
+    const char *const names[3] = { "of the mixture", "of the left bump", "of the right one" };
+    const unsigned colours[3] = { draw_palette(0), draw_palette(1), draw_palette(2) };
+    const double range[4] = { -2.5, 2.5, -9, 9 };
+    char title[60];
+    snprintf(title, sizeof title, "score at t = %g, global and local", at->t);
+    draw_panel p = draw_frame(c, x, y, w, h, title, range, 6);
+    for (int k = 0; k < 3; k++) {
+        double v[CELLS], part[2];
+        for (int i = 0; i < CELLS; i++) {
+            double all = line_score(l, 5.0 * (i + 0.5) / CELLS - 2.5, at, part);
+            v[i] = k ? part[k - 1] : all;
+        }
+        line_curve(&p, v, CELLS, k ? 1.4 : 3, colours[k]);
+    }
+    draw_axes(&p, "x", ""), draw_legend(&p, 3, names, colours);
 }
 #endif
