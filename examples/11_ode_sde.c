@@ -85,7 +85,10 @@ static void picture(const char *file) {
     const df_real *rows[TIMES];
     unsigned colours[ETAS];
     draw_canvas c;
-    if (line == NULL || draw_open(&c, 1500, 1130) != 0) return free(line);
+    if (line == NULL || draw_open(&c, 1500, 1130) != 0) {
+        free(line);
+        return;
+    }
     for (int k = 0; k < CELLS * CELLS; k++) {            // [x, t]
         df_point p = df_process_at(&path, (k % CELLS + 0.5) / CELLS);
         heat[k] = line_density(&bumps, -2.8 + 5.6 * (k / CELLS + 0.5) / CELLS, &p);
@@ -101,7 +104,7 @@ static void picture(const char *file) {
             for (int j = 0; j <= steps; j++, x += i < PATHS ? n : 1)
                 line[2 * j] = 1 - (double)j / steps, line[2 * j + 1] = *x;
             draw_polyline(i < PATHS ? &p : &last, line, steps + 1, 2, i < PATHS ? 1.2 : 2,
-                          i < PATHS ? DRAW_PAPER : colours[e], 0.95);
+                          i < PATHS ? 0xFFFFFF : colours[e], 0.95);
         }
         draw_axes(&p, "t", "x");
         for (double t = 0; t < 1; t += 0.05)
