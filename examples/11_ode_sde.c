@@ -59,7 +59,7 @@ static int numbers(double eta, const df_real *x, const df_real *off, double left
     double want[TIMES], sum = 0, right = 0, start = -4, theory = left_at(0, eta);
     double noise = eta * eta * (path.a + path.b) / 2;    // the integral of eta^2 g^2
     double under = line_below(&bumps, valley, &at[0]);   // the ODE keeps samples in order
-    int bad = !(fabs(log(left / theory)) < 0.05);        // 300 steps, the last of order 1
+    int bad = !(fabs(log(left / theory)) < 0.05 * pow(300.0 / steps, 2)); // of order 2
     while (line_below(&bumps, start, &at[3]) < under) start += 1e-4;
     double share = 1 - (eta > 0 ? under : line_below(&bumps, start - shift, &at[3]));
     printf("%4g", eta);
