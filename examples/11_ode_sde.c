@@ -59,7 +59,7 @@ static int numbers(double eta, const df_real *x, const df_real *off, double left
     double want[TIMES], sum = 0, right = 0, start = -4, theory = left_at(0, eta);
     double noise = eta * eta * (path.a + path.b) / 2;    // the integral of eta^2 g^2
     double under = line_below(&bumps, valley, &at[0]);   // the ODE keeps samples in order
-    int bad = !(fabs(log(left / theory)) < 0.05);        // 300 steps, the last of order 1
+    int bad = !(fabs(log(left / theory)) < 0.05 * pow(300.0 / steps, 2)); // of order 2
     while (line_below(&bumps, start, &at[3]) < under) start += 1e-4;
     double share = 1 - (eta > 0 ? under : line_below(&bumps, start - shift, &at[3]));
     printf("%4g", eta);
@@ -79,12 +79,16 @@ static int numbers(double eta, const df_real *x, const df_real *off, double left
 
 static void picture(const char *file) {
     static df_real heat[CELLS * CELLS];
-    static const double field[4] = { 0, 1, -2.8, 2.8 }, stack[4] = { -2.8, 2.8, -0.05, 3.9 };
+    static const double field[4] = { 0, 1, -2.8, 2.8 };
     static const double pair[4] = { -2.8, 2.8, 0, 1.2 }, fall[4] = { 0, 1, 1e-13, 1e5 };
     df_real *line = (df_real *)malloc(2 * ((size_t)steps + 1) * sizeof *line);
+    const df_real *rows[TIMES];
     unsigned colours[ETAS];
     draw_canvas c;
-    if (line == NULL || draw_open(&c, 1500, 1130) != 0) return free(line);
+    if (line == NULL || draw_open(&c, 1500, 1130) != 0) {
+        free(line);
+        return;
+    }
     for (int k = 0; k < CELLS * CELLS; k++) {            // [x, t]
         df_point p = df_process_at(&path, (k % CELLS + 0.5) / CELLS);
         heat[k] = line_density(&bumps, -2.8 + 5.6 * (k / CELLS + 0.5) / CELLS, &p);
@@ -100,19 +104,15 @@ static void picture(const char *file) {
             for (int j = 0; j <= steps; j++, x += i < PATHS ? n : 1)
                 line[2 * j] = 1 - (double)j / steps, line[2 * j + 1] = *x;
             draw_polyline(i < PATHS ? &p : &last, line, steps + 1, 2, i < PATHS ? 1.2 : 2,
-                          i < PATHS ? DRAW_PAPER : colours[e], 0.95);
+                          i < PATHS ? 0xFFFFFF : colours[e], 0.95);
         }
         draw_axes(&p, "t", "x");
         for (double t = 0; t < 1; t += 0.05)
             draw_disc(&c, draw_px(&last, t), draw_py(&last, left_at(t, etas[e])), 3.2,
                       colours[e], 1);
-        p = draw_frame(&c, 10 + 372 * e, 395, 364, 365, "marginals, exact densities", stack, 0);
-        for (int k = 0; k < TIMES; k++) {
-            double base = k ? k + 0.35 : 0;
-            line_ridge(&p, &bumps, row_at(walks[e], k), n, &at[k], base, colours[e]);
-            const char *const text[TIMES] = { "t = 0", "t = 0.1", "t = 0.25", "t = 1" };
-            draw_text(&c, p.x + 8, draw_py(&p, base + 0.16), text[k], 9, 0, 1, DRAW_TEXT);
-        }
+        for (int k = 0; k < TIMES; k++) rows[k] = row_at(walks[e], k);
+        line_ridges(&c, 10 + 372 * e, 395, 364, 365, "its marginals, and the exact ones", &bumps,
+                    TIMES, rows, n, at, colours[e]);
         if (e % 2) continue;
         p = draw_frame(&c, 754 + 186 * e, 770, 364, 350, e ? "start moved by 1, the SDE"
                                                          : "start moved by 1, the ODE", pair, 5);
