@@ -10156,12 +10156,94 @@ DF_API df_tensor *df_log_softmax(df_ctx *ctx, df_tensor *x) {
     return dfi_softmax(ctx, "df_log_softmax", x, 1);
 }
 
-/* Composed: softmax(q k^T / sqrt(D) + mask) v (Vaswani et al. 2017, eq. 1). What must not
-   be seen gets -1e30, not -infinity: its exponential is 0 as well, and no difference of
-   infinities can arise. */
+/* softmax(Q K^T) V (Vaswani et al. 2017, eq. 1), Q scaled already; for each head, with
+   <.,.> the dot product of two rows,
+   forward was: Y = P V with P = softmax(Q K^T)
+             dV = P^T dY, dQ = dZ K, dK = dZ^T Q
+             with dZ = P (dP - <P, dP>), dP = dY V^T
+   P is never whole: it is made for some heads at a time, or some of one head's queries,
+   and anew for the backward pass, which has one product more for that. */
+typedef struct dfi_scores {
+    const dfi_kernels *k;
+    size_t S, row, rows;       /* keys; of each head so many queries from `row` on */
+    int causal;
+    df_real *p, *dp;           /* [heads, rows, S]; dp NULL: forward */
+} dfi_scores;
+/* Rows [from, to) of P, or of dZ in dP's place. */
+static void dfi_scores_piece(void *arg, size_t from, size_t to) {
+    const dfi_scores *s = (const dfi_scores *)arg;
+    for (size_t i = from; i < to; i++) {
+        size_t seen = s->causal ? s->row + i % s->rows + 1 : s->S;
+        df_real *p = s->p + i * s->S, *dp = s->dp != NULL ? s->dp + i * s->S : NULL;
+        if (seen > s->S) seen = s->S;
+        if (dp == NULL) {
+            s->k->softmax(seen, p, p);
+            memset(p + seen, 0, (s->S - seen) * sizeof *p);
+            continue;
+        }
+        s->k->affine(s->S, 1, dp, (df_real)-s->k->dot(s->S, p, dp), dp);
+        s->k->binary[DFI_MUL](s->S, p, 1, dp, 1, dp);
+    }
+}
+/* The parts one after the other: in each n heads, r queries. */
+static void dfi_attend(df_ctx *ctx, const df_tensor *y, int back) {
+    const df_tensor *k = y->in[1], *v = y->in[2];
+    const size_t T = (size_t)y->shape[2], S = (size_t)k->shape[2], D = (size_t)y->shape[3];
+    const size_t N = y->size / (T * D), most = DFI_COLUMNS / 2;
+    size_t rows = most / S < 1 ? 1 : most / S < T ? most / S : T;
+    size_t heads = most / (rows * S), n, r;
+    df_real *dq = back ? dfi_grad(y, 0) : NULL, *dk = back ? dfi_grad(y, 1) : NULL;
+    df_real *dv = back ? dfi_grad(y, 2) : NULL, *p, *dp = NULL;
+    df_scope mark = dfi_scratch_mark(ctx);
+    heads = rows < T || heads < 1 ? 1 : heads < N ? heads : N;
+    p = dfi_reals(ctx, dfi_mul(heads * rows, S));
+    if (back) dp = dfi_reals(ctx, dfi_mul(heads * rows, S));
+    for (size_t i = 0; i < N * T && ctx->stuck == DF_OK; i += n * r) {
+        size_t row = i % T, at = i * D, keys = i / T * S * D;
+        dfi_matrix Q = dfi_matrix_of(y->in[0]->data + at, D, T * D, 0), dY = Q;
+        dfi_matrix K = dfi_matrix_of(k->data + keys, D, S * D, 0), V = K, P, dZ;
+        dfi_scores s = {ctx->k, S, row, 0, y->arg[0], p, NULL};
+        n = N - i / T < heads ? N - i / T : heads;
+        s.rows = r = T - row < rows ? T - row : rows;
+        P = dZ = dfi_matrix_of(p, S, r * S, 0);
+        V.at = v->data + keys, dZ.at = dp;
+        dfi_product(ctx, n, r, S, D, Q, dfi_transposed(K), 0, p, S, r * S);
+        dfi_split(ctx, n * r, S, dfi_scores_piece, &s);
+        if (!back) dfi_product(ctx, n, r, D, S, P, V, 0, y->data + at, D, T * D);
+        if (!back) continue;
+        dY.at = y->grad + at, s.dp = dp;
+        P.t = dZ.t = 1;
+        if (dv) dfi_product(ctx, n, S, D, r, P, dY, 1, dv + keys, D, S * D);
+        dfi_product(ctx, n, r, S, D, dY, dfi_transposed(V), 0, dp, S, r * S);
+        dfi_split(ctx, n * r, S, dfi_scores_piece, &s);
+        if (dk) dfi_product(ctx, n, S, D, r, dZ, Q, 1, dk + keys, D, S * D);
+        dZ.t = 0;
+        if (dq) dfi_product(ctx, n, r, D, S, dZ, K, 1, dq + at, D, T * D);
+    }
+    dfi_scratch_release(ctx, mark);
+}
+static void dfi_attention_back(df_ctx *ctx, df_tensor *y) { dfi_attend(ctx, y, 1); }
+/* The tangent is that of the same y composed of recorded operations. What must not be seen
+   gets -1e30, not -infinity: no difference of infinities can arise. */
+static df_tensor *dfi_attention_tangent(df_ctx *ctx, df_tensor *y) {
+    df_tensor *v = y->in[2], *scores, *mask;
+    ctx->no_tangent--;
+    scores = df_matmul(ctx, y->in[0], y->in[1], 0, 1);
+    if (y->arg[0] && scores != NULL) {
+        mask = df_tensor_new(ctx, 2, scores->shape + 2);
+        for (size_t i = 0, S = (size_t)scores->shape[3]; mask && i < mask->size; i++)
+            if (i % S > i / S) mask->data[i] = (df_real)-1e30;
+        scores = df_add(ctx, scores, mask);
+    }
+    y = df_matmul(ctx, df_softmax(ctx, scores), v, 0, 0);
+    ctx->no_tangent++;
+    return y != NULL ? y->tangent : NULL;
+}
+static const dfi_op dfi_op_attention = {"df_attention", dfi_attention_back,
+                                        dfi_attention_tangent};
 DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tensor *v,
                                int causal) {
-    df_tensor *scores;
+    df_tensor *y;
     if (dfi_blocked(ctx, "df_attention", q, k)) return NULL;
     if (dfi_blocked(ctx, "df_attention", q, v)) return NULL;
     if (q->ndim != 4 || k->ndim != 4 || q->shape[0] != k->shape[0] ||
@@ -10171,15 +10253,12 @@ DF_API df_tensor *df_attention(df_ctx *ctx, df_tensor *q, df_tensor *k, df_tenso
     if (!dfi_same_shape(k, v))
         return dfi_bad_shapes(ctx, "df_attention", "k", k, "v", v, "differ");
     q = df_scale(ctx, q, 1 / sqrt((double)q->shape[3]));
-    scores = df_matmul(ctx, q, k, 0, 1);
-    if (causal && scores != NULL) {
-        df_tensor *mask = df_tensor_new(ctx, 2, scores->shape + 2);
-        if (mask == NULL) return NULL;
-        for (size_t i = 0, S = (size_t)mask->shape[1]; i < mask->size; i++)
-            if (i % S > i / S) mask->data[i] = (df_real)-1e30;
-        scores = df_add(ctx, scores, mask);
-    }
-    return df_matmul(ctx, df_softmax(ctx, scores), v, 0, 0);
+    y = dfi_tensor_like(ctx, "df_attention", q);
+    if (y == NULL) return NULL;
+    y->arg[0] = causal != 0;
+    y->in[0] = q, y->in[1] = k, y->in[2] = v;
+    dfi_attend(ctx, y, 0);
+    return dfi_finish(ctx, y, &dfi_op_attention, q, k, v);
 }
 
 /* Composed: at position t the pair (x1, x2) turns by t base^(-2k/D), k < D/2, to
@@ -12419,12 +12498,13 @@ typedef struct dfi_costs {
     int result; /* of `line` */
 } dfi_costs;
 
-/* 2 K for each element of a product whose sums have K terms. */
+/* 2 K for each element of a product whose sums have K terms; attention is two products. */
 static double dfi_op_flops(const df_tensor *y) {
     const df_tensor *a = y->in[0], *b = y->in[1];
     double terms = 0;
     if (y->op == &dfi_op_matmul) terms = a->shape[a->ndim - (y->arg[0] ? 2 : 1)];
     if (y->op == &dfi_op_conv) terms = (double)(b->size / (size_t)b->shape[0]);
+    if (y->op == &dfi_op_attention) terms = 2.0 * b->shape[2];
     return 2 * terms * (double)y->size;
 }
 /* Which parameter a tensor is, reshaped or not; or -1. */
@@ -14433,8 +14513,8 @@ static df_result dfi_train_measure(df_trainer *tr, int count, size_t *bytes) {
 }
 
 /* How many rows at once, and step memory for them: what one row takes, what one more does,
-   and what operations hold while they run: columns of an image, panels of matrices (1 MiB
-   of float a worker). */
+   and what operations hold while they run: columns of an image or scores of attention,
+   panels of matrices (1 MiB of float a worker). */
 static df_result dfi_train_rows(df_trainer *tr) {
     int batch = tr->desc.batch, rows = tr->desc.rows < batch ? tr->desc.rows : batch;
     size_t one = 0, two = 0, most = 1;

@@ -607,6 +607,44 @@ TEST(conv_parts) {
     df_ctx_free(c);
 }
 
+// Attention in parts, heads at a time and queries of one head at a time, against the same
+// composed of products: values, gradients, and every bit with more threads.
+TEST(attention_parts) {
+    static const int sizes[3][4] = {{2, 3, 350, 350}, {1, 2, 900, 700}, {2, 1, 3, 5}};
+    for (int s = 0; s < 3; s++) for (int causal = 0; causal < 2; causal++) {
+        int T = sizes[s][2], S = sizes[s][3], w2[2] = {T, S};
+        int q4[4] = {sizes[s][0], sizes[s][1], T, 4}, k4[4] = {q4[0], q4[1], S, 4};
+        df_ctx *ctx[3] = {make_ctx(1), make_ctx(3), make_ctx(2)};
+        df_tensor *y[3], *in[3][3];
+        for (int way = 0; way < 3; way++) {
+            df_ctx *c = ctx[way];
+            df_tensor *z, *w = df_tensor_new(c, 4, q4), *mask = df_tensor_new(c, 2, w2);
+            df_record_begin(c);
+            for (int i = 0; i < 3; i++) {
+                z = df_tensor_new(c, 4, i ? k4 : q4);
+                df_random_normal(1, (uint64_t)i, 0, z->size, z->data);
+                in[way][i] = df_tensor_need_grad(c, z);
+            }
+            df_random_normal(2, 0, 0, w->size, w->data);
+            for (int i = 0; causal && i < T * S; i++)
+                if (i % S > i / S) mask->data[i] = (df_real)-1e30;
+            z = df_matmul(c, df_scale(c, in[way][0], 0.5), in[way][1], 0, 1);
+            z = df_softmax(c, df_add(c, z, mask));
+            y[way] = way == 2 ? df_matmul(c, z, in[way][2], 0, 0)
+                   : df_attention(c, in[way][0], in[way][1], in[way][2], causal);
+            expect(df_backward(c, df_sum(c, df_mul(c, w, y[way]))) == DF_OK);
+        }
+        near_all(y[0]->data, y[2]->data, y[0]->size, DOUBLE ? 1e-14 : 3e-6);
+        expect(memcmp(y[0]->data, y[1]->data, y[0]->size * sizeof(df_real)) == 0);
+        for (int i = 0; i < 3; i++) {
+            size_t n = in[0][i]->size;
+            near_all(in[0][i]->grad, in[2][i]->grad, n, DOUBLE ? 1e-13 : 1e-5);
+            expect(memcmp(in[0][i]->grad, in[1][i]->grad, n * sizeof(df_real)) == 0);
+        }
+        for (int way = 0; way < 3; way++) df_ctx_free(ctx[way]);
+    }
+}
+
 // Far from 0 values and slopes stay finite: activations at +-90, softmax of large scores,
 // a causal mask.
 TEST(extremes) {
@@ -1132,6 +1170,7 @@ int main(int argc, char **argv) {
     RUN(shape_values);
     RUN(product_values);
     RUN(conv_parts);
+    RUN(attention_parts);
     RUN(extremes);
     RUN(dropout_mask);
     RUN(golden_layers);
