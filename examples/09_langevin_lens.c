@@ -15,9 +15,9 @@
 #include "options.h"
 
 enum { PATHS = 3, SHOWN = 12, COLUMNS = 240, ROWS = 160, BINS = 24 };
-static const char *const dynamics[3] = { "noise: forward half", "denoise: reverse half, eta 1",
-                                         "both: Langevin on p_t, t fixed" };
-static const char *const names[PATHS] = { "VP", "VE", "flow" };
+static const char *const names[PATHS] = { "VP", "VE", "flow" }, *const titles[PATHS][3] = {
+    { "VP. noise: the forward half", "VP. denoise: the reverse half", "VP. both: Langevin on p_t" },
+    { "VE, the same", "", "" }, { "flow, the same", "", "" } };
 static const double low[PATHS] = { 0, .01, .01 }, high[PATHS] = { 1, 1, .97 }, fixed = .4;
 static df_ctx *ctx;
 static df_process path[PATHS];
@@ -61,15 +61,13 @@ static void moments(df_drift d, double h, double M, double V, double *m, double 
 static void identity_and_duality(void) {
     df_process p = df_process_vp(8, 8);
     df_point half = df_process_at(&p, .5 / 8), at;
-    double V = 1 - .75 * half.alpha * half.alpha;
-    double off[4] = { .00603, .0412, 0, 0 };             // the first are known
+    double V = 1 - .75 * pow(half.alpha, 2), off[4] = { .00603, .0412, 0, 0 };   // are known
     printf("noise and back: the mean's error (order h^2); from T to 0: the variance's (h)\n");
     for (int k = 0; k < 4; k++) {
         double h = .1 / (1 << k), keep = exp(-h / 2), m = 0, v = 1;
         for (int N = 100 << k, i = N; i > 0; i--) {
             at = df_process_at(&p, i / (double)N);
-            moments(drift(&p, at.t, 1, 1), 1.0 / N, at.alpha, 1 - .75 * at.alpha * at.alpha,
-                    &m, &v);
+            moments(drift(&p, at.t, 1, 1), 1.0 / N, at.alpha, 1 - .75 * pow(at.alpha, 2), &m, &v);
         }
         off[3] = v - .25, m = half.alpha * keep, v = V * keep * keep + 1 - keep * keep;
         moments(drift(&p, half.t, 1, 1), h / 8, half.alpha, V, &m, &v);
@@ -85,8 +83,8 @@ static void identity_and_duality(void) {
 static void density(const draw_panel *q, int i, int stands) {
     static double heat[ROWS * COLUMNS], grid[ROWS], log_p[ROWS];
     for (int a = 0; a < COLUMNS; a++) {
-        double t = low[i] + (high[i] - low[i]) * (a + .5) / COLUMNS, top = -1e9;
-        df_point at = df_process_at(&path[i], stands ? fixed : t);
+        double t = stands ? fixed : low[i] + (high[i] - low[i]) * (a + .5) / COLUMNS, top = -1e9;
+        df_point at = df_process_at(&path[i], t);
         for (int b = 0; b < ROWS; b++) grid[b] = -4 + 8 * (b + .5) / ROWS;
         df_mixture_log_density(ctx, data, &at, ROWS, grid, log_p);
         for (int b = 0; b < ROWS; b++) top = log_p[b] > top ? log_p[b] : top;
@@ -101,14 +99,11 @@ static double particles(draw_canvas *c, int i, int k, const options *o) {
     double from = k == 1 ? high[i] : k == 2 ? fixed : low[i], range[4] = { 0, 1, -4, 4 };
     double h = (high[i] - low[i]) / steps, error = 1, t = from;
     double *x = (double *)malloc((size_t)n * 4 * sizeof *x), *s = x + n, *z = s + n, *y = z + n;
-    char title[80];
     df_point at = df_process_at(&path[i], from);
-    if (x == NULL) return 1;
-    wrong += df_mixture_sample(ctx, data, &at, o->seed, 0, n, x) != DF_OK;
-    snprintf(title, sizeof title, "%s. %s", names[i], dynamics[k]);
-    draw_panel q = draw_frame(c, 10 + 470 * k, 10 + 300 * i, 460, 292, title, range, 5);
+    draw_panel q = draw_frame(c, 10 + 470 * k, 10 + 300 * i, 460, 292, titles[i][k], range, 5);
+    if (x == NULL || df_mixture_sample(ctx, data, &at, o->seed, 0, n, x) != DF_OK) return 1;
     density(&q, i, k == 2);
-    for (int j = 0; j < steps; j++) {
+    for (int j = 0; j < steps; j++, at = df_process_at(&path[i], t += k > 1 ? 0 : k ? -h : h)) {
         df_drift d = drift(&path[i], t, 1, k);
         double u = j / (double)steps, v = u + 1.0 / steps;
         wrong += df_mixture_score(ctx, data, &at, n, x, s) != DF_OK;
@@ -119,8 +114,6 @@ static double particles(draw_canvas *c, int i, int k, const options *o) {
             double line[4] = { k == 1 ? 1 - u : u, y[r], k == 1 ? 1 - v : v, x[r] };
             draw_polyline(&q, line, 2, 2, 1.2, DRAW_PAPER, 1);
         }
-        if (k < 2) t = from + (k ? -h : h) * (j + 1);
-        at = df_process_at(&path[i], t);
     }
     wrong += df_mixture_sample(ctx, data, &at, o->seed + 1, 0, n, y) ||
              df_total_variation(ctx, x, n, y, n, 1, -4, 4, BINS, &error);
