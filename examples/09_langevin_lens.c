@@ -14,7 +14,7 @@
 #include "draw.h"
 #include "options.h"
 
-enum { PATHS = 3, SHOWN = 12, COLUMNS = 240, ROWS = 160, BINS = 24 };
+enum { PATHS = 3, SHOWN = 7, COLUMNS = 240, ROWS = 160, BINS = 24 };
 static const char *const names[PATHS] = { "VP", "VE", "flow" }, *const titles[PATHS][3] = {
     { "VP. noise: the forward half", "VP. denoise: the reverse half", "VP. both: Langevin on p_t" },
     { "VE, the same", "", "" }, { "flow, the same", "", "" } };
@@ -112,7 +112,7 @@ static double particles(draw_canvas *c, int i, int k, const options *o) {
         df_drift_step(ctx, &d, h, (size_t)n, s, z, x);
         for (int r = 0; r < SHOWN && r < n; r++) {
             double line[4] = { k == 1 ? 1 - u : u, y[r], k == 1 ? 1 - v : v, x[r] };
-            draw_polyline(&q, line, 2, 2, 1.2, DRAW_PAPER, 1);
+            draw_polyline(&q, line, 2, 2, 1.1, DRAW_PAPER, 1);
         }
     }
     wrong += df_mixture_sample(ctx, data, &at, o->seed + 1, 0, n, y) ||

@@ -491,7 +491,7 @@ TEST(wells) {
                 hold = fmin(fmax((1.1 - fmin(far[0], far[1])) / .5, 0), 1);
                 inside += hold >= 1, between += hold > 0 && hold < 1;
                 if (hold <= 0) same_bits(got + i * D, plain + i * D, sizeof(df_real) * D);
-            double cx, cp;
+                double cx, cp;
                 ok(df_plane_map(ctx, &p[k], (df_prediction)which, DF_SCORE, &at, &cx, &cp));
                 for (int j = 0; j < D; j++) {
                     double s = -((double)x[i * D + j] - .3 * at.alpha) / V;
@@ -581,6 +581,8 @@ TEST(shifts_and_the_limit) {
         ok(df_score_error(ctx, &m, &bad, t, x, N, 2, &out));
         near(out, .3 * fmin(1, .5 / (2 * t)), tol(1e-12, 1e-5));
     }
+    scale = (double)NAN;
+    expect(df_score_error(ctx, &m, &bad, .5, x, N, 2, &out) == DF_ERR_NONFINITE);
     flaw.norm = norm_fails;
     expect(df_score_error(ctx, &m, &bad, .5, x, N, 2, &out) == 77);
 }
@@ -1074,7 +1076,8 @@ TEST(theorem_11) {
                         if (i > 0) log_q += .5 * h * ((double)wrong[i - 1] + (double)wrong[i]);
                         if (turn == 0) top = fmax(top, log_q);
                         if (turn == 1) total += h * exp(log_q - top);
-                        if (turn == 2) tv += .5 * h * fabs(exp(log_q - top) / total - exp(log_p[i]));
+                        if (turn == 2)
+                            tv += .5 * h * fabs(exp(log_q - top) / total - exp(log_p[i]));
                     }
             }
             check(l2 <= eps && l2 > 0 && tv > 1 - 1e-3, "target %d, eps %g: error %g, TV %g",
