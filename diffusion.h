@@ -17483,9 +17483,9 @@ static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f) {
                         "df_flaw_defaults", (int)f->kind, f->count);
     for (int i = 0; f->direction && i < m->dim; i++)
         length = (i ? length : 0) + fabs((double)f->direction[i]);
-    if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer) || f->inner < 0 ||
-        !(f->inner < f->outer) || dfi_nonfinite(f->size) || dfi_nonfinite(length) ||
-        !(length > 0) || (f->norm && !(f->limit >= 0)))
+    if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer - f->inner) ||
+        f->inner < 0 || f->inner >= f->outer || dfi_nonfinite(f->size) ||
+        !dfi_positive(length) || dfi_nonfinite(f->limit) || f->limit < 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: pull %g, inner %g, outer %g, size "
                         "%g, |direction| %g, limit %g: want pull and limit >= 0, 0 <= "
                         "inner < outer, a direction but 0", f->pull, f->inner, f->outer,
@@ -17509,6 +17509,9 @@ static df_result dfi_flaw_rows(df_ctx *ctx, dfi_flaw_job *job, int rows) {
                      df_prediction_name(m->prediction), at.t);
     if (r == DF_OK && job->flaw->norm)
         r = job->flaw->norm(job->flaw->user, ctx, &at, &norm);
+    if (r == DF_OK && dfi_nonfinite(norm))
+        r = dfi_fail(ctx, DF_ERR_NONFINITE, "df_flaw: norm says %s at t = %g",
+                     dfi_nonfinite_name(norm), at.t);
     if (r != DF_OK) return r;
     job->factor = norm > job->flaw->limit ? job->flaw->limit / norm : 1;
     job->factor /= job->cp;
