@@ -50,7 +50,7 @@
      >>guidance        classifier-free guidance
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
-     >>training        objective, AdamW, moving average, trainer
+     >>training        objectives, weightings, AdamW, moving average, trainer
      >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
      >>kernels         the engine room: plain loops, then the tuned ones
@@ -78,6 +78,9 @@
      see the noise schedule       df_process_at, df_process_rates, df_grid
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
+     train for likelihood         DF_WEIGHT_LIKELIHOOD, DF_DENSITY_LAMBDA
+     match scores; energies       df_objective_... as df_train_desc.objective;
+                                  df_energy_model
      choose a sampler             below; df_sampler_rows lists all
      write a sampler              df_sampler_row with a stage function, desc.row
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
@@ -12474,7 +12477,8 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
    with the row (a, b) of the plane for the net's prediction (Ho et al. 2020, eq. 14;
    Lipman et al. 2023, eq. 9). Its minimiser at each (x_t, t) is the conditional mean of
    the target, whatever w > 0 and the density of t are: they only share out effort. Maximum
-   likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
+   likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023). The score needs
+   no target: its divergence says as much (Hyvarinen 2005). An energy's slope is a score.
 
    A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
    noise of item k = (step batch + row) parts + part are keyed by the seed and k. So a

@@ -27,13 +27,13 @@ static int on_train(void *user, const df_train_info *info) {
     return 0;
 }
 
-// The network's own v, answered as something else.
+// The network's own v, answered as something else: as[0] is the net's model, as[1] this one.
 static int answer(void *self, df_ctx *c, const df_query *q, df_real *out) {
-    const df_model *as = (const df_model *)self;       // [0] the net's, [1] this reading
+    const df_model *as = (const df_model *)self;
     int result = as[0].predict(as[0].self, c, q, out);
-    if (result != DF_OK) return result;
-    return df_plane_convert(c, &as[0].process, as[0].prediction, as[1].prediction, q->t, q->n,
-                            q->dim, q->x, out, out);
+    return result != DF_OK ? result :
+           df_plane_convert(c, &as[0].process, as[0].prediction, as[1].prediction, q->t,
+                            q->n, q->dim, q->x, out, out);
 }
 
 static df_net *train(const options *o, const data_set *d) {
@@ -49,8 +49,8 @@ static df_net *train(const options *o, const data_set *d) {
     df_trainer *tr = df_trainer_create(ctx, net, d->x, d->n / 2, NULL, &t);
     int bad = tr == NULL || df_trainer_run(tr, 0) != DF_OK;
     df_trainer_free(tr);
-    if (bad) df_net_free(net);
-    return bad ? NULL : net;
+    if (bad) df_net_free(net), net = NULL;
+    return net;
 }
 
 // E|answer - target|^2 of a reading at one time, on points and noise that are always the
@@ -60,8 +60,7 @@ static int loss_at(const df_model *m, double t, const df_real *data, double *los
     static double times[ROWS];
     df_point at = df_process_at(&m->process, t);
     double row[2];
-    *loss = 0;
-    df_random_normal(1, 0, 9, 2 * ROWS, eps);
+    df_random_normal(1, 0, 9, 2 * ROWS, eps), *loss = 0;
     for (int i = 0; i < 2 * ROWS; i++) {
         x0[i] = (data[i] - m->mean[0]) / m->scale[0];
         times[i / 2] = t, x[i] = at.alpha * x0[i] + at.sigma * eps[i];

@@ -26,7 +26,7 @@ static const double energy_sigma = 0.4, edge = 3.6;
 static df_ctx *ctx;
 static df_mixture *truth;
 static df_process path;
-static df_real *data;
+static df_real *data;        // [POINTS, 2]
 static int on_train(void *user, const df_train_info *info) {
     progress((progress_bar *)user, (long)info->step, (long)info->steps, "loss", info->loss);
     return 0;
@@ -60,10 +60,10 @@ static df_net *train(const options *o, int way, double *milliseconds) {
 }
 
 // E|s - grad log p_t|^2 / E|grad log p_t|^2 over p_t; of an energy also -E - log p_t's deviation.
-static int measure(const df_model *m, double sigma, double *error, double *nats) {
+static int measure(const df_model *m, double *error, double *nats) {
     static df_real x[2 * TEST], answer[2 * TEST], score[2 * TEST], energy[TEST];
     static double t[TEST], log_p[TEST];
-    df_point at = df_process_at_rho(&path, sigma);
+    df_point at = df_process_at_rho(&path, energy_sigma);
     double cx, cp, sum = 0, off = 0, mean = 0, square = 0;
     for (int i = 0; i < TEST; i++) t[i] = at.t;
     int bad = df_mixture_sample(ctx, truth, &at, 77, 0, TEST, x) ||
@@ -89,8 +89,7 @@ static void landscape(draw_canvas *c, int column, const char *title, const df_mo
     double range[4] = { -edge, edge, -edge, edge }, most = -1e30;
     df_point at = df_process_at_rho(&path, energy_sigma);
     for (int i = 0; i < GRID * GRID; i++) {
-        t[i] = at.t;
-        x[2 * i] = (df_real)(edge * (2 * (i % GRID + 0.5) / GRID - 1));
+        t[i] = at.t, x[2 * i] = (df_real)(edge * (2 * (i % GRID + 0.5) / GRID - 1));
         x[2 * i + 1] = (df_real)(edge * (2 * (i / GRID + 0.5) / GRID - 1));
     }
     if (m) df_model_ask(ctx, m, DF_ASK_LOG_DENSITY, t, GRID * GRID, x, NULL, NULL, v);
@@ -106,15 +105,14 @@ static int lesson(const options *o, draw_canvas *c) {
     size_t bytes = 2 * (size_t)o->n * sizeof(df_real);
     df_real *x = (df_real *)malloc(bytes), *fresh = (df_real *)malloc(bytes);
     df_point start = df_point_data();
-    int bad = !x || !fresh, wrong = 0;
-    if (!bad) bad = df_mixture_sample(ctx, truth, &start, 5, 0, o->n, fresh) != DF_OK;
+    int bad = !x || !fresh || df_mixture_sample(ctx, truth, &start, 5, 0, o->n, fresh), wrong = 0;
     if (!bad) df_sliced_wasserstein(ctx, fresh, o->n, data, o->n, 2, 64, 1, &floor);
     printf("%22sscore off  ms/step  samples (floor %.3f), nats off\n", "", floor);
     for (int way = 0; way < WAYS && !bad; way++) {
         df_sample_desc s = df_sample_defaults();
         df_net *net = train(o, way, &ms);
         df_model m = way < 3 ? df_net_model(net) : df_energy_model(net);
-        bad = net == NULL || measure(&m, energy_sigma, &error, &nats);
+        bad = net == NULL || measure(&m, &error, &nats);
         s.method = "annealed_langevin", s.grid = "uniform", s.steps = o->sample_steps;
         s.corrections = 5, s.snr = 0.2, s.end = DF_END_T_MIN, s.seed = o->seed;
         if (!bad && way < 3) bad = df_sample(ctx, &m, &s, x, o->n) != DF_OK;
@@ -128,8 +126,7 @@ static int lesson(const options *o, draw_canvas *c) {
                                           draw_palette(way), 0.5);
         df_net_free(net);
     }
-    landscape(c, 0, "log p_t, the truth", NULL);
-    free(x), free(fresh);
+    landscape(c, 0, "log p_t, the truth", NULL), free(x), free(fresh);
     if (bad) fprintf(stderr, "%s\n", df_ctx_message(ctx));
     else if (wrong) printf("WRONG: see the bounds in the head of this program\n");
     return bad || wrong;
