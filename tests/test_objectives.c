@@ -174,7 +174,7 @@ TEST(lambda_density) {
         expect(out == 0 && seen.n == SEEN);
         near_abs(mean, .5, 6 * sqrt(1 / 12.0 / SEEN));
         near_abs(square - mean * mean, 1 / 12.0, 6 * sqrt(1 / 180.0 / SEEN));
-        for (int k = 0; k < 3; k++) near_abs(below[k], SEEN * (k + 1) / 4.0, 3 * sqrt(SEEN));
+        for (int k = 0; k < 3; k++) near_abs(below[k], SEEN * (k + 1) / 4.0, 3 * sqrt((double)SEEN));
     }
     df_train_desc d = df_train_defaults();
     d.density = DF_DENSITY_LAMBDA;          // velocity of flow: lambda(1) = -inf
