@@ -51,7 +51,7 @@
      >>likelihood      log p by the ODE; the variational bound; bits per dimension
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
-     >>training        objective, AdamW, moving average, trainer
+     >>training        objectives, weightings, AdamW, moving average, trainer
      >>relatives       autoencoders and flows, what diffusion is compared with
      >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
@@ -81,6 +81,9 @@
      see the noise schedule       df_process_at, df_process_rates, df_grid
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
+     train for likelihood         DF_WEIGHT_LIKELIHOOD, DF_DENSITY_LAMBDA
+     match scores; energies       df_objective_... as df_train_desc.objective;
+                                  df_energy_model
      choose a sampler             below; df_sampler_rows lists all
      write a sampler              df_sampler_row with a stage function, desc.row
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
@@ -1857,8 +1860,9 @@ DF_API df_train_desc df_train_defaults(void);
 /* Objectives for df_train_desc.objective; the batch's weight counts in all but the last.
    A score net learns grad log p_t without a target (any prediction: its score is meant):
      J = E w (div s + |s|^2/2),   s the score at x_t (Hyvarinen 2005)
-   is E w |s - grad log p_t|^2/2 but for a constant, -d/(2v) at best for N(0, v I) and w =
-   1. implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
+   is E w |s - grad log p_t|^2/2, dim/2 times the denoising loss, but for a constant (w
+   is the weight as it counts on the score): -d/(2v) at best for N(0, v I) and w = 1.
+   implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
    N(0, I), v^T (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance);
    self an int, how many, or NULL: 1. Errors: SINGULAR where the score is infinite. */
 DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
@@ -13402,7 +13406,8 @@ DF_API df_result df_net_load_into(df_ctx *ctx, df_net *net, df_source source) {
    with the row (a, b) of the plane for the net's prediction (Ho et al. 2020, eq. 14;
    Lipman et al. 2023, eq. 9). Its minimiser at each (x_t, t) is the conditional mean of
    the target, whatever w > 0 and the density of t are: they only share out effort. Maximum
-   likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023).
+   likelihood is w = |lambda'| on eps with t uniform (Kingma & Gao 2023). The score needs
+   no target: its divergence says as much (Hyvarinen 2005). An energy's slope is a score.
 
    A trainer is a function of (data, descriptor, step) and nothing else: the row, time and
    noise of item k = (step batch + row) parts + part are keyed by the seed and k. So a
@@ -13916,15 +13921,15 @@ static df_tensor *dfi_batch_probe(const df_run *run, const df_batch *b, int prob
 }
 
 /* With s = cx x + cp y of the net's answer y to c_in x: div s = dim cx + cp c_in div y,
-   whose first part needs no probes. */
+   whose first part needs no probes. A weight on |y error|^2 is w/cp^2 on the score's. */
 static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes) {
     df_ctx *ctx = run->ctx;
     df_model m = df_net_model(run->net);
-    df_tensor *c[2], *rest[2], *y = NULL, *div = NULL;
+    df_tensor *c[2], *rest[3], *y = NULL, *div = NULL;
     if (dfi_stuck(ctx) != DF_OK) return NULL;
     for (int i = 0; i < 2; i++) c[i] = dfi_column(ctx, b->x);
-    for (int i = 0; i < 2; i++) rest[i] = df_tensor_new(ctx, 1, b->x->shape);
-    for (int r = 0; rest[1] != NULL && r < b->x->shape[0]; r++) {
+    for (int i = 0; i < 3; i++) rest[i] = df_tensor_new(ctx, 1, b->x->shape);
+    for (int r = 0; rest[2] != NULL && r < b->x->shape[0]; r++) {
         df_point at = dfi_batch_point(&m, b, r);
         double cx, cp, in = dfi_model_scale(&m, &at);
         if (dfi_model_map(ctx, &m, DF_SCORE, &at, &cx, &cp) != DF_OK)
@@ -13933,6 +13938,7 @@ static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes)
         c[1]->data[r] = (df_real)cp;
         rest[0]->data[r] = (df_real)(m.dim * cx);
         rest[1]->data[r] = (df_real)(cp * in / (probes > 0 ? probes : 1));
+        rest[2]->data[r] = (df_real)((double)b->weight->data[r] / (cp * cp));
     }
     for (int k = 0; k < (probes > 0 ? probes : 1); k++) {
         df_tensor *v = probes > 0 ? dfi_batch_probe(run, b, probes, k) : NULL;
@@ -13942,7 +13948,7 @@ static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes)
     df_tensor *score = df_add(ctx, df_mul(ctx, c[0], b->x), df_mul(ctx, c[1], y));
     df_tensor *half = df_scale(ctx, dfi_row_sums(ctx, m.dim, df_square(ctx, score)), .5);
     div = df_add(ctx, df_mul(ctx, rest[1], div), rest[0]);
-    return df_mean(ctx, df_mul(ctx, b->weight, df_add(ctx, div, half)));
+    return df_mean(ctx, df_mul(ctx, rest[2], df_add(ctx, div, half)));
 }
 
 /* `self` as a number of probes: `none` where it is NULL; -1 and stuck if it is below 1. */
