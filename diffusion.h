@@ -9382,13 +9382,13 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    trained, without which a file of weights can be misread but not used. Names and layouts
    are PyTorch's ("hid.0.weight", [out, in]), so that weights travel.
 
-   A network built in is a row of a table: its name, its forward pass, and a function that
-   adds its parameters from a few numbers of configuration. Loading a file is the same
-   walk, with the parameters read instead of drawn. The first row is a residual MLP for
-   points. For pictures there are the UNet of Ho et al. (2020), convolutions at falling and
-   rising sizes, and the diffusion transformer of Peebles & Xie (2023), attention among
-   patches: both with the names, the layouts and, to rounding, the numbers of the libraries
-   that people train them in.
+   A network built in is a row of a table: its name, a function that checks a few numbers
+   of configuration, and one walk over its layers, which adds their parameters or runs
+   them. Loading a file is the same walk, with the parameters read instead of drawn. The
+   first row is a residual MLP for points. For pictures there are the UNet of Ho et al.
+   (2020), convolutions at falling and rising sizes, and the diffusion transformer of
+   Peebles & Xie (2023), attention among patches: both with the names, the layouts and, to
+   rounding, the numbers of the libraries that people train them in.
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
@@ -9397,12 +9397,7 @@ enum { DFI_NET_LIVE = 3 << 19 }; /* elements of the widest tensors of one questi
 /* First word of `draw` in Philox keys: the chapter's draws never meet a sampler's. */
 #define DFI_DRAW_INIT 0x80000000u
 
-typedef struct dfi_net_kind {
-    const char *name;
-    df_forward_fn forward;
-    /* checks the configuration and adds the parameters; also says what a file must hold */
-    df_result (*build)(df_ctx *ctx, df_net *net);
-} dfi_net_kind;
+typedef struct dfi_net_kind dfi_net_kind;
 
 /* Which names a file's tensors have, beside our own. */
 typedef enum dfi_naming {
@@ -9454,6 +9449,15 @@ static void *dfi_net_copy(df_ctx *ctx, const df_net *net, const void *data, size
     return copy;
 }
 
+/* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
+   elements in all. 0 if not. */
+static int dfi_net_elements(int ndim, const int *shape) {
+    size_t size = 1;
+    for (int i = 0; i < ndim; i++)
+        size = shape == NULL || shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
+    return size > INT_MAX ? 0 : (int)size;
+}
+
 /* A net without parameters; `row` is NULL for a user's own kind. Its memory comes from the
    context's hooks but is not the context's: a net may be trained in one and sampled in
    many. */
@@ -9469,11 +9473,8 @@ static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *
     net->row = row;
     net->forward = forward;
     net->ndim = ndim;
-    net->dim = 1;
-    for (int i = 0; i < ndim; i++) {
-        net->shape[i] = shape[i];
-        net->dim *= shape[i];
-    }
+    net->dim = dfi_net_elements(ndim, shape);
+    for (int i = 0; i < ndim; i++) net->shape[i] = shape[i];
     net->outputs = shape[0];
     net->rows = 256;
     net->classes = row != NULL ? 0 : -1;
@@ -9510,15 +9511,6 @@ static df_result dfi_net_missing(df_ctx *ctx, const df_net *net, const char *fun
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     if (ctx->code != DF_OK) return ctx->code;
     return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the net is NULL", function);
-}
-
-/* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
-   elements in all. 0 if not. */
-static int dfi_net_elements(int ndim, const int *shape) {
-    size_t size = 1;
-    for (int i = 0; i < ndim; i++)
-        size = shape == NULL || shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
-    return size > INT_MAX ? 0 : (int)size;
 }
 
 /* ---- parameters -------------------------------------------------------------------- */
@@ -10108,8 +10100,37 @@ static const int *dfi_pass_labels(dfi_pass *w, const int *labels, int n, int nul
     return copy;
 }
 
+struct dfi_net_kind {
+    const char *name;
+    /* checks the configuration, and sets what follows from it */
+    df_result (*configure)(df_ctx *ctx, df_net *net);
+    df_tensor *(*walk)(dfi_pass *w, df_tensor *x, df_tensor *t, const int *labels);
+};
+static df_tensor *dfi_net_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    dfi_pass w = dfi_pass_run(run);
+    return run->net->row->walk(&w, x, t, labels);
+}
+/* What a descriptor or a file says is checked here, then the parameters are added. */
+static df_result dfi_net_build(df_ctx *ctx, df_net *net) {
+    dfi_pass w = dfi_pass_build(ctx, net);
+    char shape[DFI_SHAPE_TEXT];
+    if (net->row->configure(ctx, net) != DF_OK) return ctx->code;
+    if (net->dim == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: a sample of %s: each at least 1, fewer than 2^31 in all",
+                        net->kind, dfi_shape_text(net->ndim, net->shape, shape));
+    net->row->walk(&w, NULL, NULL, NULL);
+    return w.failed ? ctx->code : (df_result)DF_OK;
+}
+/* Most samples of one question, where the widest tensors have `elements` for each. */
+static int dfi_net_rows(double elements) {
+    double rows = floor((double)DFI_NET_LIVE / elements);
+    return rows > 2 ? (int)rows : 2;
+}
+
 /* A net from a descriptor whose integers and numbers become the configuration, from which
-   the kind's `build` makes the rest, as it does for a file. */
+   dfi_net_build makes the rest, as it does for a file. */
 typedef struct dfi_net_plan {
     const char *kind;
     int ndim, shape[3], classes, condition;
@@ -10123,15 +10144,8 @@ typedef struct dfi_net_plan {
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
-    if (dfi_net_elements(plan->ndim, plan->shape) == 0) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 "%s: a sample of %d x %d x %d: each at least 1, fewer than 2^31 in all",
-                 plan->kind, plan->shape[0], plan->ndim > 1 ? plan->shape[1] : 1,
-                 plan->ndim > 2 ? plan->shape[2] : 1);
-        return NULL;
-    }
-    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row, row->forward,
-                               plan->seed);
+    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row,
+                               dfi_net_forward, plan->seed);
     if (net == NULL) return NULL;
     net->classes = plan->classes;
     net->condition = plan->condition;
@@ -10139,7 +10153,7 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
     net->from = plan->from;
     net->naming = plan->naming;
-    if (row->build(ctx, net) != DF_OK) {
+    if (dfi_net_build(ctx, net) != DF_OK) {
         df_net_free(net);
         return NULL;
     }
@@ -10165,37 +10179,42 @@ enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
 /* c = [cos(s t f_k), sin(s t f_k)] + E[label],  f_k = period^(-k/half)
    h = SiLU(W_in [x, c, condition] + b_in);  D times: h += SiLU(W_i h + b_i);
    y = W_out h + b_out */
-static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels) {
-    df_ctx *ctx = run->ctx;
-    const df_net *net = run->net;
-    int depth = net->config[DFI_MLP_DEPTH], out = 2 + 2 * depth;
-    df_scope scope = df_scope_begin(ctx); /* ended after each layer: only h stays */
-    df_tensor *c =
-        df_sinusoidal(ctx, df_scale(ctx, t, net->number[DFI_MLP_TIME_SCALE]),
-                      net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
+static df_tensor *dfi_mlp_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                               const int *labels) {
+    df_ctx *c = w->ctx;
+    const df_net *net = w->net;
+    int width = net->config[DFI_MLP_WIDTH], embed = net->config[DFI_MLP_EMBED];
+    int in = net->dim + embed + net->condition, n = x != NULL ? x->shape[0] : 1;
+    df_scope scope = df_scope_begin(c); /* ended after each layer: only h stays */
+    df_tensor *h, *e = df_scale(c, t, net->number[DFI_MLP_TIME_SCALE]);
+    e = df_sinusoidal(c, e, embed, net->number[DFI_MLP_PERIOD], 1, 0);
     if (labels != NULL && net->classes > 0)
-        c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
-    if (net->condition > 0) c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
-    df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
-    h = df_scope_end(ctx, scope, h);
-    for (int i = 0; i < depth; i++) {
-        h = df_add(ctx, h, df_silu(ctx, df_run_linear(run, 2 + 2 * i, h)));
-        h = df_scope_end(ctx, scope, h);
+        e = df_add(c, e, df_run_embedding(w->run, net->count - 1, labels, n));
+    if (c != NULL && net->condition > 0)
+        e = df_concat(c, e, dfi_run_condition(w->run, n), 1);
+    h = dfi_pass_linear(w, "inp", df_concat(c, x, e, 1), in, width, DF_INIT_FAN_IN);
+    h = df_scope_end(c, scope, df_silu(c, h));
+    for (int i = 0; i < net->config[DFI_MLP_DEPTH]; i++) {
+        dfi_pass_into(w, "hid.%d", i, 0);
+        e = dfi_pass_linear(w, "", h, width, width, DF_INIT_FAN_IN);
+        h = df_scope_end(c, scope, df_add(c, h, df_silu(c, e)));
     }
-    return df_run_linear(run, out, h);
+    dfi_pass_into(w, "", 0, 0);
+    h = dfi_pass_linear(w, "out", h, width, net->dim, DF_INIT_FAN_IN);
+    if (net->classes > 0)
+        dfi_pass_layer(w, "label", net->classes, embed, DFI_PASS_TABLE, DF_INIT_NORMAL);
+    return h;
 }
 
 /* The bounds keep products of two of them well inside a size_t and an index inside an
    int. */
-static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_mlp_configure(df_ctx *ctx, df_net *net) {
     int width = net->config[DFI_MLP_WIDTH], depth = net->config[DFI_MLP_DEPTH];
-    int embed = net->config[DFI_MLP_EMBED], dim = net->dim;
+    int embed = net->config[DFI_MLP_EMBED], dim = net->shape[0];
     double scale = net->number[DFI_MLP_TIME_SCALE], period = net->number[DFI_MLP_PERIOD];
-    char name[32];
     net->rows = 4096;
-    if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
-        depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
+    if (net->ndim != 1 || dim < 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 ||
+        depth < 0 || depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
         net->classes < 0 || net->classes > 1 << 20 || net->condition < 0 ||
         net->condition > 1 << 20)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -10208,18 +10227,6 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
             ctx, DF_ERR_ARGUMENT,
             "mlp: time_scale %g must be a number other than 0, period %g at least 1",
             scale, period);
-    if (df_layer_linear(ctx, net, "inp", dim + embed + net->condition, width,
-                        DF_INIT_FAN_IN) < 0)
-        return ctx->code;
-    for (int i = 0; i < depth; i++) {
-        snprintf(name, sizeof name, "hid.%d", i);
-        if (df_layer_linear(ctx, net, name, width, width, DF_INIT_FAN_IN) < 0)
-            return ctx->code;
-    }
-    if (df_layer_linear(ctx, net, "out", width, dim, DF_INIT_FAN_IN) < 0) return ctx->code;
-    if (net->classes > 0 &&
-        df_layer_embedding(ctx, net, "label", net->classes, embed, DF_INIT_NORMAL) < 0)
-        return ctx->code;
     return DF_OK;
 }
 
@@ -10242,12 +10249,7 @@ DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
     df_mlp_desc d = df_mlp_defaults();
     if (ctx == NULL) return NULL;
     if (desc != NULL) d = *desc;
-    if (d.cookie != DFI_COOKIE || d.dim < 1) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 d.dim < 1 ? "df_mlp_create: dim must be at least 1"
-                           : "df_mlp_create: start the descriptor with df_mlp_defaults");
-        return NULL;
-    }
+    if (!dfi_net_cookie(ctx, d.cookie, "df_mlp_create")) return NULL;
     int ints[3];
     double numbers[2];
     dfi_net_plan plan;
@@ -10279,7 +10281,7 @@ static df_unet_desc dfi_unet_of(const df_net *net) {
 }
 
 typedef struct dfi_unet {
-    dfi_pass w;
+    dfi_pass *w;
     df_unet_desc d;
     df_tensor *emb; /* [B, time_dim] SiLU of time and class */
     int time_dim;
@@ -10287,16 +10289,16 @@ typedef struct dfi_unet {
 } dfi_unet;
 
 static df_tensor *dfi_unet_dropout(dfi_unet *u, df_tensor *x) {
-    const df_run *run = u->w.run;
+    const df_run *run = u->w->run;
     if (run == NULL || !run->training || !(u->d.dropout > 0)) return x;
-    return df_dropout(u->w.ctx, x, u->d.dropout, run->seed, run->draw,
+    return df_dropout(u->w->ctx, x, u->d.dropout, run->seed, run->draw,
                       DFI_DRAW_INIT + 0x100 + u->dropped++);
 }
 
 /* Nearest neighbour twice the size, mean of 2x2 half the size, or (0) as it is. */
 static df_tensor *dfi_unet_resize(dfi_unet *u, df_tensor *x, int resize) {
     if (resize == 0) return x;
-    return resize > 0 ? df_upsample2x(u->w.ctx, x) : df_avg_pool2x2(u->w.ctx, x);
+    return resize > 0 ? df_upsample2x(u->w->ctx, x) : df_avg_pool2x2(u->w->ctx, x);
 }
 
 /* [B, C] over the pixels of [B, C, H, W]. */
@@ -10312,7 +10314,7 @@ static df_tensor *dfi_unet_over(df_ctx *c, df_tensor *x, int channels) {
    convolution where the channels change. All at twice or half the size if asked to. */
 static df_tensor *dfi_unet_resnet(dfi_unet *u, df_tensor *x, int in, int out, int resize,
                                   double scale) {
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     const df_unet_desc *d = &u->d;
     df_scope scope = df_scope_begin(c);
@@ -10360,7 +10362,7 @@ static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, in
                                      int groups, double scale) {
     static const int order[3] = {0, 2, 1};
     static const char *const names[3] = {"to_q", "to_k", "to_v"};
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     int dim = u->d.head_dim > 0 ? u->d.head_dim : channels, heads = channels / dim;
     int flat[3] = {-1, 0, 0}, image[4];
@@ -10391,17 +10393,17 @@ static int dfi_whole(df_real t, int rows) {
 }
 /* Rows of a learned table for whole t. */
 static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
     int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
     for (int i = 0; ids != NULL && i < n; i++)
         ids[i] = dfi_whole(t->data[i], rows);
-    return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
+    return t != NULL ? df_run_embedding(u->w->run, index, ids, n) : NULL;
 }
 
 /* Features of t, or of labels as numbers, which share the table: [B, C0 or 2 C0]. */
 static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     const df_unet_desc *d = &u->d;
     int column[2] = {-1, 1};
     if (c == NULL) return NULL;
@@ -10410,7 +10412,7 @@ static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
         return df_sinusoidal(c, t, d->channels[0], 10000, d->flip_sin_to_cos,
                              d->freq_shift);
     df_tensor *angle = df_mul(c, df_reshape(c, df_log(c, t), 2, column),
-                              df_scale(c, df_run_param(u->w.run, index), 2 * DFI_PI));
+                              df_scale(c, df_run_param(u->w->run, index), 2 * DFI_PI));
     return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
 }
 
@@ -10426,32 +10428,32 @@ static df_tensor *dfi_unet_labelled(df_ctx *c, df_tensor *y, const int *labels, 
 
 /* SiLU(MLP(sinusoids of t) + class) */
 static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     const df_unet_desc *d = &u->d;
     int in = d->channels[0] * (d->time == DF_UNET_FOURIER ? 2 : 1), index = 0;
     if (d->time == DF_UNET_LEARNED)
-        index = dfi_pass_layer(&u->w, "time_proj", d->time_rows, d->channels[0],
+        index = dfi_pass_layer(u->w, "time_proj", d->time_rows, d->channels[0],
                                DFI_PASS_TABLE, DF_INIT_NORMAL);
     if (d->time == DF_UNET_FOURIER)
-        index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
+        index = dfi_pass_layer(u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
                                DF_INIT_NORMAL);
-    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(&u->w, index, 16);
+    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(u->w, index, 16);
     df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
-    e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
+    e = dfi_pass_features(u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
                           in, u->time_dim, DF_INIT_FAN_IN);
     if (d->class_kind == DF_UNET_CLASS_TABLE && d->classes > 0) {
-        labels = dfi_pass_labels(&u->w, labels, n, d->null_class ? d->classes : -1);
-        y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
+        labels = dfi_pass_labels(u->w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(u->w, "class_embedding", labels, n,
                             d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
     } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
-        const int *numbers = dfi_pass_labels(&u->w, labels, n, 0);
+        const int *numbers = dfi_pass_labels(u->w, labels, n, 0);
         y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, numbers, n) : NULL, index);
-        y = dfi_pass_features(&u->w, "class_embedding.linear_1",
+        y = dfi_pass_features(u->w, "class_embedding.linear_1",
                               "class_embedding.linear_2", y, in, u->time_dim,
                               DF_INIT_FAN_IN);
         y = dfi_unet_labelled(c, y, labels, n);
     } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
-        y = dfi_run_condition(u->w.run, n);
+        y = dfi_run_condition(u->w->run, n);
     u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
 }
 
@@ -10461,16 +10463,16 @@ static df_tensor *dfi_unet_halve(dfi_unet *u, df_tensor *x, int channels, int bl
     int pad = u->d.downsample_padding;
     if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.downsample_resnet))
         return dfi_unet_resnet(u, x, channels, channels, -1, 1);
-    if (pad == 0) x = df_pad2d(u->w.ctx, x, 0, 1, 0, 1);
-    return dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
+    if (pad == 0) x = df_pad2d(u->w->ctx, x, 0, 1, 0, 1);
+    return dfi_pass_conv(u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
 }
 static df_tensor *dfi_unet_double(dfi_unet *u, df_tensor *x, int channels, int block) {
     if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.upsample_resnet))
         return dfi_unet_resnet(u, x, channels, channels, 1, 1);
-    df_scope scope = df_scope_begin(u->w.ctx);
-    x = df_upsample2x(u->w.ctx, x);
-    x = dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
-    return df_scope_end(u->w.ctx, scope, x);
+    df_scope scope = df_scope_begin(u->w->ctx);
+    x = df_upsample2x(u->w->ctx, x);
+    x = dfi_pass_conv(u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
+    return df_scope_end(u->w->ctx, scope, x);
 }
 
 /* What the way down leaves for the way up: conv_in, each block's output, each halving. */
@@ -10491,17 +10493,17 @@ static df_tensor *dfi_unet_down(dfi_unet *u, df_tensor *h, int *tokens,
     int C = d->channels[0];
     for (int i = 0; i < d->levels; i++) {
         for (int j = 0; j < d->layers; j++) {
-            df_scope scope = df_scope_begin(u->w.ctx);
-            dfi_pass_into(&u->w, "down_blocks.%d.resnets.%d.", i, j);
+            df_scope scope = df_scope_begin(u->w->ctx);
+            dfi_pass_into(u->w, "down_blocks.%d.resnets.%d.", i, j);
             h = dfi_unet_resnet(u, h, C, d->channels[i], 0, 1);
             C = d->channels[i];
-            dfi_pass_into(&u->w, "down_blocks.%d.attentions.%d.", i, j);
+            dfi_pass_into(u->w, "down_blocks.%d.attentions.%d.", i, j);
             if (d->down[i] == DF_UNET_ATTENTION)
                 h = dfi_unet_attention(u, h, C, *tokens, d->groups, 1);
-            h = dfi_unet_keep(s, df_scope_end(u->w.ctx, scope, h), C);
+            h = dfi_unet_keep(s, df_scope_end(u->w->ctx, scope, h), C);
         }
         if (i == d->levels - 1) break;
-        dfi_pass_into(&u->w, "down_blocks.%d.downsamplers.0.", i, 0);
+        dfi_pass_into(u->w, "down_blocks.%d.downsamplers.0.", i, 0);
         h = dfi_unet_keep(s, dfi_unet_halve(u, h, C, d->down[i]), C);
         *tokens /= 4;
     }
@@ -10512,47 +10514,47 @@ static df_tensor *dfi_unet_middle(dfi_unet *u, df_tensor *h, int tokens) {
     const df_unet_desc *d = &u->d;
     int C = d->channels[d->levels - 1], groups = d->attn_groups;
     if (groups == 0 && !d->scale_shift) groups = d->groups;
-    dfi_pass_into(&u->w, "mid_block.resnets.0.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.resnets.0.", 0, 0);
     h = dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
-    dfi_pass_into(&u->w, "mid_block.attentions.0.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.attentions.0.", 0, 0);
     if (d->mid_attention) h = dfi_unet_attention(u, h, C, tokens, groups, d->mid_scale);
-    dfi_pass_into(&u->w, "mid_block.resnets.1.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.resnets.1.", 0, 0);
     return dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
 }
 
 static df_tensor *dfi_unet_up(dfi_unet *u, df_tensor *h, int tokens, dfi_unet_skips *s) {
     const df_unet_desc *d = &u->d;
     int C = d->channels[d->levels - 1];
-    df_scope scope = df_scope_begin(u->w.ctx);
+    df_scope scope = df_scope_begin(u->w->ctx);
     for (int i = 0; i < d->levels; i++) {
         int out = d->channels[d->levels - 1 - i];
         for (int j = 0; j <= d->layers; j++) {
-            dfi_pass_into(&u->w, "up_blocks.%d.resnets.%d.", i, j);
+            dfi_pass_into(u->w, "up_blocks.%d.resnets.%d.", i, j);
             int skip = s->channels[--s->count];
-            h = df_concat(u->w.ctx, h, s->x[s->count], 1);
+            h = df_concat(u->w->ctx, h, s->x[s->count], 1);
             h = dfi_unet_resnet(u, h, C + skip, out, 0, 1);
             C = out;
-            dfi_pass_into(&u->w, "up_blocks.%d.attentions.%d.", i, j);
+            dfi_pass_into(u->w, "up_blocks.%d.attentions.%d.", i, j);
             if (d->up[i] == DF_UNET_ATTENTION)
                 h = dfi_unet_attention(u, h, C, tokens, d->groups, 1);
-            h = df_scope_end(u->w.ctx, scope, h);
+            h = df_scope_end(u->w->ctx, scope, h);
         }
         if (i == d->levels - 1) break;
-        dfi_pass_into(&u->w, "up_blocks.%d.upsamplers.0.", i, 0);
-        h = df_scope_end(u->w.ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
+        dfi_pass_into(u->w, "up_blocks.%d.upsamplers.0.", i, 0);
+        h = df_scope_end(u->w->ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
         tokens *= 4;
     }
     return h;
 }
 
-static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
-                                int *failed) {
-    df_ctx *c = w.ctx;
+static df_tensor *dfi_unet_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                const int *labels) {
+    df_ctx *c = w->ctx;
     dfi_unet u;
     dfi_unet_skips skips;
     memset(&u, 0, sizeof u);
     u.w = w;
-    u.d = dfi_unet_of(w.net);
+    u.d = dfi_unet_of(w->net);
     const df_unet_desc *d = &u.d;
     int tokens = d->height * d->width, C = d->channels[0], column[4] = {-1, 1, 1, 1};
     u.time_dim = d->time_dim > 0 ? d->time_dim : 4 * C;
@@ -10560,20 +10562,15 @@ static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const in
     if (d->center_input) x = df_affine(c, x, 2, -1);
     dfi_unet_embed(&u, t, labels, x != NULL ? x->shape[0] : 1);
     df_tensor *h =
-        dfi_pass_conv(&u.w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
+        dfi_pass_conv(w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
     h = dfi_unet_down(&u, dfi_unet_keep(&skips, h, C), &tokens, &skips);
     h = dfi_unet_middle(&u, h, tokens);
     h = dfi_unet_up(&u, h, tokens, &skips);
-    dfi_pass_into(&u.w, "", 0, 0);
-    h = df_silu(c, dfi_pass_group_norm(&u.w, "conv_norm_out", h, C, d->groups, d->eps));
-    h = dfi_pass_conv(&u.w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
+    dfi_pass_into(w, "", 0, 0);
+    h = df_silu(c, dfi_pass_group_norm(w, "conv_norm_out", h, C, d->groups, d->eps));
+    h = dfi_pass_conv(w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
     if (d->time == DF_UNET_FOURIER) h = df_div(c, h, df_reshape(c, t, 4, column));
-    if (failed != NULL) *failed = u.w.failed;
     return h;
-}
-static df_tensor *dfi_unet_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                   const int *labels) {
-    return dfi_unet_walk(dfi_pass_run(run), x, t, labels, NULL);
 }
 
 /* The nearest sizes that halve `halvings` times. */
@@ -10683,9 +10680,9 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_unet_configure(df_ctx *ctx, df_net *net) {
     df_unet_desc d = dfi_unet_of(net);
-    int failed = 0, widest = 1;
+    double widest = 1;
     if (dfi_unet_check(ctx, &d) != DF_OK) return ctx->code;
     if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.height ||
         net->shape[2] != d.width)
@@ -10699,15 +10696,10 @@ static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
         net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
     for (int i = 0; i < d.levels; i++) {
         int C = d.channels[i] + d.channels[i + 1 < d.levels ? i + 1 : i];
-        int pixels = (d.height >> i) * (d.width >> i);
-        if (C > DFI_NET_LIVE / pixels)
-            widest = DFI_NET_LIVE;
-        else if (C * pixels > widest)
-            widest = C * pixels;
+        widest = fmax(widest, (double)C * (d.height >> i) * (d.width >> i));
     }
-    net->rows = DFI_NET_LIVE / widest > 2 ? DFI_NET_LIVE / widest : 2;
-    dfi_unet_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(widest);
+    return DF_OK;
 }
 
 DF_API df_unet_desc df_unet_defaults(void) {
@@ -10838,46 +10830,41 @@ static df_tensor *dfi_dit_picture(df_ctx *c, df_tensor *x, int g, int p, int cha
     return df_permute(c, df_reshape(c, x, 4, shape), front);
 }
 
-static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
-                               int *failed) {
+static df_tensor *dfi_dit_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                               const int *labels) {
     static const int order[3] = {0, 2, 1};
-    df_dit_desc d = dfi_dit_of(w.net);
-    df_ctx *c = w.ctx;
+    df_dit_desc d = dfi_dit_of(w->net);
+    df_ctx *c = w->ctx;
     int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
     int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
     flat[1] = D, flat[2] = tokens;
-    df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
-    df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
+    df_tensor *table = w->run ? df_run_param(w->run, w->net->count - 1) : NULL;
+    df_tensor *h = dfi_pass_conv(w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
     /* DiT draws it as the linear layer that it is: of p p C numbers, without p p for D */
     double taps = (double)d.in_channels * d.patch * d.patch;
-    dfi_pass_scale(&w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
+    dfi_pass_scale(w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
     df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
-    e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
+    e = dfi_pass_features(w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
                           DF_INIT_NORMAL_02);
-    labels = dfi_pass_labels(&w, labels, n, d.null_class ? d.classes : -1);
+    labels = dfi_pass_labels(w, labels, n, d.null_class ? d.classes : -1);
     e = df_add(c, e,
-               dfi_pass_lookup(&w, "y_embedder.embedding_table", labels, n,
+               dfi_pass_lookup(w, "y_embedder.embedding_table", labels, n,
                                d.classes + d.null_class, D, DF_INIT_NORMAL_02));
     e = df_silu(c, e);
     df_scope scope = df_scope_begin(c);
     for (int i = 0; i < d.depth; i++) {
-        dfi_pass_into(&w, "blocks.%d.", i, 0);
-        h = df_scope_end(c, scope, dfi_dit_block(&w, &d, h, e, tokens));
+        dfi_pass_into(w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_dit_block(w, &d, h, e, tokens));
     }
-    dfi_pass_into(&w, "final_layer.", 0, 0);
-    df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
+    dfi_pass_into(w, "final_layer.", 0, 0);
+    df_tensor *m = dfi_pass_linear(w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
     h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
-    h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
-    dfi_pass_into(&w, "", 0, 0);
-    dfi_dit_table(&w, &d);
-    if (failed != NULL) *failed = w.failed;
+    h = dfi_pass_linear(w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    dfi_pass_into(w, "", 0, 0);
+    dfi_dit_table(w, &d);
     return dfi_dit_picture(c, h, g, d.patch, out);
-}
-static df_tensor *dfi_dit_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels) {
-    return dfi_dit_walk(dfi_pass_run(run), x, t, labels, NULL);
 }
 
 static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
@@ -10907,9 +10894,8 @@ static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_dit_configure(df_ctx *ctx, df_net *net) {
     df_dit_desc d = dfi_dit_of(net);
-    int failed = 0;
     if (dfi_dit_check(ctx, &d) != DF_OK) return ctx->code;
     if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.size ||
         net->shape[2] != d.size)
@@ -10919,10 +10905,8 @@ static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
     net->null_class = d.null_class;
     net->condition = 0;
     if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
-    int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
-    net->rows = live > 2 ? live : 2;
-    dfi_dit_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(2.0 * (d.size / d.patch) * (d.size / d.patch) * d.width);
+    return DF_OK;
 }
 
 DF_API df_dit_desc df_dit_defaults(void) {
@@ -11063,35 +11047,30 @@ static df_tensor *dfi_transformer_cond(dfi_pass *w, const df_transformer_desc *d
     return e != NULL ? df_silu(w->ctx, e) : NULL;
 }
 
-static df_tensor *dfi_transformer_walk(dfi_pass w, df_tensor *x, df_tensor *t,
-                                       const int *labels, int *failed) {
-    df_transformer_desc d = dfi_transformer_of(w.net);
-    df_ctx *c = w.ctx;
+static df_tensor *dfi_transformer_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                       const int *labels) {
+    df_transformer_desc d = dfi_transformer_of(w->net);
+    df_ctx *c = w->ctx;
     int table[2], flat[3] = {-1, 0, 0}, n = x != NULL ? x->shape[0] : 1;
     table[0] = d.vocab, table[1] = flat[2] = d.width, flat[1] = d.length;
     df_tensor *m = NULL;
-    df_tensor *h = dfi_pass_param(&w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
+    df_tensor *h = dfi_pass_param(w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
     if (x != NULL)
         h = df_embedding(c, h, dfi_transformer_ids(c, x, d.vocab), n * d.length);
     h = df_reshape(c, h, 3, flat);
-    df_tensor *cond = dfi_transformer_cond(&w, &d, t, labels, n);
+    df_tensor *cond = dfi_transformer_cond(w, &d, t, labels, n);
     df_scope scope = df_scope_begin(c);
     for (int i = 0; i < d.depth; i++) {
-        dfi_pass_into(&w, "blocks.%d.", i, 0);
-        h = df_scope_end(c, scope, dfi_transformer_block(&w, &d, h, cond));
+        dfi_pass_into(w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_transformer_block(w, &d, h, cond));
     }
-    dfi_pass_into(&w, "output_layer.", 0, 0);
+    dfi_pass_into(w, "output_layer.", 0, 0);
     if (d.time || d.classes > 0)
-        m = dfi_pass_linear(&w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
+        m = dfi_pass_linear(w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
                             DF_INIT_ZERO);
-    h = dfi_transformer_norm(&w, &d, "norm_final.weight", h, m, 0);
-    h = dfi_pass_linear(&w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
-    if (failed != NULL) *failed = w.failed;
+    h = dfi_transformer_norm(w, &d, "norm_final.weight", h, m, 0);
+    h = dfi_pass_linear(w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
     return h;
-}
-static df_tensor *dfi_transformer_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                          const int *labels) {
-    return dfi_transformer_walk(dfi_pass_run(run), x, t, labels, NULL);
 }
 
 static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d) {
@@ -11115,20 +11094,18 @@ static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d
     return DF_OK;
 }
 
-static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_transformer_configure(df_ctx *ctx, df_net *net) {
     df_transformer_desc d = dfi_transformer_of(net);
-    int failed = 0;
     if (dfi_transformer_check(ctx, &d) != DF_OK) return ctx->code;
     if (net->ndim != 1 || net->shape[0] != d.length)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "transformer: shape and configuration differ");
     net->null_class = d.classes > 0 && d.null_class;
     net->classes = d.classes;
+    net->condition = 0;
     net->vocab = d.vocab;
-    int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
-    net->rows = live > 2 ? live : 2;
-    dfi_transformer_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(d.length * fmax(d.vocab, 3 * d.width));
+    return DF_OK;
 }
 
 DF_API df_transformer_desc df_transformer_defaults(void) {
@@ -11171,7 +11148,7 @@ static df_unet1d_desc dfi_unet1d_of(const df_net *net) {
 }
 
 typedef struct dfi_unet1d {
-    dfi_pass w;
+    dfi_pass *w;
     df_unet1d_desc d;
     df_tensor *cond; /* [B, embed + condition] Mish of both */
 } dfi_unet1d;
@@ -11251,13 +11228,13 @@ static df_tensor *dfi_unet1d_double(dfi_pass *w, df_tensor *x, int channels, int
 /* Conv1dBlock: Mish(norm(conv(x))). */
 static df_tensor *dfi_unet1d_conv(dfi_unet1d *u, const char *conv, const char *norm,
                                   df_tensor *x, int in, int out, int groups) {
-    x = dfi_pass_conv1d(&u->w, conv, x, in, out, u->d.kernel, 1);
-    return dfi_mish(u->w.ctx, dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5));
+    x = dfi_pass_conv1d(u->w, conv, x, in, out, u->d.kernel, 1);
+    return dfi_mish(u->w->ctx, dfi_pass_group_norm(u->w, norm, x, out, groups, 1e-5));
 }
 /* h = block_0(x);  h = s h + b, [s, b] = W Mish([t, condition]);  y = x + block_1(h).
    x passes a 1x1 convolution where the channels change. */
 static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out) {
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     int scales = u->d.predict_scale, G = u->d.groups;
     df_scope scope = df_scope_begin(c);
@@ -11278,37 +11255,39 @@ static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out)
 
 /* Mish([MLP(sinusoids of t), condition]): each block begins with this Mish. */
 static df_tensor *dfi_unet1d_cond(dfi_unet1d *u, df_tensor *t) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     int E = u->d.embed;
     df_tensor *e = df_sinusoidal(c, t, E, 10000, 0, 1);
-    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
-    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
+    e = dfi_pass_linear(u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
+    e = dfi_pass_linear(u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
                         DF_INIT_FAN_IN);
     if (u->d.condition > 0 && c != NULL && t != NULL)
-        e = df_concat(c, e, dfi_run_condition(u->w.run, t->shape[0]), 1);
+        e = df_concat(c, e, dfi_run_condition(u->w->run, t->shape[0]), 1);
     return dfi_mish(c, e);
 }
 
 /* Two blocks, "down_modules.i.0." and ".1.". */
 static df_tensor *dfi_unet1d_pair(dfi_unet1d *u, const char *first, const char *second,
                                   int i, df_tensor *x, int in, int out) {
-    dfi_pass_into(&u->w, first, i, 0);
+    dfi_pass_into(u->w, first, i, 0);
     x = dfi_unet1d_block(u, x, in, out);
-    dfi_pass_into(&u->w, second, i, 0);
+    dfi_pass_into(u->w, second, i, 0);
     return dfi_unet1d_block(u, x, out, out);
 }
 
 /* Unlike the image's UNet, a level leaves its result, not its halving, for the way up, and
    the finest level none. */
-static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *failed) {
+static df_tensor *dfi_unet1d_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
     static const int turned[3] = {0, 2, 1};
     dfi_unet1d u;
-    u.w = w, u.d = dfi_unet1d_of(w.net);
+    u.w = w, u.d = dfi_unet1d_of(w->net);
     const df_unet1d_desc *d = &u.d;
-    df_ctx *c = w.ctx;
+    df_ctx *c = w->ctx;
     df_tensor *skip[DF_UNET_LEVELS], *h;
     int C = d->channels, T = d->length, row[4] = {-1, 0, 1, 0}, back[3] = {-1, 0, 0};
     row[1] = back[1] = C, row[3] = back[2] = T;
+    (void)labels;
     u.cond = dfi_unet1d_cond(&u, t);
     h = df_reshape(c, df_permute(c, x, turned), 4, row);
     for (int i = 0; i < d->levels; i++, C = d->width[i - 1]) {
@@ -11317,8 +11296,8 @@ static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *f
                             d->width[i]);
         skip[i] = h = df_scope_end(c, scope, h);
         if (i == d->levels - 1) continue;
-        dfi_pass_into(&u.w, "down_modules.%d.2.", i, 0);
-        h = dfi_pass_conv1d(&u.w, "conv", h, d->width[i], d->width[i], 3, 2);
+        dfi_pass_into(w, "down_modules.%d.2.", i, 0);
+        h = dfi_pass_conv1d(w, "conv", h, d->width[i], d->width[i], 3, 2);
         T /= 2;
     }
     df_scope scope = df_scope_begin(c);
@@ -11328,19 +11307,13 @@ static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *f
         h = df_concat(c, h, skip[level], 1);
         h = dfi_unet1d_pair(&u, "up_modules.%d.0.", "up_modules.%d.1.", i, h, 2 * C, out);
         C = out;
-        dfi_pass_into(&u.w, "up_modules.%d.2.", i, 0);
-        h = df_scope_end(c, scope, dfi_unet1d_double(&u.w, h, C, T));
+        dfi_pass_into(w, "up_modules.%d.2.", i, 0);
+        h = df_scope_end(c, scope, dfi_unet1d_double(w, h, C, T));
     }
-    dfi_pass_into(&u.w, "", 0, 0);
+    dfi_pass_into(w, "", 0, 0);
     h = dfi_unet1d_conv(&u, "final_conv.0.block.0", "final_conv.0.block.1", h, C, C, 8);
-    h = dfi_pass_conv1d(&u.w, "final_conv.1", h, C, d->channels, 1, 1);
-    if (failed != NULL) *failed = u.w.failed;
+    h = dfi_pass_conv1d(w, "final_conv.1", h, C, d->channels, 1, 1);
     return df_permute(c, df_reshape(c, h, 3, back), turned);
-}
-static df_tensor *dfi_unet1d_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                     const int *labels) {
-    (void)labels;
-    return dfi_unet1d_walk(dfi_pass_run(run), x, t, NULL);
 }
 
 static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
@@ -11371,20 +11344,17 @@ static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_unet1d_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_unet1d_configure(df_ctx *ctx, df_net *net) {
     df_unet1d_desc d = dfi_unet1d_of(net);
-    int failed = 0, widest = 1;
+    double widest = 1;
     if (dfi_unet1d_check(ctx, &d) != DF_OK) return ctx->code;
     if (net->ndim != 2 || net->shape[0] != d.length || net->shape[1] != d.channels)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet1d: shape and configuration differ");
     net->condition = d.condition;
     for (int i = 0; i < d.levels; i++)
-        if (d.width[i] > widest >> (d.levels - 1 - i))
-            widest = d.width[i] << (d.levels - 1 - i);
-    int live = DFI_NET_LIVE / 2 / (d.length >> (d.levels - 1)) / widest;
-    net->rows = live > 2 ? live : 2;
-    dfi_unet1d_walk(dfi_pass_build(ctx, net), NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+        widest = fmax(widest, 2.0 * d.width[i] * (d.length >> i));
+    net->rows = dfi_net_rows(widest);
+    return DF_OK;
 }
 
 DF_API df_unet1d_desc df_unet1d_defaults(void) {
@@ -11419,11 +11389,11 @@ DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
 
 /* All kinds that df_net_load knows. */
 static const dfi_net_kind dfi_net_kinds[] = {
-    {"mlp", dfi_mlp_forward, dfi_mlp_build},
-    {"unet", dfi_unet_forward, dfi_unet_build},
-    {"dit", dfi_dit_forward, dfi_dit_build},
-    {"transformer", dfi_transformer_forward, dfi_transformer_build},
-    {"unet1d", dfi_unet1d_forward, dfi_unet1d_build},
+    {"mlp", dfi_mlp_configure, dfi_mlp_walk},
+    {"unet", dfi_unet_configure, dfi_unet_walk},
+    {"dit", dfi_dit_configure, dfi_dit_walk},
+    {"transformer", dfi_transformer_configure, dfi_transformer_walk},
+    {"unet1d", dfi_unet1d_configure, dfi_unet1d_walk},
 };
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name) {
@@ -12220,7 +12190,7 @@ static df_result dfi_net_strangers(const dfi_net_file *f, const df_net *net) {
 static df_result dfi_net_fill(const dfi_net_file *f, df_net *net, const df_net *like) {
     df_result result = DF_OK;
     net->from = f->file;
-    if (net->row != NULL) result = net->row->build(f->ctx, net);
+    if (net->row != NULL) result = dfi_net_build(f->ctx, net);
     for (int i = 0; net->row == NULL && result == DF_OK && i < like->count; i++) {
         const df_param *p = &like->param[i];
         if (dfi_net_add(f->ctx, net, p->name, p->ndim, p->shape, DF_INIT_ZERO, 1, 1) < 0)
@@ -12276,7 +12246,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
         return NULL;
     }
     df_net *net = dfi_net_make(f->ctx, kind, ndim, shape, row,
-                               row != NULL ? row->forward : like->forward, 0);
+                               like != NULL ? like->forward : dfi_net_forward, 0);
     if (net == NULL) return NULL;
     net->classes = classes;
     net->condition = condition;
