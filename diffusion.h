@@ -10130,20 +10130,30 @@ static int dfi_net_rows(double elements) {
 }
 
 /* A net from a descriptor whose integers and numbers become the configuration, from which
-   dfi_net_build makes the rest, as it does for a file. */
+   dfi_net_build makes the rest, as it does for a file. Points into the descriptor. */
 typedef struct dfi_net_plan {
     const char *kind;
-    int ndim, shape[3], classes, condition;
-    const void *ints;
-    const double *numbers;
-    size_t ints_size, numbers_size; /* bytes */
+    uint32_t cookie;
     uint64_t seed;
+    int ndim, shape[3];
+    const int *ints;
+    size_t ints_size; /* bytes */
+    const double *numbers;
+    size_t numbers_size;        /* bytes */
+    int classes, condition;     /* where they are no part of the configuration */
     const df_safetensors *from; /* not NULL: parameters are read, by these names */
     dfi_naming naming;
 } dfi_net_plan;
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
+    if (ctx == NULL) return NULL;
+    if (plan->cookie != DFI_COOKIE) {
+        dfi_fail(ctx, DF_ERR_ARGUMENT,
+                 "df_%s_create: start the descriptor with df_%s_defaults", row->name,
+                 row->name);
+        return NULL;
+    }
     df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row,
                                dfi_net_forward, plan->seed);
     if (net == NULL) return NULL;
@@ -10161,18 +10171,23 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     net->sealed = 1;
     return net;
 }
-/* A descriptor that its defaults function did not make. */
-static int dfi_net_cookie(df_ctx *ctx, uint32_t cookie, const char *function) {
-    if (cookie == DFI_COOKIE) return 1;
-    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: start the descriptor with its defaults function",
-             function);
+/* Whether the net's shape is its configuration's: a file says both. */
+static int dfi_net_shaped(df_ctx *ctx, const df_net *net, const dfi_net_plan *plan) {
+    char is[DFI_SHAPE_TEXT], wants[DFI_SHAPE_TEXT];
+    if (net->ndim == plan->ndim &&
+        memcmp(net->shape, plan->shape, (size_t)net->ndim * sizeof *net->shape) == 0)
+        return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the shape is %s, the configuration wants %s",
+             net->kind, dfi_shape_text(net->ndim, net->shape, is),
+             dfi_shape_text(plan->ndim, plan->shape, wants));
     return 0;
 }
 
 /* ---- the residual MLP -------------------------------------------------------------- */
 
-/* config: width, depth, embed; number: time_scale, period. The parameters in order: inp,
-   hid.0 .. hid.D-1, out, and the table of labels last, so that it moves no other. */
+/* config: the descriptor's width, depth, embed; number: time_scale, period. The parameters
+   in order: inp, hid.0 .. hid.D-1, out, and the table of labels last, so that it moves no
+   other. */
 enum { DFI_MLP_WIDTH, DFI_MLP_DEPTH, DFI_MLP_EMBED };
 enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
 
@@ -10243,27 +10258,11 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
     return d;
 }
 
-/* The descriptor becomes configuration, from which build makes the rest, as it does for a
-   file. */
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
-    df_mlp_desc d = df_mlp_defaults();
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_mlp_create")) return NULL;
-    int ints[3];
-    double numbers[2];
-    dfi_net_plan plan;
-    memset(&plan, 0, sizeof plan);
-    ints[DFI_MLP_WIDTH] = d.width, ints[DFI_MLP_DEPTH] = d.depth;
-    ints[DFI_MLP_EMBED] = d.embed;
-    numbers[DFI_MLP_TIME_SCALE] = d.time_scale, numbers[DFI_MLP_PERIOD] = d.period;
-    plan.kind = "mlp";
-    plan.ndim = 1;
-    plan.shape[0] = d.dim;
-    plan.classes = d.classes, plan.condition = d.condition;
-    plan.ints = ints, plan.ints_size = sizeof ints;
-    plan.numbers = numbers, plan.numbers_size = sizeof numbers;
-    plan.seed = d.seed;
+    const df_mlp_desc d = desc != NULL ? *desc : df_mlp_defaults();
+    dfi_net_plan plan = {"mlp", d.cookie, d.seed, 1, {d.dim}, &d.width, 3 * sizeof(int),
+                         &d.time_scale, 2 * sizeof(double), d.classes, d.condition, NULL,
+                         DFI_NAMES_OWN};
     return dfi_net_new(ctx, &plan);
 }
 
@@ -10278,6 +10277,13 @@ static df_unet_desc dfi_unet_of(const df_net *net) {
     memcpy(&d.in_channels, net->config, DFI_UNET_INTS);
     memcpy(&d.eps, net->number, 3 * sizeof(double));
     return d;
+}
+static dfi_net_plan dfi_unet_plan(const df_unet_desc *d) {
+    dfi_net_plan plan = {"unet", d->cookie, d->seed, 3,
+                         {d->in_channels, d->height, d->width}, &d->in_channels,
+                         DFI_UNET_INTS, &d->eps, 3 * sizeof(double), 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
 }
 
 typedef struct dfi_unet {
@@ -10683,10 +10689,8 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
 static df_result dfi_unet_configure(df_ctx *ctx, df_net *net) {
     df_unet_desc d = dfi_unet_of(net);
     double widest = 1;
-    if (dfi_unet_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.height ||
-        net->shape[2] != d.width)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
+    dfi_net_plan plan = dfi_unet_plan(&d);
+    if (dfi_unet_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->outputs = d.out_channels;
     net->classes = d.classes;
     net->null_class = d.null_class;
@@ -10726,19 +10730,9 @@ DF_API df_unet_desc df_unet_defaults(void) {
 }
 
 DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc) {
-    df_unet_desc d = df_unet_defaults();
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_unet_create")) return NULL;
-    dfi_net_plan plan;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "unet";
-    plan.ndim = 3;
-    plan.shape[0] = d.in_channels, plan.shape[1] = d.height, plan.shape[2] = d.width;
-    plan.ints = &d.in_channels, plan.ints_size = DFI_UNET_INTS;
-    plan.numbers = &d.eps, plan.numbers_size = 3 * sizeof(double);
-    plan.seed = d.seed;
-    return dfi_unet_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_unet_desc d = desc != NULL ? *desc : df_unet_defaults();
+    dfi_net_plan plan = dfi_unet_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the diffusion transformer ----------------------------------------------------- */
@@ -10749,6 +10743,12 @@ static df_dit_desc dfi_dit_of(const df_net *net) {
     df_dit_desc d = df_dit_defaults();
     memcpy(&d.in_channels, net->config, DFI_DIT_INTS);
     return d;
+}
+static dfi_net_plan dfi_dit_plan(const df_dit_desc *d) {
+    dfi_net_plan plan = {"dit", d->cookie, d->seed, 3, {d->in_channels, d->size, d->size},
+                         &d->in_channels, DFI_DIT_INTS, NULL, 0, 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
 }
 
 /* Positions of a g x g grid, [g g, width]: the first half of the features from the column,
@@ -10896,10 +10896,8 @@ static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
 
 static df_result dfi_dit_configure(df_ctx *ctx, df_net *net) {
     df_dit_desc d = dfi_dit_of(net);
-    if (dfi_dit_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.size ||
-        net->shape[2] != d.size)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
+    dfi_net_plan plan = dfi_dit_plan(&d);
+    if (dfi_dit_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
     net->classes = d.classes;
     net->null_class = d.null_class;
@@ -10926,18 +10924,9 @@ DF_API df_dit_desc df_dit_defaults(void) {
 }
 
 DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
-    df_dit_desc d = df_dit_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_dit_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "dit";
-    plan.ndim = 3;
-    plan.shape[0] = d.in_channels, plan.shape[1] = plan.shape[2] = d.size;
-    plan.ints = &d.in_channels, plan.ints_size = DFI_DIT_INTS;
-    plan.seed = d.seed;
-    return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_dit_desc d = desc != NULL ? *desc : df_dit_defaults();
+    dfi_net_plan plan = dfi_dit_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the token transformer ---------------------------------------------------------- */
@@ -10949,6 +10938,11 @@ static df_transformer_desc dfi_transformer_of(const df_net *net) {
     df_transformer_desc d = df_transformer_defaults();
     memcpy(&d.vocab, net->config, DFI_TRANSFORMER_INTS);
     return d;
+}
+static dfi_net_plan dfi_transformer_plan(const df_transformer_desc *d) {
+    dfi_net_plan plan = {"transformer", d->cookie, d->seed, 1, {d->length}, &d->vocab,
+                         DFI_TRANSFORMER_INTS, NULL, 0, 0, 0, NULL, DFI_NAMES_OWN};
+    return plan;
 }
 
 /* A parameter with no bias beside it, under its full name. */
@@ -11096,10 +11090,9 @@ static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d
 
 static df_result dfi_transformer_configure(df_ctx *ctx, df_net *net) {
     df_transformer_desc d = dfi_transformer_of(net);
-    if (dfi_transformer_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 1 || net->shape[0] != d.length)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "transformer: shape and configuration differ");
+    dfi_net_plan plan = dfi_transformer_plan(&d);
+    if (dfi_transformer_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan))
+        return ctx->code;
     net->null_class = d.classes > 0 && d.null_class;
     net->classes = d.classes;
     net->condition = 0;
@@ -11122,18 +11115,9 @@ DF_API df_transformer_desc df_transformer_defaults(void) {
 }
 
 DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc) {
-    df_transformer_desc d = df_transformer_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_transformer_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "transformer";
-    plan.ndim = 1;
-    plan.shape[0] = d.length;
-    plan.ints = &d.vocab, plan.ints_size = DFI_TRANSFORMER_INTS;
-    plan.seed = d.seed;
-    return dfi_transformer_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_transformer_desc d = desc != NULL ? *desc : df_transformer_defaults();
+    dfi_net_plan plan = dfi_transformer_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the UNet along a trajectory ---------------------------------------------------- */
@@ -11145,6 +11129,12 @@ static df_unet1d_desc dfi_unet1d_of(const df_net *net) {
     df_unet1d_desc d = df_unet1d_defaults();
     memcpy(&d.channels, net->config, DFI_UNET1D_INTS);
     return d;
+}
+static dfi_net_plan dfi_unet1d_plan(const df_unet1d_desc *d) {
+    dfi_net_plan plan = {"unet1d", d->cookie, d->seed, 2, {d->length, d->channels},
+                         &d->channels, DFI_UNET1D_INTS, NULL, 0, 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
 }
 
 typedef struct dfi_unet1d {
@@ -11347,9 +11337,8 @@ static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
 static df_result dfi_unet1d_configure(df_ctx *ctx, df_net *net) {
     df_unet1d_desc d = dfi_unet1d_of(net);
     double widest = 1;
-    if (dfi_unet1d_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 2 || net->shape[0] != d.length || net->shape[1] != d.channels)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet1d: shape and configuration differ");
+    dfi_net_plan plan = dfi_unet1d_plan(&d);
+    if (dfi_unet1d_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->condition = d.condition;
     for (int i = 0; i < d.levels; i++)
         widest = fmax(widest, 2.0 * d.width[i] * (d.length >> i));
@@ -11373,18 +11362,9 @@ DF_API df_unet1d_desc df_unet1d_defaults(void) {
 }
 
 DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
-    df_unet1d_desc d = df_unet1d_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_unet1d_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "unet1d";
-    plan.ndim = 2;
-    plan.shape[0] = d.length, plan.shape[1] = d.channels;
-    plan.ints = &d.channels, plan.ints_size = DFI_UNET1D_INTS;
-    plan.seed = d.seed;
-    return dfi_unet1d_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_unet1d_desc d = desc != NULL ? *desc : df_unet1d_defaults();
+    dfi_net_plan plan = dfi_unet1d_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* All kinds that df_net_load knows. */
@@ -14475,20 +14455,17 @@ static df_result dfi_config_checked(const dfi_where *at, df_result result) {
                ? result : dfi_error(at, DF_ERR_FORMAT, NULL, "%.240s", at->ctx->message);
 }
 /* The plan that a configuration is; what a key leaves out is the peer's default. */
-static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
-                               dfi_net_plan *plan) {
+static df_result dfi_config_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
+                                 dfi_net_plan *plan) {
     int levels;
     *d = df_unet_defaults();
     df_result result = dfi_config_read(at, text, dfi_unet_keys, 1, d, &levels);
     if (levels > 0) d->levels = levels;
-    plan->kind = "unet";
-    plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
-    plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
-    plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
+    *plan = dfi_unet_plan(d);
     return result != DF_OK ? result : dfi_config_checked(at, dfi_unet_check(at->ctx, d));
 }
-static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
-                              dfi_dit_config *c, dfi_net_plan *plan) {
+static df_result dfi_config_dit(const dfi_where *at, df_buffer *text, int peer,
+                                dfi_dit_config *c, dfi_net_plan *plan) {
     int levels;
     df_dit_desc *d = &c->d;
     memset(c, 0, sizeof *c);
@@ -14508,7 +14485,6 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
         d->learn_sigma = c->out_channels != d->in_channels;
         d->width = d->heads * c->head_dim;
         d->diffusers = 1;
-        plan->naming = DFI_NAMES_DIFFUSERS;
     } else {
         if (!(c->mlp_ratio > 0 && c->mlp_ratio < 64))
             return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
@@ -14516,9 +14492,8 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
         if (d->width > 0 && d->width < 1 << 20)
             d->mlp_width = (int)(d->width * c->mlp_ratio + 1e-6); /* ratios are rounded */
     }
-    plan->kind = "dit";
-    plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
-    plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
+    *plan = dfi_dit_plan(d);
+    if (peer) plan->naming = DFI_NAMES_DIFFUSERS;
     return dfi_config_checked(at, dfi_dit_check(at->ctx, d));
 }
 
@@ -14610,7 +14585,6 @@ static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *
             plan->naming = DFI_NAMES_OLD;
     if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
         unet->classes--, unet->null_class = 1;
-    plan->ndim = 3;
     plan->from = f.file;
     net = dfi_net_new(ctx, plan);
     df_scope mark = dfi_scratch_mark(ctx);
@@ -14730,20 +14704,18 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
     dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
     df_buffer text = {NULL, 0, 0};
     char name[64];
-    dfi_net_plan plan;
-    df_unet_desc unet;
+    df_unet_desc unet = df_unet_defaults();
     dfi_dit_config dit;
+    dfi_net_plan plan = dfi_unet_plan(&unet);
     df_net *net = NULL;
     if (ctx == NULL) return NULL;
-    memset(&plan, 0, sizeof plan);
-    unet = df_unet_defaults();
     df_result result = dfi_config_load(&at, config, &text);
     if (result == DF_OK)
         result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
     if (result == DF_OK && strcmp(name, "UNet2DModel") == 0)
-        result = dfi_plan_unet(&at, &text, &unet, &plan);
+        result = dfi_config_unet(&at, &text, &unet, &plan);
     else if (result == DF_OK && (name[0] == 0 || strstr(name, "Transformer2DModel")))
-        result = dfi_plan_dit(&at, &text, name[0] != 0, &dit, &plan);
+        result = dfi_config_dit(&at, &text, name[0] != 0, &dit, &plan);
     else if (result == DF_OK)
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
                            "DiTTransformer2DModel or DiT's arguments are known", name);
