@@ -10585,12 +10585,11 @@ static df_result dfi_unet_size(df_ctx *ctx, const char *what, int size, int halv
     if (size % unit == 0) return DF_OK;
     if (below == 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "unet: %s %d cannot be halved %d times: the "
-                        "nearest size that can is %d",
+                        "%s %d cannot be halved %d times: the nearest size that can is %d",
                         what, size, halvings, unit);
     return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "unet: %s %d cannot be halved %d times: the "
-                    "nearest sizes that can are %d and %d",
+                    "%s %d cannot be halved %d times: the nearest sizes that can are %d "
+                    "and %d",
                     what, size, halvings, below, below + unit);
 }
 
@@ -10616,40 +10615,42 @@ static int dfi_net_ranges(df_ctx *ctx, const dfi_range *r, const void *desc) {
     return fine;
 }
 
-#define DFI_RANGE(field, least, most)                                                    \
-    {"unet: " #field, offsetof(df_unet_desc, field), least, most}
+#define DFI_RANGE(kind, field, least, most)                                               \
+    {#kind ": " #field, offsetof(df_##kind##_desc, field), least, most}
 static const dfi_range dfi_unet_ranges[] = {
-    DFI_RANGE(in_channels, 1, 4096),
-    DFI_RANGE(out_channels, 1, 4096),
-    DFI_RANGE(height, 1, 8192),
-    DFI_RANGE(width, 1, 8192),
-    DFI_RANGE(levels, 1, DF_UNET_LEVELS),
-    DFI_RANGE(layers, 1, DFI_UNET_LAYERS),
-    DFI_RANGE(head_dim, 0, 1 << 14),
-    DFI_RANGE(groups, 1, 1 << 14),
-    DFI_RANGE(attn_groups, 0, 1 << 14),
-    DFI_RANGE(time, 0, DF_UNET_LEARNED),
-    DFI_RANGE(time_dim, 0, 1 << 16),
-    DFI_RANGE(downsample_padding, 0, 1),
-    DFI_RANGE(class_kind, 0, DF_UNET_CLASS_IDENTITY),
-    DFI_RANGE(classes, 0, 1 << 20),
-    DFI_RANGE(scale_shift, 0, 1),
-    DFI_RANGE(mid_attention, 0, 1),
-    DFI_RANGE(center_input, 0, 1),
-    DFI_RANGE(flip_sin_to_cos, 0, 1),
-    DFI_RANGE(downsample_resnet, 0, 1),
-    DFI_RANGE(upsample_resnet, 0, 1),
+    DFI_RANGE(unet, in_channels, 1, 4096),
+    DFI_RANGE(unet, out_channels, 1, 4096),
+    DFI_RANGE(unet, height, 1, 8192),
+    DFI_RANGE(unet, width, 1, 8192),
+    DFI_RANGE(unet, levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(unet, layers, 1, DFI_UNET_LAYERS),
+    DFI_RANGE(unet, head_dim, 0, 1 << 14),
+    DFI_RANGE(unet, groups, 1, 1 << 14),
+    DFI_RANGE(unet, attn_groups, 0, 1 << 14),
+    DFI_RANGE(unet, time, 0, DF_UNET_LEARNED),
+    DFI_RANGE(unet, freq_shift, 0, 1 << 14),
+    DFI_RANGE(unet, time_dim, 0, 1 << 16),
+    DFI_RANGE(unet, downsample_padding, 0, 1),
+    DFI_RANGE(unet, class_kind, 0, DF_UNET_CLASS_IDENTITY),
+    DFI_RANGE(unet, classes, 0, 1 << 20),
+    DFI_RANGE(unet, scale_shift, 0, 1),
+    DFI_RANGE(unet, mid_attention, 0, 1),
+    DFI_RANGE(unet, center_input, 0, 1),
+    DFI_RANGE(unet, flip_sin_to_cos, 0, 1),
+    DFI_RANGE(unet, downsample_resnet, 0, 1),
+    DFI_RANGE(unet, upsample_resnet, 0, 1),
     {NULL, 0, 0, 0}};
-#undef DFI_RANGE
 
-/* Ranges that keep every product inside an int; then what must divide what. */
+/* Ranges, in which sums of channels and the pixels of a level fit an int (what may not, the
+   elements of a sample or a parameter, dfi_net_elements counts); then what must divide
+   what. */
 static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
     if (!dfi_net_ranges(ctx, dfi_unet_ranges, d) ||
         !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
                        1 << 20) ||
         !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, d->classes > 0) ||
-        dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
-        dfi_unet_size(ctx, "width", d->width, d->levels - 1))
+        dfi_unet_size(ctx, "unet: height", d->height, d->levels - 1) ||
+        dfi_unet_size(ctx, "unet: width", d->width, d->levels - 1))
         return ctx->code;
     for (int i = 0; i < d->levels; i++) {
         int C = d->channels[i], mid = i == d->levels - 1;
@@ -10671,11 +10672,10 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
                             "channels of level %d",
                             d->head_dim, C, i);
     }
-    int least = d->channels[0] / 2 - (d->time == DF_UNET_POSITIONAL ? d->freq_shift : 0);
-    if (d->freq_shift < 0 || (d->time == DF_UNET_POSITIONAL && least < 1))
+    if (d->time == DF_UNET_POSITIONAL && d->freq_shift >= d->channels[0] / 2)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "unet: freq_shift %d for %d sinusoids: wanted "
-                        "0 or more and less than half the channels of level 0",
+                        "unet: freq_shift %d for %d sinusoids: wanted less than half the "
+                        "channels of level 0",
                         d->freq_shift, d->channels[0]);
     if (!dfi_positive(d->eps) || !dfi_positive(d->mid_scale) ||
         !(d->dropout >= 0 && d->dropout < 1))
@@ -10867,19 +10867,22 @@ static df_tensor *dfi_dit_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return dfi_dit_picture(c, h, g, d.patch, out);
 }
 
+static const dfi_range dfi_dit_ranges[] = {
+    DFI_RANGE(dit, in_channels, 1, 4096),
+    DFI_RANGE(dit, size, 1, 4096),
+    DFI_RANGE(dit, patch, 1, 64),
+    DFI_RANGE(dit, width, 4, 1 << 14),
+    DFI_RANGE(dit, depth, 1, 1 << 10),
+    DFI_RANGE(dit, heads, 1, 1 << 12),
+    DFI_RANGE(dit, mlp_width, 0, 1 << 16),
+    DFI_RANGE(dit, classes, 1, 1 << 20),
+    DFI_RANGE(dit, null_class, 0, 1),
+    DFI_RANGE(dit, learn_sigma, 0, 1),
+    DFI_RANGE(dit, diffusers, 0, 1),
+    {NULL, 0, 0, 0}};
+
 static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
-    if (!dfi_net_range(ctx, "dit: in_channels", d->in_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "dit: size", d->size, 1, 4096) ||
-        !dfi_net_range(ctx, "dit: patch", d->patch, 1, 64) ||
-        !dfi_net_range(ctx, "dit: width", d->width, 4, 1 << 14) ||
-        !dfi_net_range(ctx, "dit: depth", d->depth, 1, 1 << 10) ||
-        !dfi_net_range(ctx, "dit: heads", d->heads, 1, 1 << 12) ||
-        !dfi_net_range(ctx, "dit: mlp_width", d->mlp_width, 0, 1 << 16) ||
-        !dfi_net_range(ctx, "dit: classes", d->classes, 1, 1 << 20) ||
-        !dfi_net_range(ctx, "dit: null_class", d->null_class, 0, 1) ||
-        !dfi_net_range(ctx, "dit: learn_sigma", d->learn_sigma, 0, 1) ||
-        !dfi_net_range(ctx, "dit: diffusers", d->diffusers, 0, 1))
-        return ctx->code;
+    if (!dfi_net_ranges(ctx, dfi_dit_ranges, d)) return ctx->code;
     if (d->size % d->patch != 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "dit: size %d is not cut by patches of %d: the "
@@ -11067,19 +11070,22 @@ static df_tensor *dfi_transformer_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return h;
 }
 
+static const dfi_range dfi_transformer_ranges[] = {
+    DFI_RANGE(transformer, vocab, 1, 1 << 20),
+    DFI_RANGE(transformer, length, 1, 1 << 16),
+    DFI_RANGE(transformer, width, 2, 1 << 14),
+    DFI_RANGE(transformer, depth, 1, 1 << 10),
+    DFI_RANGE(transformer, heads, 1, 1 << 12),
+    DFI_RANGE(transformer, mlp_width, 0, 1 << 16),
+    DFI_RANGE(transformer, cond_width, 1, 1 << 14),
+    DFI_RANGE(transformer, time, 0, 1),
+    DFI_RANGE(transformer, rms, 0, 1),
+    DFI_RANGE(transformer, classes, 0, 1 << 20),
+    DFI_RANGE(transformer, null_class, 0, 1),
+    {NULL, 0, 0, 0}};
+
 static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d) {
-    if (!dfi_net_range(ctx, "transformer: vocab", d->vocab, 1, 1 << 20) ||
-        !dfi_net_range(ctx, "transformer: length", d->length, 1, 1 << 16) ||
-        !dfi_net_range(ctx, "transformer: width", d->width, 2, 1 << 14) ||
-        !dfi_net_range(ctx, "transformer: depth", d->depth, 1, 1 << 10) ||
-        !dfi_net_range(ctx, "transformer: heads", d->heads, 1, 1 << 12) ||
-        !dfi_net_range(ctx, "transformer: mlp_width", d->mlp_width, 0, 1 << 16) ||
-        !dfi_net_range(ctx, "transformer: cond_width", d->cond_width, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "transformer: time", d->time, 0, 1) ||
-        !dfi_net_range(ctx, "transformer: rms", d->rms, 0, 1) ||
-        !dfi_net_range(ctx, "transformer: classes", d->classes, 0, 1 << 20) ||
-        !dfi_net_range(ctx, "transformer: null_class", d->null_class, 0, 1))
-        return ctx->code;
+    if (!dfi_net_ranges(ctx, dfi_transformer_ranges, d)) return ctx->code;
     if (d->width % (2 * d->heads) != 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "transformer: width %d does not give each of %d heads an even "
@@ -11306,16 +11312,21 @@ static df_tensor *dfi_unet1d_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return df_permute(c, df_reshape(c, h, 3, back), turned);
 }
 
+static const dfi_range dfi_unet1d_ranges[] = {
+    DFI_RANGE(unet1d, channels, 1, 1 << 14),
+    DFI_RANGE(unet1d, length, 1, 1 << 16),
+    DFI_RANGE(unet1d, condition, 0, 1 << 20),
+    DFI_RANGE(unet1d, embed, 4, 1 << 14),
+    DFI_RANGE(unet1d, levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(unet1d, kernel, 1, 255),
+    DFI_RANGE(unet1d, groups, 1, 1 << 14),
+    DFI_RANGE(unet1d, predict_scale, 0, 1),
+    {NULL, 0, 0, 0}};
+#undef DFI_RANGE
+
 static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
-    if (!dfi_net_range(ctx, "unet1d: channels", d->channels, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: length", d->length, 1, 1 << 16) ||
-        !dfi_net_range(ctx, "unet1d: condition", d->condition, 0, 1 << 20) ||
-        !dfi_net_range(ctx, "unet1d: embed", d->embed, 4, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: levels", d->levels, 1, DF_UNET_LEVELS) ||
-        !dfi_net_range(ctx, "unet1d: kernel", d->kernel, 1, 255) ||
-        !dfi_net_range(ctx, "unet1d: groups", d->groups, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: predict_scale", d->predict_scale, 0, 1) ||
-        dfi_unet_size(ctx, "length", d->length, d->levels - 1))
+    if (!dfi_net_ranges(ctx, dfi_unet1d_ranges, d) ||
+        dfi_unet_size(ctx, "unet1d: length", d->length, d->levels - 1))
         return ctx->code;
     if (d->embed % 2 != 0 || d->kernel % 2 == 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
