@@ -9432,7 +9432,6 @@ struct df_net {
     double *scaling;            /* [2 scaling_size]: means, then scales */
     int sealed; /* complete: built in, or a trainer's arrays have its size */
     dfi_naming naming;
-    int said;                   /* while loading: the weights brought their card */
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -10641,8 +10640,8 @@ static const dfi_range dfi_unet_ranges[] = {
     DFI_RANGE(unet, upsample_resnet, 0, 1),
     {NULL, 0, 0, 0}};
 
-/* Ranges, in which sums of channels and the pixels of a level fit an int (what may not, the
-   elements of a sample or a parameter, dfi_net_elements counts); then what must divide
+/* Ranges, in which sums of channels and the pixels of a level fit an int (what may not,
+   the elements of a sample or a parameter, dfi_net_elements counts); then what must divide
    what. */
 static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
     if (!dfi_net_ranges(ctx, dfi_unet_ranges, d) ||
@@ -14570,49 +14569,6 @@ static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
                     f->function, f->name, t->name);
 }
 
-/* What only we can say of weights, as strings beside them: the data's scaling, and a card
-   that is no table of betas. */
-static df_result dfi_net_own_words(const dfi_net_file *f, df_net *net) {
-    double both[2];
-    if (df_safetensors_metadata(f->file, "data.scaling") != NULL &&
-        (dfi_net_numbers(f, "data.scaling", 2, 2, both) < 0 ||
-         df_net_set_scaling(f->ctx, net, 1, &both[0], &both[1]) != DF_OK))
-        return f->ctx->code;
-    if (df_safetensors_metadata(f->file, "process") == NULL) return DF_OK;
-    net->said = 1;
-    return dfi_net_read_card(f, net);
-}
-
-/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
-   table means "none"; the configuration of others cannot. */
-static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
-                                 df_source weights) {
-    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
-    df_net *net = NULL;
-    int bad = 0;
-    if (f.file == NULL) return NULL;
-    for (int i = 0; i < df_safetensors_count(f.file); i++)
-        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
-            plan->naming = DFI_NAMES_OLD;
-    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
-        unet->classes--, unet->null_class = 1;
-    plan->from = f.file;
-    net = dfi_net_new(ctx, plan);
-    df_scope mark = dfi_scratch_mark(ctx);
-    dfi_key_list keys;
-    bad = net != NULL && dfi_net_keys(ctx, net, &keys) != DF_OK;
-    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
-        bad = dfi_net_leftover(&f, net, &keys, df_safetensors_at(f.file, i)) != DF_OK;
-    bad = bad || (net != NULL && dfi_net_own_words(&f, net) != DF_OK);
-    dfi_scratch_release(ctx, mark);
-    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
-        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
-                 ctx->message);
-    df_safetensors_close(f.file);
-    if (bad) df_net_free(net);
-    return bad ? NULL : net;
-}
-
 /* The card of networks of denoising diffusion: a table of betas, t = 0 .. T - 1. */
 static df_result dfi_card_of(df_ctx *ctx, const dfi_scheduler_config *c, df_net *net) {
     static const df_prediction predictions[3] = {DF_X0, DF_EPS, DF_V};
@@ -14710,6 +14666,50 @@ static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net
     return result;
 }
 
+/* What only we can say of weights stands as strings beside them: the data's scaling, and a
+   card that is no table of betas. Other cards are the scheduler's. */
+static df_result dfi_net_words(const dfi_net_file *f, const df_source *scheduler,
+                               df_net *net) {
+    double both[2];
+    if (df_safetensors_metadata(f->file, "data.scaling") != NULL &&
+        (dfi_net_numbers(f, "data.scaling", 2, 2, both) < 0 ||
+         df_net_set_scaling(f->ctx, net, 1, &both[0], &both[1]) != DF_OK))
+        return f->ctx->code;
+    return df_safetensors_metadata(f->file, "process") != NULL
+               ? dfi_net_read_card(f, net)
+               : dfi_scheduler_load(f->ctx, scheduler, net);
+}
+
+/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
+   table means "none"; the configuration of others cannot. */
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
+                                 df_source weights, const df_source *scheduler) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
+    df_net *net = NULL;
+    int bad = 0;
+    if (f.file == NULL) return NULL;
+    for (int i = 0; i < df_safetensors_count(f.file); i++)
+        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
+            plan->naming = DFI_NAMES_OLD;
+    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
+        unet->classes--, unet->null_class = 1;
+    plan->from = f.file;
+    net = dfi_net_new(ctx, plan);
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_key_list keys;
+    bad = net != NULL && dfi_net_keys(ctx, net, &keys) != DF_OK;
+    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
+        bad = dfi_net_leftover(&f, net, &keys, df_safetensors_at(f.file, i)) != DF_OK;
+    bad = bad || (net != NULL && dfi_net_words(&f, scheduler, net) != DF_OK);
+    dfi_scratch_release(ctx, mark);
+    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
+        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
+                 ctx->message);
+    df_safetensors_close(f.file);
+    if (bad) df_net_free(net);
+    return bad ? NULL : net;
+}
+
 DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
                                   const df_source *scheduler) {
     dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
@@ -14718,7 +14718,6 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
     df_unet_desc unet = df_unet_defaults();
     dfi_dit_config dit;
     dfi_net_plan plan = dfi_unet_plan(&unet);
-    df_net *net = NULL;
     if (ctx == NULL) return NULL;
     df_result result = dfi_config_load(&at, config, &text);
     if (result == DF_OK)
@@ -14731,12 +14730,10 @@ DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weigh
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
                            "DiTTransformer2DModel or DiT's arguments are known", name);
     df_buffer_free(ctx, &text);
-    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, &unet, weights);
-    if (net == NULL || net->said || dfi_scheduler_load(ctx, scheduler, net) == DF_OK)
-        return net;
-    df_net_free(net);
-    return NULL;
+    if (result != DF_OK) return NULL;
+    return dfi_net_load_plan(ctx, &plan, &unet, weights, scheduler);
 }
+
 /* ---- folders ---- */
 
 /* folder/name in step memory. */
