@@ -14094,6 +14094,13 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
 
 /* ---- configurations of others: JSON of scalars and lists ---- */
 
+/* Beside its weights, what a network is stands as one JSON object: diffusers' UNet2DModel,
+   DiTTransformer2DModel and schedulers of betas, or the arguments of facebookresearch/DiT.
+   A table for each says which key is which field; what is not said is the peer's default.
+   A network half understood would answer, and wrongly: so a key or a value that is not
+   known is refused by name, unless it says nothing ('_...', null, false). Of a scheduler
+   only what says how the weights were trained is read. The same tables write. */
+
 /* The word next, as null, true, false. */
 static int dfi_json_word(dfi_parser *p, const char *word) {
     size_t length = strlen(word);
