@@ -95,6 +95,10 @@ TEST(wrong_descriptors) {
     refused("a sample of 2^32 elements", df_unet_create(ctx, &u), "[64,8192,8192]", "2^31");
     u = small_unet(), u.center_input = -3;
     refused("a flag", df_unet_create(ctx, &u), "center_input", "-3");
+    u = small_unet(), u.freq_shift = INT_MIN;
+    refused("a shift of frequencies", df_unet_create(ctx, &u), "freq_shift", "wanted 0 to");
+    u = small_unet(), u.freq_shift = 2;
+    refused("no frequency left", df_unet_create(ctx, &u), "freq_shift 2", "4 sinusoids");
     u = small_unet(), u.cookie = 0;
     refused("no defaults", df_unet_create(ctx, &u), "df_unet_create", "defaults");
     d.size = 5;
