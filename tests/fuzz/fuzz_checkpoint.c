@@ -18,6 +18,8 @@ static void seeds(const char *folder) {
     df_mlp_desc m = df_mlp_defaults();
     df_unet_desc u = df_unet_defaults();
     df_dit_desc d = df_dit_defaults();
+    df_vae_desc v = df_vae_defaults();
+    df_coupling_desc c = df_coupling_defaults();
     double betas[2] = {.1, .2};
     df_card card = df_card_defaults();
     m.width = 1, m.depth = 1, m.embed = 2, m.classes = 1, m.condition = 1;
@@ -25,6 +27,9 @@ static void seeds(const char *folder) {
     u.down[0] = u.up[0] = DF_UNET_PLAIN, u.layers = 1, u.groups = 1, u.head_dim = 0, u.mid_attention = 0;
     d.size = 2, d.patch = 1, d.in_channels = 1, d.width = 4, d.depth = 1, d.heads = 1, d.mlp_width = 4;
     d.classes = 1, d.null_class = 0;
+    v.width = v.depth = 1, v.levels = 2, c.width = c.depth = 1, c.layers = 2;
+    seed(ctx, folder, "vae", df_vae_create(ctx, &v));
+    seed(ctx, folder, "coupling", df_coupling_create(ctx, &c));
     seed(ctx, folder, "mlp", df_mlp_create(ctx, &m));
     seed(ctx, folder, "unet", df_unet_create(ctx, &u));
     df_net *dit = df_dit_create(ctx, &d);
