@@ -286,7 +286,7 @@ TEST(own_model_with_and_without_jvp) {
     for (int flow = 0; flow < 2; flow++)
         for (int jvp = 0; jvp < 2; jvp++) {
             own o;
-            df_model m = own_model(&o, flow, DF_ASK_PREDICT | (jvp ? DF_ASK_JVP : 0u));
+            df_model m = own_model(&o, flow, DF_ASK_PREDICT | (jvp ? (unsigned)DF_ASK_JVP : 0u));
             df_likelihood_desc d = tight();
             df_point at = df_process_at(&m.process, flow ? .05 : .1 / 80);
             double want[12], got[12];
@@ -624,6 +624,29 @@ TEST(bound_of_scaled_data) {
     }
 }
 
+TEST(far_levels_on_both_sides) {
+    // A model that is sure of 0, and data nine deviations away: as improbable on either side,
+    // though one of them is a difference of numbers next to 1.
+    gauss_self self;
+    df_model m = gauss_model(&self, df_process_vp(.1, 20), DF_LEARNED_NONE);
+    df_bound_desc d = df_bound_defaults();
+    df_point at = df_process_at(&m.process, .05);
+    double terms[2][2], out, V = at.alpha * at.alpha + at.sigma * at.sigma, want = 0;
+    self.g.mean = 0, self.g.var = 1e-15;
+    d.walk.steps = 1, d.walk.t_max = .05, d.levels = 41, d.low = -2, d.high = 2;
+    for (int k = 0; k < 2; k++) {
+        df_real x[DIM];
+        for (int j = 0; j < DIM; j++) x[j] = (df_real)(k ? 1.5 : -1.5);
+        d.terms = terms[k];
+        expect(df_variational_bound(ctx, &m, &d, x, 1, &out) == DF_OK);
+    }
+    for (int j = 0; j < DIM; j++)
+        want -= log(phi(-1.45 * sqrt(V) / at.sigma) - phi(-1.55 * sqrt(V) / at.sigma));
+    check(want / DIM > 37, "mass e^-%g is no test", want / DIM);   // below epsilon
+    near(terms[0][1], want, SHARP ? 1e-9 : 1e-4);
+    near(terms[1][1], want, SHARP ? 1e-9 : 1e-4);
+}
+
 // What the terms are on average for data N(mean, var) and the exact posterior mean, whose
 // error has the posterior's variance.
 static double post(const gauss *g, df_point q) {
@@ -907,6 +930,7 @@ int main(int argc, char **argv) {
     RUN(dequantisation);
     RUN(bound_term_by_term);
     RUN(bound_of_scaled_data);
+    RUN(far_levels_on_both_sides);
     RUN(bound_on_average);
     RUN(bound_with_many_steps_is_the_continuous_one);
     RUN(kl_falls_by_the_fisher_divergence);
