@@ -48,12 +48,14 @@
      >>prediction      the plane of predictions
      >>samplers        ancestral, ODE and SDE samplers; registry; asking; the machine
      >>guidance        classifier-free guidance
+     >>likelihood      log p by the ODE; the variational bound; bits per dimension
      >>tensors         values; each operation forward, backward, tangent
      >>networks        layers; MLP, UNet, DiT and others; checkpoints of nets
      >>training        objective, AdamW, moving average, trainer
      >>relatives       autoencoders and flows, what diffusion is compared with
      >>files           sources, sinks, JSON, safetensors; folders of diffusers and DiT
      >>closed forms    Gaussian mixtures at every t; distances between samples
+     >>laboratory      models that are wrong by a known amount; what comes of it
      >>kernels         the engine room: plain loops, then the tuned ones
 
    FIVE IDEAS
@@ -88,8 +90,12 @@
      draw a robot's trajectories  df_unet1d_create, df_sample_desc.condition
      layers, flops, memory        df_net_describe
      differentiate                df_record_begin, df_backward; df_set_tangent
+     log p of data, or samples    df_log_likelihood, df_sample_likelihood
+     bits per dimension           df_dequantize, df_bits_per_dim, df_variational_bound
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
+     spoil a score on purpose     df_flaw_model; df_score_error, df_path_kl
+     noising and denoising steps  df_drift_forward, df_drift_reverse, df_drift_step
 
    SAMPLERS, by the names the libraries know
      10 to 20 questions    unipc, dpmpp_2m, dpmpp_3m, deis, sa_solver; grid "karras" or
@@ -169,6 +175,7 @@
                                           is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
+     df_flaw              you             its model, points, direction: likewise
      df_mixture           you             its context; df_mixture_view: the mixture
      df_safetensors       you             its context; nothing of the source
      strings in descriptors               copied or looked up during the call
@@ -496,6 +503,34 @@ DF_API df_result df_time_at(df_ctx *ctx, const df_process *p, const df_time *tim
                             const df_point *at, double *native, double *rate);
 /* The point at a native time. */
 DF_API df_point df_time_point(const df_process *p, const df_time *time, double native);
+
+/* ---- process: the Langevin lens ----------------------------------------------------- */
+
+/* dx = (x_factor x + score grad log p_t) dt + noise dW at one time, in three numbers for
+   any process (Zheng & Lan 2026, table 3). dt > 0 the way the dynamics runs. */
+typedef struct df_drift { double x_factor, score, noise; } df_drift;
+/* The half that noises, (f, 0, g): takes p_t to p_{t+dt}. SINGULAR where f or g is. */
+DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
+                                  df_drift *out);
+/* The half that denoises, (-f, (1 + eta^2)/2 g^2, eta g): takes p_t to p_{t-dt}. eta >= 0:
+   0 is the ODE, 1 the reverse SDE. */
+DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
+                                  df_drift *out);
+/* Both at once, each with its own noise: drifts add, and variances. Of the two halves it
+   is (0, k, sqrt(2 k)), k = (1 + eta^2)/2 g^2: Langevin dynamics on p_t, of clock k dt. */
+DF_API df_drift df_drift_sum(df_drift a, df_drift b);
+/* The same for each unit of a clock that runs at rate = d clock/dt, of either sign, not 0
+   (df_time_at): a drift goes by 1/|rate|, noise by its root. */
+DF_API df_drift df_drift_per(df_drift drift, double rate);
+/* One step of Euler and Maruyama: x += (x_factor x + score s) h + noise sqrt(h) z, h >= 0;
+   x, s, z [size]. s or z may be NULL where its number is 0. */
+DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *drift, double h, size_t size,
+                               const df_real *s, const df_real *z, df_real *x);
+/* The place of another process with the same sigma/alpha, and factor = (alpha' + sigma')
+   /(alpha + sigma), by which x goes there: x/(alpha + sigma) stays (table 2, all pairs).
+   The data point goes to the data point. ARGUMENT where `to` has no such place. */
+DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,
+                                  df_point *out, double *factor);
 
 /* ---- prediction: one plane ---------------------------------------------------------- */
 
@@ -1041,6 +1076,96 @@ DF_API df_guidance df_guidance_defaults(void);
 /* The guided model. Where model may be stacked and its max_batch allows, one question of
    2n rows. */
 DF_API df_model df_guidance_model(df_guidance *guidance);
+
+/* ---- likelihood --------------------------------------------------------------------- */
+
+/* How the divergence of the ODE's field is had, from the model's JVPs (central differences
+   of its predictions, if it answers none). */
+typedef enum df_trace {
+    DF_TRACE_EXACT,          /* sum_j e_j^T J e_j: dim JVPs for each prediction */
+    DF_TRACE_RADEMACHER,     /* mean of v^T J v over `probes` vectors of random signs
+                                (Hutchinson 1989); exact where J is diagonal */
+    DF_TRACE_GAUSSIAN        /* ... of N(0, I) numbers (Skilling 1989) */
+} df_trace;
+
+typedef struct df_likelihood_desc {
+    uint32_t cookie;
+    df_sample_desc walk;     /* how the ODE is walked, seed and first_sample of the probes,
+                                labels, condition: any method without noise; no clip or
+                                threshold. Its x (on_step, edit, trajectory) has dim + 1
+                                numbers: at (alpha, sigma) the last one is (alpha + sigma)
+                                times what log p of r = x/(alpha + sigma) has gained since
+                                the start [of df_sample_defaults, but rk45, end T_MIN] */
+    df_trace trace;          /* [EXACT] */
+    int probes;              /* vectors a sample, fixed along its path [1] */
+    /* log p of x [n, dim], in the model's units, at the noise end `at`, into out [n]; not
+       0 ends the work and comes back. NULL: N(0, sigma^2 I), as samplers start, whatever
+       of the data may be left there */
+    int (*log_prior)(void *user, const df_point *at, int n, const df_real *x, double *out);
+    void *user;
+    df_real *latent;         /* [n, dim] x at the noise end, the model's units [NULL] */
+    double *prior;           /* [n] log_prior there [NULL] */
+    int *evaluations;        /* predictions asked for, each with its JVPs [NULL] */
+} df_likelihood_desc;
+DF_API df_likelihood_desc df_likelihood_defaults(void);
+/* log p(x) in nats, of x [n, dim] in the data's units, into out [n]: the density of what
+   the ODE brings from the prior to t_min, where sigma is small but not 0,
+       log p(x) = log prior(x_T) + int div(dx/dt) dt
+   (Chen et al. 2018; Song et al. 2021, eq. 39, 40), for every process and prediction.
+   Tolerances are walk.rtol and atol [1e-5]. A sample gets the same bits alone, in a batch
+   and split. desc may be NULL: the defaults. Errors: df_sample's; NONFINITE (which
+   sample); ARGUMENT. */
+DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
+                                   const df_likelihood_desc *desc, const df_real *x, int n,
+                                   double *out);
+/* The other way: samples into x [n, dim], from fresh noise (the same as df_sample's) or
+   from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
+DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
+                                      const df_likelihood_desc *desc, df_real *x, int n,
+                                      double *out);
+
+/* The evidence lower bound, term by term. */
+typedef struct df_bound_desc {
+    uint32_t cookie;
+    df_sample_desc walk;     /* the grid (its points of sigma > 0: x_T .. x_1), `variance`
+                                and eps2, seed, first_sample, labels, condition; nothing
+                                else [df_sample_defaults: 50 steps, uniform, end DATA] */
+    int continuous;          /* 1: T = infinity, between the grid's ends [0] */
+    int draws;               /* noises for each term and sample; continuous: points of
+                                lambda, one in each of so many equal parts [1] */
+    int levels;              /* > 1: data are low + k (high - low)/(levels - 1), and x_1 is
+                                decoded to one of these; 0: to a density [0] */
+    double low, high;        /* [-1, 1] */
+    double *terms;           /* [n, T + 1], or [n, 3] if continuous: see below [NULL] */
+} df_bound_desc;
+DF_API df_bound_desc df_bound_defaults(void);
+/* log p(x) >= out - noise of the draws, in nats; x [n, dim] in the data's units, out [n] =
+   minus the sum of its terms (and of log scale, if x has a density):
+     prior    KL(q(x_T|x) || N(0, sigma_T^2 I)) = alpha_T^2 |x|^2/(2 sigma_T^2)
+     T - 1    KL(q(x_{i-1}|x_i, x) || p(x_{i-1}|x_i)), i from T down, p having x_0
+              predicted and ddpm's variance: small, large, learned, analytic
+     decoder  -log p(x|x_1): N(x_0 predicted, v), or its mass between the middles to x's
+              neighbours, the outer levels taking all beyond; SMALL is here that of the
+              step before, LARGE (VP: beta_1) if there is none
+   (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
+   predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
+   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
+   ARGUMENT; SINGULAR (lambda infinite at t_max if continuous); NONFINITE (which sample);
+   those of df_grid and df_model_ask. */
+DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
+                                      const df_bound_desc *desc, const df_real *x, int n,
+                                      double *out);
+
+/* Bits per dimension of log p in nats: -nats/(dim ln 2) - log2(bin). bin: the width of a
+   level in the data's units, 1/256 on [0, 1] (8 bits more), 2/256 on [-1, 1] (7); 1 for
+   what is a probability already (a bound with levels). */
+DF_API double df_bits_per_dim(double nats, int dim, double bin);
+/* Levels k [n, dim] of 0 .. 255 to low + (k + u) (high - low)/256, u uniform on (0, 1):
+   E log p of that bounds log P(k) from below (Theis et al. 2016). Stream (seed, first + i,
+   draw 0x30000000). */
+DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
+                          const unsigned char *levels, double low, double high,
+                          df_real *out);
 
 /* ---- tensors ------------------------------------------------------------------------ */
 
@@ -1604,18 +1729,38 @@ DF_API df_result df_net_save_folder(df_ctx *ctx, const df_net *net, const char *
 typedef enum df_weighting {
     DF_WEIGHT_UNIFORM,       /* 1 on the net's own prediction */
     DF_WEIGHT_MIN_SNR,       /* min(alpha^2/sigma^2, gamma) on x_0 (Hang et al. 2023) */
-    DF_WEIGHT_EDM            /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
+    DF_WEIGHT_EDM,           /* (sigma^2/alpha^2 + s_d^2)/(sigma s_d/alpha)^2 on x_0
                                 (Karras et al. 2022, table 1); s_d is the process's
                                 sigma_data: set it to 1 for data that scaling makes 1 */
+    DF_WEIGHT_P2,            /* (1 + alpha^2/sigma^2)^-gamma on eps (Choi et al. 2022) */
+    DF_WEIGHT_LIKELIHOOD,    /* df_likelihood_weight over the density of t: the loss is its
+                                integral over [t_min, t_max], a bound on -log p/dim but
+                                for a constant, whichever density draws t: UNIFORM, or
+                                LAMBDA with less variance (Song et al. 2021,
+                                arXiv:2101.09258; Kingma et al. 2021) */
+    DF_WEIGHT_SIGMOID        /* that times sigmoid(b - log SNR), log SNR = 2 lambda: the
+                                loss is 1/2 int sigmoid |eps error|^2/dim d log SNR, with
+                                the weight on eps, per unit of log SNR (Kingma & Gao 2023;
+                                Hoogeboom et al. 2024) */
 } df_weighting;
+/* What one unit of t at time t costs in likelihood: w on the prediction's squared error,
+   summed over elements, with KL(p_0 | q_0) <= int w E|error|^2 dt + KL(p_1 | q_1). Of the
+   plane's row (a, b), with W = alpha sigma' - sigma alpha', lambda' = -W/(alpha sigma):
+     w = |lambda'| alpha^2/det^2 = W alpha/(sigma det^2),   det = alpha b - sigma a,
+   which is g^2/2 on the score (Song et al. 2021, arXiv:2101.09258, theorem 1), |lambda'|
+   on eps, alpha/(sigma W) on velocity. SINGULAR where it or the row is infinite. */
+DF_API df_result df_likelihood_weight(df_ctx *ctx, const df_process *p,
+                                      df_prediction prediction, double t, double *w);
 typedef enum df_density {
     DF_DENSITY_UNIFORM,      /* t uniform on [t_min, t_max] */
     DF_DENSITY_LOGIT_NORMAL, /* logit t ~ N(mean, std^2) (Esser et al. 2024); this and the
                                 next: draws outside [t_min, t_max] move to its end */
     DF_DENSITY_LOG_NORMAL,   /* log sigma/alpha ~ N(mean, std^2) (Karras et al. 2022: -1.2,
                                 1.2); on flow the same as LOGIT_NORMAL */
-    DF_DENSITY_INDEX         /* a table's entries, each as likely (Ho et al. 2020);
+    DF_DENSITY_INDEX,        /* a table's entries, each as likely (Ho et al. 2020);
                                 t_min and t_max play no part */
+    DF_DENSITY_LAMBDA        /* lambda uniform between its values at t_min and t_max, both
+                                finite: LIKELIHOOD is constant on eps then */
 } df_density;
 typedef enum df_scaling { DF_SCALING_NONE, DF_SCALING_GLOBAL, DF_SCALING_EACH } df_scaling;
 
@@ -1658,6 +1803,12 @@ typedef struct df_train_desc {
     df_card card;            /* process, prediction, time ... [flow, velocity, t] */
     df_weighting weighting;  /* [UNIFORM] */
     double snr_gamma;        /* of MIN_SNR [5] */
+    double p2_gamma;         /* of P2 [1] */
+    double sigmoid_bias;     /* b of SIGMOID [2] */
+    double vlb;              /* > 0: learns the variance too, by this times the bound's T
+                                terms, in nats per element, added to the loss (hybrid:
+                                Nichol & Dhariwal 2021, eq. 16, .001). For card.learned
+                                LOG_VARIANCE or RANGE, a table and density INDEX [0] */
     df_density density;      /* [UNIFORM] */
     double density_mean, density_std;   /* [0, 1] */
     double t_min, t_max;     /* t_min < 0: df_process_t_min, or 0 where the target is
@@ -1702,6 +1853,41 @@ typedef struct df_train_desc {
     void *user;
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
+
+/* Objectives for df_train_desc.objective; the batch's weight counts in all but the last.
+   A score net learns grad log p_t without a target (any prediction: its score is meant):
+     J = E w (div s + |s|^2/2),   s the score at x_t (Hyvarinen 2005)
+   is E w |s - grad log p_t|^2/2 but for a constant, -d/(2v) at best for N(0, v I) and w =
+   1. implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
+   N(0, I), v^T (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance);
+   self an int, how many, or NULL: 1. Errors: SINGULAR where the score is infinite. */
+DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
+                                        const df_batch *batch);
+DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
+                                      const df_batch *batch);
+
+/* An energy-based model of any net f whose card says it predicts the score: E(x, t) =
+   |f(c_in x, t)|^2/2, p_t = e^-E/Z, score -grad E = -c_in J^T f. The model answers PREDICT
+   (two passes forward, one back) and LOG_DENSITY, -E without log Z: what MALA wants. */
+DF_API df_model df_energy_model(const df_net *net);
+/* Denoising score matching of -grad E (Vincent 2011), E w |target + grad E|^2/dim, by
+   forward mode, which is on the tape: v^T grad E = c_in f^T J v, v all unit vectors
+   (exact: self NULL) or probes N(0, I) (self an int, how many). */
+DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
+                                      const df_batch *batch);
+/* Contrastive divergence (Hinton 2002): E(x_t) - E(x_neg), whose gradient is that of -log
+   p_t where x_neg ~ p_t: `steps` Langevin steps x += h score + sqrt(2h) z from x_t (CD-k),
+   or from noise N(0, alpha^2 + sigma^2) (short-run: Nijkamp et al. 2019). It levels off at
+   0 and says little of progress. self: a df_contrastive, or NULL. */
+typedef struct df_contrastive {
+    uint32_t cookie;
+    int steps;               /* 1 .. 10000 [20] */
+    double step;             /* h, in units of x^2, above 0 [.01] */
+    int from_noise;          /* [0] */
+} df_contrastive;
+DF_API df_contrastive df_contrastive_defaults(void);
+DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
+                                           const df_batch *batch);
 
 typedef struct df_trainer df_trainer;
 /* Trains net on data [n, dim] with labels [n] or NULL; all three are borrowed. Writes card
@@ -1899,6 +2085,64 @@ DF_API df_result df_energy_distance(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double *out);
 DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b, int nb,
                         int dim, double bandwidth, double *out);
+/* Total variation, sum |p_i - q_i|/2 over the cells of a histogram: dim 1 or 2, `bins`
+   from lo to hi on each axis, the outer ones reaching to infinity. Cells can only hide a
+   difference; few samples feign one, up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
+DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
+                                    const df_real *b, int nb, int dim, double lo,
+                                    double hi, int bins, double *out);
+
+/* ---- laboratory --------------------------------------------------------------------- */
+
+typedef enum df_flaw_kind {
+    DF_FLAW_WELLS,           /* s^ = -pull (x - c) within `inner` of the nearest point c, s
+                                from `outer` on, mixed linearly in |x - c| between (Cao et
+                                al. 2026: theorem 1, one point, radii 4 and 5 sqrt dim;
+                                theorem 7, the training data, .12 and .16 sqrt dim) */
+    DF_FLAW_CONSTANT,        /* s^ = s + size u, |u| = 1: `direction` */
+    DF_FLAW_ISOTROPIC,       /* ... u at random for each sample, the same at all times */
+    DF_FLAW_COUNT
+} df_flaw_kind;
+/* What is wrong with a score: s^ = s + b. */
+typedef struct df_flaw {
+    uint32_t cookie;
+    const df_model *model;   /* must outlive the flaw, and that the flawed model */
+    df_flaw_kind kind;       /* [WELLS] */
+    const df_real *points;   /* of WELLS: [count, dim], borrowed; NULL: the origin
+                                [NULL] */
+    int count;
+    double pull;             /* >= 0 [2] */
+    double inner, outer;     /* 0 <= inner < outer, in units of x_t at every t [4, 5] */
+    double size;             /* of the others [0] */
+    const df_real *direction;      /* [dim], any length but 0, borrowed; NULL: that of
+                                      (1, ..., 1) [NULL] */
+    uint64_t seed;           /* of ISOTROPIC [0] */
+    /* |b_t|, the L^p size of the error over p_t, p as you like: df_score_error measures
+       it, or a formula. Given this, b_t is multiplied by min(1, limit/|b_t|), so that the
+       score is within `limit` at every t. 0 is fine, else the code comes back [NULL] */
+    int (*norm)(void *user, df_ctx *ctx, const df_point *at, double *out);
+    void *user;
+    double limit;            /* [0] */
+} df_flaw;
+DF_API df_flaw df_flaw_defaults(void);
+/* The flawed model: same process and prediction, answers PREDICT. SINGULAR where alpha = 0
+   and the prediction is not eps or score: x alone is the score there. */
+DF_API df_model df_flaw_model(df_flaw *flaw);
+/* (E |s_a - s_b|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p > 0. Two
+   models of one dim, their processes with the same alpha and sigma at t (so below). */
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
+                                double t, const df_real *x, int n, double p, double *out);
+
+/* KL divergence from the paths of `truth`'s reverse SDE to those of `model`'s, both begun
+   in p_(t_max), by Girsanov's theorem (Song et al. 2021b; Chen et al. 2023):
+       ((1 + eta^2)/2)^2/eta^2  1/2 int g^2 E_(p_t) |s_model - s_truth|^2 dt
+   p_t: data x [n, dim], in the data's units, noised. KL between the ends is at most that.
+   Of the descriptor count the grid (midpoint rule in lambda; end T_MIN, alpha > 0), eta of
+   the family (> 0; < 0: 1), seed, first_sample, labels, condition. One number whatever the
+   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. */
+DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
+                            const df_sample_desc *desc, const df_real *x, int n,
+                            double *out);
 
 #ifdef __cplusplus
 }
@@ -3838,6 +4082,91 @@ DF_API df_result df_grid(df_ctx *ctx, const df_process *p, const df_sample_desc 
     return result;
 }
 
+/* ---- the Langevin lens ----
+   Langevin dynamics dx = k grad log p dt + sqrt(2 k) dW leaves p alone, and what leaves it
+   alone can be taken apart into a half that noises and one that denoises (Zheng & Lan
+   2026). With the rates f and g^2 of a path, any eta and times that run forward,
+       forward   dx =  f x dt                            +     g dW       p_t to p_{t+dt}
+       reverse   dx = -f x dt + (1+eta^2)/2 g^2 score dt + eta g dW'      p_t to p_{t-dt}
+       both      dx =           (1+eta^2)/2 g^2 score dt + sqrt(1+eta^2) g dW''
+   f drops out; the noise is what Langevin's clock k = (1+eta^2)/2 g^2 wants, sqrt(2 k).
+   So sampling is Langevin dynamics whose target moves, as it only takes the second half.
+   Their table 3 is this formula per unit of a paper's own clock:
+       VP, beta 1, SDE    -x/2 dt + dW                        k = 1
+       VP, beta 1, ODE    -x/2 dt + dW                        k = 1/2
+       VE in sigma        sqrt(2 sigma) dW                    k = sigma
+       flow               -x/(1-s) ds + sqrt(2s/(1-s)) dW     k = s/(1-s), the last two ODE
+   */
+DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
+                                  df_drift *out) {
+    df_rates d;
+    df_result result = df_process_rates(ctx, p, t, DF_RATE_F | DF_RATE_G2, &d);
+    if (!out) return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_forward: out is NULL");
+    if (result != DF_OK) return result;
+    out->x_factor = d.f;
+    out->score = 0;
+    out->noise = sqrt(d.g2);
+    return DF_OK;
+}
+
+DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
+                                  df_drift *out) {
+    df_result result = df_drift_forward(ctx, p, t, out);
+    if (result != DF_OK) return result;
+    if (dfi_nonfinite(eta) || eta < 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_reverse: eta %g, want >= 0", eta);
+    out->x_factor = -out->x_factor;
+    out->score = (1 + eta * eta) / 2 * out->noise * out->noise;
+    out->noise *= eta;
+    return DF_OK;
+}
+
+DF_API df_drift df_drift_sum(df_drift a, df_drift b) {
+    a.x_factor += b.x_factor;
+    a.score += b.score;
+    a.noise = hypot(a.noise, b.noise);
+    return a;
+}
+
+DF_API df_drift df_drift_per(df_drift drift, double rate) {
+    drift.x_factor /= fabs(rate);
+    drift.score /= fabs(rate);
+    drift.noise /= sqrt(fabs(rate));
+    return drift;
+}
+
+DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *d, double h, size_t size,
+                               const df_real *s, const df_real *z, df_real *x) {
+    const df_real *a[3] = { x, s ? s : x, z ? z : x };
+    double c[3] = { 1, 0, 0 };
+    if (!ctx || !d || !x || dfi_nonfinite(h) || h < 0 || (!s && fabs(d->score) > 0) ||
+        (!z && fabs(d->noise) > 0))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_step: h = %g, want >= 0, and ctx, "
+                        "drift, x, s (but for score 0), z (but for noise 0)", h);
+    c[0] += d->x_factor * h;
+    c[1] = d->score * h;
+    c[2] = d->noise * sqrt(h);
+    ctx->k->combine(size, 3, c, a, x);
+    return DF_OK;
+}
+
+DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,
+                                  df_point *out, double *factor) {
+    df_result result = dfi_point_check(ctx, "df_process_carry", to, from);
+    if (result != DF_OK) return result;
+    if (!out || !factor || from->alpha + from->sigma <= 0 || dfi_is_nan(from->lambda))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_carry: want alpha + sigma > 0, "
+                        "lambda no NaN, out and factor not NULL");
+    *out = df_process_at_lambda(to, from->lambda);
+    if (fabs(out->sigma * from->alpha - from->sigma * out->alpha) >
+        1e-9 * (out->alpha + out->sigma) * (from->alpha + from->sigma))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_process_carry: lambda = %g lies outside "
+                        "%s, which ends at %g", from->lambda, df_process_name(to),
+                        out->lambda);
+    *factor = (out->alpha + out->sigma) / (from->alpha + from->sigma);
+    return DF_OK;
+}
+
 /* -------------------------------------------------------------------------------------
    // >>prediction: one plane, every prediction from every other
 
@@ -4286,16 +4615,30 @@ static dfi_posterior dfi_posterior_of(const df_point *from, const df_point *to) 
     return p;
 }
 
+/* Without a variance of the model's; k counts steps from 0. */
+static double dfi_posterior_variance(const df_sample_desc *d, const dfi_posterior *p,
+                                     const df_point *from, int k) {
+    double gain = from->alpha > 0 ? p->x0 * from->sigma / from->alpha : 0;
+    if (d->variance == DF_VARIANCE_LARGE) return p->large;
+    if (d->variance != DF_VARIANCE_ANALYTIC) return p->small;
+    return p->small + gain * gain * fmax(1 - d->eps2[k], 0);
+}
+
+/* The standard deviation that the number v of a model's answer means. */
+static double dfi_learned_deviation(df_learned kind, double v, double small,
+                                    double large) {
+    double f = 0.5 * (v + 1);
+    if (kind == DF_LEARNED_RANGE) v = f * log(large) + (1 - f) * log(small);
+    return kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
+}
+
 /* A variance the model predicts, element by element: noise *= its standard deviation. */
 static void dfi_learned_noise(df_stage *s, const dfi_posterior *p, df_learned kind) {
     size_t size = (size_t)s->n * (size_t)s->dim;
     double small = fmax(p->small, s->desc->compat & DF_COMPAT_LAST_NOISE ? 1e-20 : 0);
-    for (size_t i = 0; i < size; i++) {
-        double v = (double)s->variance[i], f = 0.5 * (v + 1);
-        if (kind == DF_LEARNED_RANGE) v = f * log(p->large) + (1 - f) * log(small);
-        v = kind == DF_LEARNED_VARIANCE ? sqrt(fmax(v, 0)) : exp(0.5 * v);
-        s->buffer[0][i] = (df_real)(v * (double)s->buffer[0][i]);
-    }
+    for (size_t i = 0; i < size; i++)
+        s->buffer[0][i] = (df_real)((double)s->buffer[0][i] *
+            dfi_learned_deviation(kind, (double)s->variance[i], small, p->large));
 }
 
 static df_next dfi_stage_ddpm(df_stage *s) {
@@ -4303,13 +4646,9 @@ static df_next dfi_stage_ddpm(df_stage *s) {
     df_learned learned = dfi_stage_learned(s);
     dfi_step step = { p.x, 0, { p.x0, 0, 0, 0, 0 } };
     const df_real *answer = s->answer;
-    double var = s->desc->variance == DF_VARIANCE_LARGE ? p.large : p.small, gain;
     int last = s->to.sigma <= 0 && !(s->desc->compat & DF_COMPAT_LAST_NOISE);
-    if (s->desc->variance == DF_VARIANCE_ANALYTIC && s->from.alpha > 0) {
-        gain = p.x0 * s->from.sigma / s->from.alpha;
-        var += gain * gain * fmax(1 - s->desc->eps2[s->step], 0);
-    }
-    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(var);
+    step.z = last ? 0 : learned != DF_LEARNED_NONE ? 1 : sqrt(
+        dfi_posterior_variance(s->desc, &p, &s->from, s->step));
     if (step.z > 0 && df_stage_noise(s, s->buffer[0]) != DF_OK) return DF_NEXT_FAIL;
     if (step.z > 0 && learned != DF_LEARNED_NONE) dfi_learned_noise(s, &p, learned);
     return dfi_stage_take(s, &step, s->x, s->x, 1, &answer, s->buffer[0], 0);
@@ -4816,6 +5155,7 @@ static int dfi_adaptive_rule(const df_stage *s, double *own, double err, double 
 static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real *crude,
                                df_real *before, double order, double end) {
     size_t bytes = (size_t)s->dim * sizeof *s->x;
+    double close = s->row->stage == dfi_stage_dpm_adaptive ? 1e-5 : 1e-12;  /* theirs */
     int batch = (s->desc->compat & DF_COMPAT_ERROR_BATCH) != 0;
     int largest = (s->desc->compat & DF_COMPAT_ERROR_MOST) != 0;
     double sum = 0, most = 0;
@@ -4837,7 +5177,7 @@ static void dfi_adaptive_judge(df_stage *s, const df_real *result, const df_real
         own[DFI_GOOD] = dfi_adaptive_rule(s, own, fmax(err, 1e-10), order);
         if (own[DFI_GOOD] <= 0) continue;
         own[DFI_WHERE] += go;
-        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= 1e-5 * fmin(1, fabs(end));
+        own[DFI_ARRIVED] = fabs(end - own[DFI_WHERE]) <= close * fmin(1, fabs(end));
         memcpy(s->x + at, result + at, bytes);
         if (before) memcpy(before + at, crude + at, bytes);
     }
@@ -5921,7 +6261,7 @@ static df_result dfi_ask_checked(df_ctx *ctx, const df_model *m, df_query *q,
     df_scope mark;
     if (result != DF_OK) return result;
     mark = dfi_scratch_mark(ctx);
-    q->samples = q->n;
+    if (q->samples == 0) q->samples = q->n;
     q->dim = m->dim;
     q->step = -1;
     result = dfi_ask_rows(ctx, m, q, out);
@@ -6557,9 +6897,10 @@ static df_result dfi_sample_check_ends(df_ctx *ctx, const df_process *p,
     if (first->sigma <= 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: cannot start at the data point, "
                         "where sigma = 0; set end = DF_END_T_MIN, or t_max > 0");
-    if (last->alpha <= 0)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: inverse cannot reach t = %g, "
-                        "where alpha = 0; set t_max = .999", last->t);
+    if (last->alpha <= 0 && row->wants != DF_STRAIGHT)   /* s is finite there */
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s inverse cannot reach t = %g, "
+                        "where alpha = 0; set t_max = .999, or use rk45", row->name,
+                        last->t);
     if (first->alpha <= 0 && !row->from_alpha0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample: %s cannot start where alpha = 0 "
                         "(%s at t = %g); set t_max = .999, or use one of %s", row->name,
@@ -7233,36 +7574,75 @@ DF_API df_result df_sample(df_ctx *ctx, const df_model *model, const df_sample_d
 
 /* ---- what some methods want to be measured first ---- */
 
-/* A model's answers as another row of the plane: out [n, dim] = `to` at grid point q for x
-   [n, dim]; of JVP the derivative of that along v. */
-static df_result dfi_measure_ask(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
-                                 df_ask ask, df_prediction to, const df_point *q, int n,
-                                 const df_real *x, const df_real *v, df_real *out) {
-    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)n, dim);
-    size_t width = dfi_answer_width(m, ask);
+/* A question about x [n, dim] with what a descriptor says of its samples. */
+static df_query dfi_query_of(const df_sample_desc *d, int n, const df_real *x) {
+    df_query q;
+    memset(&q, 0, sizeof q);
+    q.ask = DF_ASK_PREDICT;
+    q.n = n;
+    q.x = x;
+    q.first_sample = d->first_sample;
+    q.labels = d->labels;
+    q.condition = d->condition;
+    q.condition_stride = d->condition_stride;
+    return q;
+}
+
+/* A model's answers as another row of the plane: out [n, dim] = `to` for row i at each[i]
+   (step 1) or all at each[0] (step 0); of JVP the derivative of that along q.v. What
+   stands behind a prediction goes to `behind` [n, dim], unless NULL. */
+static df_result dfi_ask_as(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                            const df_point *each, int step, df_real *behind,
+                            df_real *out) {
+    size_t dim = (size_t)m->dim, n = (size_t)q.n, width = dfi_answer_width(m, q.ask);
     df_scope mark = dfi_scratch_mark(ctx);
-    double *t = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *t)), c[2];
-    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, width),
-                                                       sizeof *raw));
-    const df_real *const a[2] = { ask == DF_ASK_JVP ? v : x, raw };
+    double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t)), c[2];
+    df_real *raw = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul(n, width), sizeof *raw));
+    const df_real *x = q.ask == DF_ASK_JVP ? q.v : q.x;
     df_result r = t && raw ? DF_OK : DF_ERR_MEMORY;
-    df_query query;
-    memset(&query, 0, sizeof query);
-    query.ask = ask;
-    query.n = n;
-    query.x = x;
-    query.v = v;
-    query.t = t;
-    query.first_sample = d->first_sample;
-    query.labels = d->labels;
-    query.condition = d->condition;
-    query.condition_stride = d->condition_stride;
-    for (int i = 0; r == DF_OK && i < n; i++) t[i] = q->t;
-    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &query, raw);
-    if (r == DF_OK) r = dfi_model_map(ctx, m, to, q, &c[0], &c[1]);
-    for (size_t i = 0; r == DF_OK && width > dim && i < (size_t)n; i++)
+    for (size_t i = 0; r == DF_OK && i < n; i++) t[i] = each[step ? i : 0].t;
+    q.t = t;
+    if (r == DF_OK) r = dfi_ask_checked(ctx, m, &q, raw);
+    for (size_t i = 0; r == DF_OK && width > dim && i < n; i++) {
+        if (behind) memcpy(behind + i * dim, raw + i * width + dim, dim * sizeof *raw);
         memmove(raw + i * dim, raw + i * width, dim * sizeof *raw);
-    if (r == DF_OK) ctx->k->combine(size, 2, c, a, out);
+    }
+    for (int row = 0, rows; r == DF_OK && row < q.n; row += rows) {
+        const df_real *const a[2] = { x + (size_t)row * dim, raw + (size_t)row * dim };
+        rows = dfi_same_times(t, row, q.n);
+        r = dfi_model_map(ctx, m, to, &each[step ? row : 0], &c[0], &c[1]);
+        if (r == DF_OK)
+            ctx->k->combine((size_t)rows * dim, 2, c, a, out + (size_t)row * dim);
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* (d to/dx) q.v: by JVP where the model answers it, else by central differences. */
+static df_result dfi_ask_jvp(df_ctx *ctx, const df_model *m, df_query q, df_prediction to,
+                             const df_point *each, int step, df_real *out) {
+    size_t dim = (size_t)m->dim, size = dfi_mul((size_t)q.n, dim);
+    const df_real *x = q.x, *v = q.v;
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real *near, *back;
+    df_result r = DF_OK;
+    q.ask = m->answers & DF_ASK_JVP ? DF_ASK_JVP : DF_ASK_PREDICT;
+    if (q.ask == DF_ASK_JVP) return dfi_ask_as(ctx, m, q, to, each, step, NULL, out);
+    near = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *near));
+    if (near == NULL) return DF_ERR_MEMORY;
+    back = near + size;
+    q.x = near;
+    q.v = NULL;
+    for (int side = 0; side < 3 && r == DF_OK; side++) {
+        for (size_t i = 0; i < size; i++) {
+            const df_point *at = &each[step ? i / dim : 0];
+            double e = cbrt((double)DFI_REAL_EPSILON) * hypot(at->alpha, at->sigma);
+            double moved = (double)x[i] + (side ? -e : e) * (double)v[i];
+            if (side < 2) near[i] = (df_real)moved;
+            else out[i] = (df_real)(((double)out[i] - (double)back[i]) / (2 * e));
+        }
+        if (side < 2) r = dfi_ask_as(ctx, m, q, to, each, step, NULL, side ? back : out);
+    }
     dfi_scratch_release(ctx, mark);
     return r;
 }
@@ -7311,8 +7691,7 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
         ctx->k->combine(size, 2, c, a, y);
         out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
         if (grid[k].alpha <= 0) continue;
-        r = dfi_measure_ask(ctx, model, desc, DF_ASK_PREDICT, DF_EPS, &grid[k], n, y, NULL,
-                            y);
+        r = dfi_ask_as(ctx, model, dfi_query_of(desc, n, y), DF_EPS, &grid[k], 0, NULL, y);
         if (r == DF_OK) out[k] = ctx->k->dot(size, y, y) / (double)size;
     }
     dfi_scratch_release(ctx, mark);
@@ -7344,28 +7723,18 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
                                const df_real *x, const df_sample_desc *d, uint32_t draw,
-                               df_real *v, df_real *jv, df_real *near, double *l) {
+                               df_real *v, df_real *jv, double *l) {
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
-    double e = sqrt(sqrt((double)DFI_REAL_EPSILON)) * hypot(q->alpha, q->sigma);
-    df_result r = DF_OK;
+    df_query ask = dfi_query_of(d, n, x);
+    df_result r;
     for (int i = 0; i < n; i++) {
         df_real *row = v + (size_t)i * dim;
         df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
                          row);
         for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
     }
-    if (m->answers & DF_ASK_JVP) {
-        r = dfi_measure_ask(ctx, m, d, DF_ASK_JVP, DF_X0, q, n, x, v, jv);
-    } else {
-        for (int side = 0; side < 2 && r == DF_OK; side++) {
-            df_real *out = side ? near : jv;
-            for (size_t i = 0; i < size; i++)
-                near[i] = (df_real)((double)x[i] + (side ? -e : e) * (double)v[i]);
-            r = dfi_measure_ask(ctx, m, d, DF_ASK_PREDICT, DF_X0, q, n, near, NULL, out);
-        }
-        for (size_t i = 0; r == DF_OK && i < size; i++)
-            jv[i] = (df_real)(((double)jv[i] - (double)near[i]) / (2 * e));
-    }
+    ask.v = v;
+    r = dfi_ask_jvp(ctx, m, ask, DF_X0, q, 0, jv);
     for (size_t j = 0; r == DF_OK && j < dim; j++) {
         l[j] = 1;
         for (size_t i = j; i < size; i += dim)
@@ -7427,7 +7796,7 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
-    spare = (df_real *)dfi_scratch(ctx, dfi_mul(4 * sizeof *spare, size));
+    spare = (df_real *)dfi_scratch(ctx, dfi_mul(2 * sizeof *spare, size));
     d = *desc;                                  /* its grid, seed and labels; plain ddim */
     d.method = "ddim", d.row = NULL, d.statistics = NULL;
     d.order = d.inverse = d.restarts = d.corrections = 0;
@@ -7451,11 +7820,11 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
         const df_point *q = &grid[first + k];
         const df_real *at = x + (size_t)(first + k) * size;
         e->lambda[k] = q->lambda;
-        r = dfi_measure_ask(ctx, model, &d, DF_ASK_PREDICT, DF_X0, q, n, at, NULL,
-                            x0 + (size_t)(first + k) * size);
+        r = dfi_ask_as(ctx, model, dfi_query_of(&d, n, at), DF_X0, q, 0, NULL,
+                       x0 + (size_t)(first + k) * size);
         if (r == DF_OK)
             r = dfi_v3_linear(ctx, model, q, n, at, &d, (uint32_t)k, spare, spare + size,
-                              spare + 2 * size, e->l + (size_t)k * (size_t)model->dim);
+                              e->l + (size_t)k * (size_t)model->dim);
     }
     for (int k = 0; r == DF_OK && k < e->count; k++)
         dfi_v3_regress(e, k, grid + first, n, x + (size_t)first * size,
@@ -7676,6 +8045,487 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
     m.answers &= guidance->uncond ? linear & guidance->uncond->answers : linear;
     m.max_batch = 0; /* each model's own limit is kept when it is asked */
     return m;
+}
+
+/* -------------------------------------------------------------------------------------
+   // >>likelihood: how probable is this sample?
+
+   The probability flow carries p_t along, so it has a density that can be computed. Along
+   dx/dt = u(x) a small volume grows at the rate div u, and what it holds stays:
+       d log p_t(x_t)/dt = -div u(x_t)
+   (the instantaneous change of variables, Chen et al. 2018). Carried to the noise end,
+   where the density is the prior's, that gives log p of any x (Song et al. 2021, eq. 39).
+   The divergence is the trace of a Jacobian: dim JVPs, or E v^T J v for random v with
+   E v v^T = I (Hutchinson 1989; Grathwohl et al. 2019), of which one v is unbiased.
+
+   In r = x/(alpha + sigma) and s = sigma/(alpha + sigma) the field is eps - x_0 for every
+   process. l = log p(r) gained since the start is one more coordinate, of field -div: a
+   sample of dim + 1 numbers, which any ODE sampler of the registry carries, either way.
+   log p(x) is log p(r) - dim log(alpha + sigma).
+
+   Without the ODE, x_T .. x_1 as latent variables of a hierarchical VAE with a fixed
+   encoder give a bound (Ho et al. 2020), which holds for the ancestral sampler.
+   ------------------------------------------------------------------------------------- */
+
+enum { DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000 };
+
+DF_API df_likelihood_desc df_likelihood_defaults(void) {
+    df_likelihood_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.walk = df_sample_defaults();
+    d.walk.method = "rk45";
+    d.walk.end = DF_END_T_MIN;
+    d.trace = DF_TRACE_EXACT;
+    d.probes = 1;
+    return d;
+}
+
+/* The model of dim + 1 numbers. */
+typedef struct dfi_carried {
+    const df_model *model;
+    const df_likelihood_desc *desc;
+    int evaluations;
+} dfi_carried;
+
+/* Direction number k for sample i: v [dim]. */
+static void dfi_probe(const df_likelihood_desc *d, uint64_t sample, int k, size_t dim,
+                      df_real *v) {
+    if (d->trace == DF_TRACE_EXACT) {
+        memset(v, 0, dim * sizeof *v);
+        v[k] = 1;
+        return;
+    }
+    df_random_normal(d->walk.seed, d->walk.first_sample + sample,
+                     (uint32_t)DFI_DRAW_PROBE + (uint32_t)k, dim, v);
+    for (size_t j = 0; d->trace == DF_TRACE_RADEMACHER && j < dim; j++)
+        v[j] = v[j] < 0 ? (df_real)-1 : (df_real)1;
+}
+
+/* out [n, dim + 1]: eps - x_0, and minus its divergence in r: d/dr is (alpha + sigma)
+   d/dx. x is without its last numbers here; v, y: room for [n, dim]. */
+static df_result dfi_carried_ask(dfi_carried *c, df_ctx *ctx, df_query q,
+                                 const df_point *each, df_real *v, df_real *y,
+                                 double *trace, df_real *out) {
+    const df_likelihood_desc *d = c->desc;
+    size_t dim = (size_t)c->model->dim, n = (size_t)q.n;
+    int exact = d->trace == DF_TRACE_EXACT, probes = exact ? (int)dim : d->probes;
+    df_result r = dfi_ask_as(ctx, c->model, q, DF_STRAIGHT, each, 1, NULL, y);
+    c->evaluations++;
+    for (size_t i = 0; r == DF_OK && i < n; i++) {
+        memcpy(out + i * (dim + 1), y + i * dim, dim * sizeof *y);
+        trace[i] = 0;
+    }
+    q.v = v;
+    for (int k = 0; r == DF_OK && k < probes; k++) {
+        for (size_t i = 0; i < n; i++)
+            dfi_probe(d, i % (size_t)q.samples, k, dim, v + i * dim);
+        r = dfi_ask_jvp(ctx, c->model, q, DF_STRAIGHT, each, 1, y);
+        for (size_t i = 0; r == DF_OK && i < n; i++)
+            trace[i] += ctx->k->dot(dim, v + i * dim, y + i * dim) / (exact ? 1 : probes);
+    }
+    for (size_t i = 0; r == DF_OK && i < n; i++)
+        out[i * (dim + 1) + dim] = (df_real)(-(each[i].alpha + each[i].sigma) * trace[i]);
+    return r;
+}
+
+static int dfi_carried_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    dfi_carried *c = (dfi_carried *)self;
+    size_t dim = (size_t)c->model->dim, n = (size_t)q->n, size = dfi_mul(n, dim);
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_point *each = (df_point *)dfi_scratch(ctx, dfi_mul(n, sizeof *each));
+    double *trace = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *trace));
+    df_real *x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 3 * sizeof *x));
+    df_result r = each && trace && x ? DF_OK : DF_ERR_MEMORY;
+    df_query inner = *q;
+    for (size_t i = 0; r == DF_OK && i < n; i++) {
+        each[i] = df_process_at(&c->model->process, q->t[i]);
+        memcpy(x + i * dim, q->x + i * (dim + 1), dim * sizeof *x);
+    }
+    inner.x = x;
+    if (r == DF_OK)
+        r = dfi_carried_ask(c, ctx, inner, each, x + size, x + 2 * size, trace, out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* log prior of z [n, dim] at the noise end: the caller's, or N(0, sigma^2 I). */
+static df_result dfi_log_prior(df_ctx *ctx, const df_likelihood_desc *d,
+                               const df_point *at, size_t n, size_t dim, const df_real *z,
+                               double *out) {
+    df_result before = ctx->code, r = DF_OK;
+    double s2 = at->sigma * at->sigma;
+    for (size_t i = 0; !d->log_prior && i < n; i++)
+        out[i] = -.5 * (ctx->k->dot(dim, z + i * dim, z + i * dim) / s2 +
+                        (double)dim * log(2 * DFI_PI * s2));
+    if (d->log_prior) {
+        ctx->code = DF_OK;
+        r = d->log_prior(d->user, at, (int)n, z, out);
+        r = dfi_returned(ctx, before, r, "df_likelihood_desc: log_prior", 0, 0);
+    }
+    for (size_t i = 0; r == DF_OK && i < n; i++)
+        if (dfi_nonfinite(out[i]))
+            r = dfi_fail(ctx, DF_ERR_NONFINITE, "df_likelihood_desc: the log prior of "
+                         "sample %llu is %s", (unsigned long long)i,
+                         dfi_nonfinite_name(out[i]));
+    return r;
+}
+
+/* What data = mean + scale x adds to the log density of x, negative. */
+static double dfi_log_scale(const df_model *m) {
+    double sum = 0;
+    for (int j = 0; m->scale && j < m->dim; j++)
+        sum += log(m->scale[m->scaling_size == 1 ? 0 : j]);
+    return sum;
+}
+
+/* The sampler's own checks of an ODE walked back say what may be walked forth as well. */
+static df_result dfi_likelihood_check(df_ctx *ctx, const df_model *m,
+                                      const df_likelihood_desc *d, const df_real *x, int n,
+                                      const double *out) {
+    df_sample_desc w = d->walk;
+    const df_sampler_row *row = w.row;
+    df_result r;
+    if (d->cookie != DFI_COOKIE || w.cookie != DFI_COOKIE || !m || m->dim == INT_MAX ||
+        !m->predict || !out || (unsigned)d->trace > (unsigned)DF_TRACE_GAUSSIAN ||
+        d->probes < 1 || d->probes >= DFI_DRAW_LEVEL - DFI_DRAW_PROBE || w.clip > 0 ||
+        w.threshold > 0 || w.start == DF_START_DATA || dfi_steps_asked(&w) < 1)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: trace %d, probes %d, "
+                        "start %d, clip %g, threshold %g: want a descriptor of "
+                        "df_likelihood_defaults, a model that predicts, out, a df_trace, "
+                        "probes >= 1, start NOISE or GIVEN, no clip, no threshold",
+                        (int)d->trace, d->probes, (int)w.start, w.clip, w.threshold);
+    r = dfi_sample_check_model(ctx, m, x, n);
+    if (r == DF_OK && !row && !(row = df_sampler_find(ctx, w.method))) r = DF_ERR_ARGUMENT;
+    w.inverse = 1;
+    w.start = DF_START_GIVEN;
+    return r == DF_OK ? dfi_sample_check_method(ctx, &w, row) : r;
+}
+
+/* Both directions: z [n, dim] in the model's units from one end of the grid to the other,
+   y [n, dim + 1] with l behind it; log p into out. */
+static df_result dfi_likelihood_walk(df_ctx *ctx, const df_model *m,
+                                     const df_likelihood_desc *d, const df_point *noise,
+                                     const df_point *data, size_t n, df_real *z,
+                                     df_real *y, double *out) {
+    size_t dim = (size_t)m->dim, wide = dim + 1, row = dim * sizeof *z;
+    int back = d->walk.inverse;                  /* from data to noise */
+    dfi_carried c = { m, d, 0 };
+    df_model carried = df_model_defaults();
+    double gain, ends = (double)dim * (log(noise->alpha + noise->sigma) -
+                                       log(data->alpha + data->sigma)) - dfi_log_scale(m);
+    const df_point *end = back ? noise : data;
+    df_result r = back ? DF_OK : dfi_log_prior(ctx, d, noise, n, dim, z, out);
+    carried.predict = dfi_carried_predict;
+    carried.self = &c;
+    carried.dim = (int)wide;
+    carried.process = m->process;
+    carried.prediction = DF_STRAIGHT;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(y + i * wide, z + i * dim, row);
+        y[i * wide + dim] = 0;
+    }
+    if (r == DF_OK && !back && d->latent) memcpy(d->latent, z, n * row);
+    if (r == DF_OK) r = df_sample(ctx, &carried, &d->walk, y, (int)n);
+    for (size_t i = 0; r == DF_OK && i < n; i++) memcpy(z + i * dim, y + i * wide, row);
+    if (r == DF_OK && back) r = dfi_log_prior(ctx, d, noise, n, dim, z, out);
+    if (r != DF_OK) return r;
+    if (back && d->latent) memcpy(d->latent, z, n * row);
+    if (d->prior) memcpy(d->prior, out, n * sizeof *out);
+    if (d->evaluations) *d->evaluations = c.evaluations;
+    for (size_t i = 0; i < n; i++) {
+        gain = (double)y[i * wide + dim] / (end->alpha + end->sigma);
+        out[i] += ends + (back ? -gain : gain);
+    }
+    return DF_OK;
+}
+
+static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
+                                const df_likelihood_desc *desc, const df_real *x,
+                                df_real *samples, int n, double *out) {
+    df_likelihood_desc d = desc ? *desc : df_likelihood_defaults();
+    df_scope mark;
+    df_result r;
+    size_t size, dim;
+    df_point *grid;
+    df_real *z, *y;
+    double *log_p;
+    int steps = dfi_steps_asked(&d.walk), count = 0;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    r = dfi_likelihood_check(ctx, m, &d, x, n, out);
+    if (r != DF_OK) return r;
+    dim = (size_t)m->dim;
+    size = dfi_mul((size_t)n, dim);
+    mark = dfi_scratch_mark(ctx);
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    z = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *z));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, (size_t)n), sizeof *y));
+    log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
+    r = grid && z && y && log_p ? DF_OK : DF_ERR_MEMORY;
+    d.walk.inverse = d.walk.restarts = 0;
+    if (r == DF_OK) r = df_grid(ctx, &m->process, &d.walk, grid, steps + 2, &count);
+    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE) {
+        for (size_t i = 0; i < (size_t)n; i++)
+            df_random_normal(d.walk.seed, d.walk.first_sample + i, 0, dim, z + i * dim);
+        ctx->k->affine(size, (df_real)grid[0].sigma, z, 0, z);
+    } else if (r == DF_OK) {
+        memcpy(z, x, size * sizeof *z);
+    }
+    d.walk.inverse = samples == NULL;
+    d.walk.start = DF_START_GIVEN;
+    if (r == DF_OK && !samples) dfi_rescale(m, size, z, 0);
+    if (r == DF_OK)
+        r = dfi_likelihood_walk(ctx, m, &d, &grid[0], &grid[count - 1], (size_t)n, z, y,
+                                log_p);
+    if (r == DF_OK && samples) dfi_rescale(m, size, z, 1);
+    if (r == DF_OK && samples) memcpy(samples, z, size * sizeof *z);
+    if (r == DF_OK) memcpy(out, log_p, (size_t)n * sizeof *out);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
+                                   const df_likelihood_desc *desc, const df_real *x, int n,
+                                   double *out) {
+    return dfi_likelihood(ctx, model, desc, x, NULL, n, out);
+}
+DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
+                                      const df_likelihood_desc *desc, df_real *x, int n,
+                                      double *out) {
+    return dfi_likelihood(ctx, model, desc, x, x, n, out);
+}
+
+/* ---- the variational bound ---- */
+
+DF_API df_bound_desc df_bound_defaults(void) {
+    df_bound_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.walk = df_sample_defaults();
+    d.draws = 1;
+    d.low = -1;
+    d.high = 1;
+    return d;
+}
+
+typedef struct dfi_bound {
+    df_ctx *ctx;
+    const df_model *m;
+    const df_bound_desc *d;
+    size_t n, dim, points;     /* points: T */
+    df_point *grid;            /* [T + 1] noise to data */
+    df_point *each;            /* [n] where the rows of a question stand */
+    df_real *x, *y, *answer, *behind;      /* [n, dim] data in the model's units, noised,
+                                              x_0 predicted, a variance behind that */
+    double *term;              /* [n] */
+} dfi_bound;
+
+/* x_0 from x noised to each[i] by draw number `draw`. */
+static df_result dfi_bound_ask(dfi_bound *b, size_t draw) {
+    size_t dim = b->dim;
+    df_query q = dfi_query_of(&b->d->walk, (int)b->n, b->y);
+    for (size_t i = 0; i < b->n; i++) {
+        const double c[2] = { b->each[i].sigma, b->each[i].alpha };
+        const df_real *const a[2] = { b->y + i * dim, b->x + i * dim };
+        df_random_normal(b->d->walk.seed, b->d->walk.first_sample + i, (uint32_t)draw, dim,
+                         b->y + i * dim);
+        b->ctx->k->combine(dim, 2, c, a, b->y + i * dim);
+    }
+    return dfi_ask_as(b->ctx, b->m, q, DF_X0, b->each, 1, b->behind, b->answer);
+}
+
+/* -log of a normal's density at e, or of its mass from `from` to `to`, which stand at that
+   distance from its mean; far out at most 708. */
+static double dfi_minus_log_normal(double e, double v) {
+    return .5 * (e * e / v + log(2 * DFI_PI * v));
+}
+static double dfi_minus_log_mass(double from, double to, double v) {
+    double root = sqrt(2 * v), flip = from > 0 ? -1 : 1;     /* the tail that is small */
+    double p = .5 * fabs(erfc(-flip * to / root) - erfc(-flip * from / root));
+    return -log(fmax(p, DBL_MIN));
+}
+
+/* One element of the decoder's term, e = x - x_0 predicted. Levels are narrower in the
+   model's units, where x is. */
+static double dfi_bound_decode(const dfi_bound *b, size_t j, double x, double e,
+                               double v) {
+    const df_bound_desc *d = b->d;
+    double width = (d->high - d->low) / (d->levels - 1), scale = 1, k;
+    size_t at = b->m->scaling_size == 1 ? 0 : j;
+    if (d->levels < 2) return dfi_minus_log_normal(e, v);
+    if (b->m->scale) scale = b->m->scale[at];
+    k = ((b->m->mean ? b->m->mean[at] : 0) + scale * x - d->low) / width;
+    return dfi_minus_log_mass(k < .5 ? -1e100 : e - .5 * width / scale,
+                              k > d->levels - 1.5 ? 1e100 : e + .5 * width / scale, v);
+}
+
+/* Adds the term of step k of the grid to term [n]: KL of two normals whose means differ by
+   p.x0 (x_0 - x_0 predicted), or the decoder's. */
+static void dfi_bound_step(dfi_bound *b, size_t k, df_point from, df_point to) {
+    const df_sample_desc *w = &b->d->walk;
+    int own = w->variance == DF_VARIANCE_OWN && !b->d->continuous, last = to.sigma <= 0;
+    df_learned kind = own ? b->m->learned : DF_LEARNED_NONE;
+    dfi_posterior p = dfi_posterior_of(&from, &to);
+    double q, v;
+    if (last && w->variance != DF_VARIANCE_ANALYTIC)
+        p.small = k > 0 ? dfi_posterior_of(&b->grid[k - 1], &from).small : p.large;
+    q = p.small;
+    v = b->d->continuous ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
+    for (size_t i = 0; i < b->n * b->dim; i++) {
+        double e = (double)b->x[i] - (double)b->answer[i], d = p.x0 * e;
+        if (kind != DF_LEARNED_NONE)
+            v = pow(dfi_learned_deviation(kind, (double)b->behind[i], q, p.large), 2);
+        v = fmax(v, DBL_MIN);
+        b->term[i / b->dim] +=
+            last ? dfi_bound_decode(b, i % b->dim, (double)b->x[i], e, v)
+                 : .5 * (log(v / q) + (q + d * d) / v - 1);
+    }
+}
+
+/* The continuous integral, whose part k holds one lambda: |eps - eps predicted| is |x_0 -
+   x_0 predicted| alpha/sigma. */
+static df_result dfi_bound_part(dfi_bound *b, int k) {
+    const df_bound_desc *d = b->d;
+    double low = b->grid[0].lambda, u;
+    double part = (b->grid[b->points - 1].lambda - low) / d->draws;
+    df_result r;
+    for (size_t i = 0; i < b->n; i++) {
+        df_random_uniform(d->walk.seed, d->walk.first_sample + i,
+                          (uint32_t)DFI_DRAW_LEVEL + (uint32_t)k, 1, &u);
+        b->each[i] = df_process_at_lambda(&b->m->process, low + (k + u) * part);
+    }
+    r = dfi_bound_ask(b, 1 + (size_t)k);
+    for (size_t i = 0; r == DF_OK && i < b->n * b->dim; i++) {
+        const df_point *at = &b->each[i / b->dim];
+        double e = ((double)b->x[i] - (double)b->answer[i]) * at->alpha / at->sigma;
+        b->term[i / b->dim] += part * d->draws * e * e;
+    }
+    return r;
+}
+
+/* All draws of one term, their mean into term [n]; term 0 is the prior's. */
+static df_result dfi_bound_term(dfi_bound *b, size_t term, size_t terms) {
+    df_point from = b->grid[term > 0 ? term - 1 : 0], to = df_point_data();
+    size_t draws = (size_t)b->d->draws;
+    df_result r = DF_OK;
+    if (b->d->continuous && term == 2) from = b->grid[b->points - 1];
+    else if (term + 1 < terms) to = b->grid[term];
+    for (size_t i = 0; i < b->n; i++) {
+        const df_real *x = b->x + i * b->dim;
+        b->each[i] = from;
+        b->term[i] = term > 0 ? 0 : .5 * (double)draws * b->ctx->k->dot(b->dim, x, x) *
+                                    pow(from.alpha / from.sigma, 2);
+    }
+    for (size_t k = 0; term > 0 && r == DF_OK && k < draws; k++) {
+        if (b->d->continuous && term == 1) {
+            r = dfi_bound_part(b, (int)k);
+            continue;
+        }
+        r = dfi_bound_ask(b, 1 + (term - 1) * draws + k);
+        if (r == DF_OK) dfi_bound_step(b, term - 1, from, to);
+    }
+    for (size_t i = 0; i < b->n; i++) b->term[i] /= (double)draws;
+    return r;
+}
+
+/* The grid, without a data point at its end, and all arrays. */
+static df_result dfi_bound_set(dfi_bound *b, const df_real *x) {
+    size_t size = dfi_mul(b->n, b->dim), steps = (size_t)dfi_steps_asked(&b->d->walk);
+    df_ctx *ctx = b->ctx;
+    df_sample_desc w = b->d->walk;
+    int count = 0;
+    df_result r;
+    w.inverse = w.restarts = 0;
+    if (b->d->continuous) w.end = DF_END_T_MIN;
+    b->grid = (df_point *)dfi_scratch(ctx, dfi_mul(steps + 2, sizeof *b->grid));
+    b->each = (df_point *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->each));
+    b->x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 4 * sizeof *b->x));
+    b->term = (double *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->term));
+    if (!b->grid || !b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    b->y = b->x + size;
+    b->answer = b->x + 2 * size;
+    b->behind = b->x + 3 * size;
+    memcpy(b->x, x, size * sizeof *x);
+    dfi_rescale(b->m, size, b->x, 0);
+    r = df_grid(ctx, &b->m->process, &w, b->grid, (int)steps + 2, &count);
+    b->points = r == DF_OK ? (size_t)count - (b->grid[count - 1].sigma <= 0) : 0;
+    if (r == DF_OK && b->d->continuous && b->grid[0].alpha <= 0)
+        r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_variational_bound: lambda is infinite at t "
+                     "= %g of %s; lower walk.t_max", b->grid[0].t,
+                     df_process_name(&b->m->process));
+    return r;
+}
+
+static df_result dfi_bound_check(df_ctx *ctx, const df_model *m, const df_bound_desc *d,
+                                 const df_real *x, int n, const double *out) {
+    int steps = dfi_steps_asked(&d->walk), levels = d->levels;
+    df_result r;
+    if (d->cookie != DFI_COOKIE || d->walk.cookie != DFI_COOKIE || !out || d->draws < 1 ||
+        steps < 1 || steps > DFI_MOST_STEPS || levels == 1 || levels < 0 ||
+        (levels > 0 && !(d->low < d->high)) || dfi_nonfinite(d->high - d->low) ||
+        (unsigned)d->walk.variance > (unsigned)DF_VARIANCE_ANALYTIC ||
+        (d->walk.variance == DF_VARIANCE_ANALYTIC && !d->walk.eps2))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: %d steps, draws %d, "
+                        "levels %d from %g to %g, variance %d: want a descriptor of "
+                        "df_bound_defaults, out, at least one step and draw, levels 0 or "
+                        "from 2 on, rising, eps2 for ANALYTIC", steps, d->draws, levels,
+                        d->low, d->high, (int)d->walk.variance);
+    r = dfi_sample_check_model(ctx, m, x, n);
+    return r != DF_OK ? r : dfi_rows_finite(ctx, "df_variational_bound", "x", (size_t)n,
+                                            (size_t)m->dim, x);
+}
+
+DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
+                                      const df_bound_desc *desc, const df_real *x, int n,
+                                      double *out) {
+    df_bound_desc d = desc ? *desc : df_bound_defaults();
+    dfi_bound b;
+    size_t terms = 3;
+    df_scope mark;
+    df_result r;
+    if (ctx == NULL) return DF_ERR_ARGUMENT;
+    r = dfi_bound_check(ctx, model, &d, x, n, out);
+    if (r != DF_OK) return r;
+    memset(&b, 0, sizeof b);
+    b.ctx = ctx, b.m = model, b.d = &d, b.n = (size_t)n, b.dim = (size_t)model->dim;
+    mark = dfi_scratch_mark(ctx);
+    r = dfi_bound_set(&b, x);
+    if (!d.continuous) terms = b.points + 1;
+    for (size_t i = 0; i < b.n; i++) out[i] = d.levels > 0 ? 0 : -dfi_log_scale(model);
+    for (size_t k = 0; r == DF_OK && k < terms; k++) {
+        r = dfi_bound_term(&b, k, terms);
+        for (size_t i = 0; r == DF_OK && i < b.n; i++) {
+            out[i] -= b.term[i];
+            if (d.terms) d.terms[i * terms + k] = b.term[i];
+            if (dfi_nonfinite(out[i]))
+                r = dfi_fail(ctx, DF_ERR_NONFINITE, "df_variational_bound: term %llu of "
+                             "sample %llu is %s", (unsigned long long)k,
+                             (unsigned long long)i, dfi_nonfinite_name(b.term[i]));
+        }
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* ---- levels and bits ---- */
+
+DF_API double df_bits_per_dim(double nats, int dim, double bin) {
+    return (-nats / dim - log(bin)) / log(2.0);
+}
+
+DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
+                          const unsigned char *levels, double low, double high,
+                          df_real *out) {
+    uint32_t bits[4] = { 0, 0, 0, 0 };
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < dim; j++) {
+            double u;
+            if (j % 4 == 0)
+                df_random_bits(seed, first + (uint64_t)i, DFI_DRAW_LEVEL, (uint32_t)j / 4,
+                               bits);
+            u = (bits[j % 4] + .5) / 4294967296.0;
+            *out++ = (df_real)(low + (*levels++ + u) * (high - low) / 256);
+        }
 }
 
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
@@ -9503,13 +10353,13 @@ DF_API df_tensor *df_mse(df_ctx *ctx, df_tensor *a, df_tensor *b) {
    trained, without which a file of weights can be misread but not used. Names and layouts
    are PyTorch's ("hid.0.weight", [out, in]), so that weights travel.
 
-   A network built in is a row of a table: its name, its forward pass, and a function that
-   adds its parameters from a few numbers of configuration. Loading a file is the same
-   walk, with the parameters read instead of drawn. The first row is a residual MLP for
-   points. For pictures there are the UNet of Ho et al. (2020), convolutions at falling and
-   rising sizes, and the diffusion transformer of Peebles & Xie (2023), attention among
-   patches: both with the names, the layouts and, to rounding, the numbers of the libraries
-   that people train them in.
+   A network built in is a row of a table: its name, a function that checks a few numbers
+   of configuration, and one walk over its layers, which adds their parameters or runs
+   them. Loading a file is the same walk, with the parameters read instead of drawn. The
+   first row is a residual MLP for points. For pictures there are the UNet of Ho et al.
+   (2020), convolutions at falling and rising sizes, and the diffusion transformer of
+   Peebles & Xie (2023), attention among patches: both with the names, the layouts and, to
+   rounding, the numbers of the libraries that people train them in.
    ===================================================================================== */
 
 enum { DFI_NET_SLOTS = 64, DFI_NET_NUMBERS = 4, DFI_NET_NAME = 200 };
@@ -9518,12 +10368,7 @@ enum { DFI_NET_LIVE = 3 << 19 }; /* elements of the widest tensors of one questi
 /* First word of `draw` in Philox keys: the chapter's draws never meet a sampler's. */
 #define DFI_DRAW_INIT 0x80000000u
 
-typedef struct dfi_net_kind {
-    const char *name;
-    df_forward_fn forward;
-    /* checks the configuration and adds the parameters; also says what a file must hold */
-    df_result (*build)(df_ctx *ctx, df_net *net);
-} dfi_net_kind;
+typedef struct dfi_net_kind dfi_net_kind;
 
 /* Which names a file's tensors have, beside our own. */
 typedef enum dfi_naming {
@@ -9558,7 +10403,6 @@ struct df_net {
     double *scaling;            /* [2 scaling_size]: means, then scales */
     int sealed; /* complete: built in, or a trainer's arrays have its size */
     dfi_naming naming;
-    int said;                   /* while loading: the weights brought their card */
     const df_safetensors *from; /* while loading: parameters are read from here */
 };
 
@@ -9573,6 +10417,15 @@ static void *dfi_net_copy(df_ctx *ctx, const df_net *net, const void *data, size
     }
     if (data != NULL) memcpy(copy, data, size);
     return copy;
+}
+
+/* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
+   elements in all. 0 if not. */
+static int dfi_net_elements(int ndim, const int *shape) {
+    size_t size = 1;
+    for (int i = 0; i < ndim; i++)
+        size = shape == NULL || shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
+    return size > INT_MAX ? 0 : (int)size;
 }
 
 /* A net without parameters; `row` is NULL for a user's own kind. Its memory comes from the
@@ -9590,11 +10443,8 @@ static df_net *dfi_net_make(df_ctx *ctx, const char *kind, int ndim, const int *
     net->row = row;
     net->forward = forward;
     net->ndim = ndim;
-    net->dim = 1;
-    for (int i = 0; i < ndim; i++) {
-        net->shape[i] = shape[i];
-        net->dim *= shape[i];
-    }
+    net->dim = dfi_net_elements(ndim, shape);
+    for (int i = 0; i < ndim; i++) net->shape[i] = shape[i];
     net->outputs = shape[0];
     net->rows = 256;
     net->classes = row != NULL ? 0 : -1;
@@ -9631,15 +10481,6 @@ static df_result dfi_net_missing(df_ctx *ctx, const df_net *net, const char *fun
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     if (ctx->code != DF_OK) return ctx->code;
     return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the net is NULL", function);
-}
-
-/* Shape and product of a sample or a parameter: every axis at least 1, less than 2^31
-   elements in all. 0 if not. */
-static int dfi_net_elements(int ndim, const int *shape) {
-    size_t size = 1;
-    for (int i = 0; i < ndim; i++)
-        size = shape == NULL || shape[i] < 1 ? SIZE_MAX : dfi_mul(size, (size_t)shape[i]);
-    return size > INT_MAX ? 0 : (int)size;
 }
 
 /* ---- parameters -------------------------------------------------------------------- */
@@ -10259,30 +11100,62 @@ static const int *dfi_pass_labels(dfi_pass *w, const int *labels, int n, int nul
     return copy;
 }
 
+struct dfi_net_kind {
+    const char *name;
+    /* checks the configuration, and sets what follows from it */
+    df_result (*configure)(df_ctx *ctx, df_net *net);
+    df_tensor *(*walk)(dfi_pass *w, df_tensor *x, df_tensor *t, const int *labels);
+};
+static df_tensor *dfi_net_forward(const df_run *run, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
+    dfi_pass w = dfi_pass_run(run);
+    return run->net->row->walk(&w, x, t, labels);
+}
+/* What a descriptor or a file says is checked here, then the parameters are added. */
+static df_result dfi_net_build(df_ctx *ctx, df_net *net) {
+    dfi_pass w = dfi_pass_build(ctx, net);
+    char shape[DFI_SHAPE_TEXT];
+    if (net->row->configure(ctx, net) != DF_OK) return ctx->code;
+    if (net->dim == 0)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "%s: a sample of %s: each at least 1, fewer than 2^31 in all",
+                        net->kind, dfi_shape_text(net->ndim, net->shape, shape));
+    net->row->walk(&w, NULL, NULL, NULL);
+    return w.failed ? ctx->code : (df_result)DF_OK;
+}
+/* Most samples of one question, where the widest tensors have `elements` for each. */
+static int dfi_net_rows(double elements) {
+    double rows = floor(DFI_NET_LIVE / elements);
+    return rows > 2 ? (int)rows : 2;
+}
+
 /* A net from a descriptor whose integers and numbers become the configuration, from which
-   the kind's `build` makes the rest, as it does for a file. */
+   dfi_net_build makes the rest, as it does for a file. Points into the descriptor. */
 typedef struct dfi_net_plan {
     const char *kind;
-    int ndim, shape[3], classes, condition;
-    const void *ints;
-    const double *numbers;
-    size_t ints_size, numbers_size; /* bytes */
+    uint32_t cookie;
     uint64_t seed;
+    int ndim, shape[3];
+    const int *ints;
+    size_t ints_size; /* bytes */
+    const double *numbers;
+    size_t numbers_size;        /* bytes */
+    int classes, condition;     /* where they are no part of the configuration */
     const df_safetensors *from; /* not NULL: parameters are read, by these names */
     dfi_naming naming;
 } dfi_net_plan;
 static const dfi_net_kind *dfi_net_kind_find(const char *name);
 static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     const dfi_net_kind *row = dfi_net_kind_find(plan->kind);
-    if (dfi_net_elements(plan->ndim, plan->shape) == 0) {
+    if (ctx == NULL) return NULL;
+    if (plan->cookie != DFI_COOKIE) {
         dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 "%s: a sample of %d x %d x %d: each at least 1, fewer than 2^31 in all",
-                 plan->kind, plan->shape[0], plan->ndim > 1 ? plan->shape[1] : 1,
-                 plan->ndim > 2 ? plan->shape[2] : 1);
+                 "df_%s_create: start the descriptor with df_%s_defaults", row->name,
+                 row->name);
         return NULL;
     }
-    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row, row->forward,
-                               plan->seed);
+    df_net *net = dfi_net_make(ctx, row->name, plan->ndim, plan->shape, row,
+                               dfi_net_forward, plan->seed);
     if (net == NULL) return NULL;
     net->classes = plan->classes;
     net->condition = plan->condition;
@@ -10290,7 +11163,7 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     if (plan->numbers_size > 0) memcpy(net->number, plan->numbers, plan->numbers_size);
     net->from = plan->from;
     net->naming = plan->naming;
-    if (row->build(ctx, net) != DF_OK) {
+    if (dfi_net_build(ctx, net) != DF_OK) {
         df_net_free(net);
         return NULL;
     }
@@ -10298,55 +11171,65 @@ static df_net *dfi_net_new(df_ctx *ctx, const dfi_net_plan *plan) {
     net->sealed = 1;
     return net;
 }
-/* A descriptor that its defaults function did not make. */
-static int dfi_net_cookie(df_ctx *ctx, uint32_t cookie, const char *function) {
-    if (cookie == DFI_COOKIE) return 1;
-    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: start the descriptor with its defaults function",
-             function);
+/* Whether the net's shape is its configuration's: a file says both. */
+static int dfi_net_shaped(df_ctx *ctx, const df_net *net, const dfi_net_plan *plan) {
+    char is[DFI_SHAPE_TEXT], wants[DFI_SHAPE_TEXT];
+    if (net->ndim == plan->ndim &&
+        memcmp(net->shape, plan->shape, (size_t)net->ndim * sizeof *net->shape) == 0)
+        return 1;
+    dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: the shape is %s, the configuration wants %s",
+             net->kind, dfi_shape_text(net->ndim, net->shape, is),
+             dfi_shape_text(plan->ndim, plan->shape, wants));
     return 0;
 }
 
 /* ---- the residual MLP -------------------------------------------------------------- */
 
-/* config: width, depth, embed; number: time_scale, period. The parameters in order: inp,
-   hid.0 .. hid.D-1, out, and the table of labels last, so that it moves no other. */
+/* config: the descriptor's width, depth, embed; number: time_scale, period. The parameters
+   in order: inp, hid.0 .. hid.D-1, out, and the table of labels last, so that it moves no
+   other. */
 enum { DFI_MLP_WIDTH, DFI_MLP_DEPTH, DFI_MLP_EMBED };
 enum { DFI_MLP_TIME_SCALE, DFI_MLP_PERIOD };
 
 /* c = [cos(s t f_k), sin(s t f_k)] + E[label],  f_k = period^(-k/half)
    h = SiLU(W_in [x, c, condition] + b_in);  D times: h += SiLU(W_i h + b_i);
    y = W_out h + b_out */
-static df_tensor *dfi_mlp_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels) {
-    df_ctx *ctx = run->ctx;
-    const df_net *net = run->net;
-    int depth = net->config[DFI_MLP_DEPTH], out = 2 + 2 * depth;
-    df_scope scope = df_scope_begin(ctx); /* ended after each layer: only h stays */
-    df_tensor *c =
-        df_sinusoidal(ctx, df_scale(ctx, t, net->number[DFI_MLP_TIME_SCALE]),
-                      net->config[DFI_MLP_EMBED], net->number[DFI_MLP_PERIOD], 1, 0);
+static df_tensor *dfi_mlp_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                               const int *labels) {
+    df_ctx *c = w->ctx;
+    const df_net *net = w->net;
+    int width = net->config[DFI_MLP_WIDTH], embed = net->config[DFI_MLP_EMBED];
+    int in = net->dim + embed + net->condition, n = x != NULL ? x->shape[0] : 1;
+    df_scope scope = df_scope_begin(c); /* ended after each layer: only h stays */
+    df_tensor *h, *e = df_scale(c, t, net->number[DFI_MLP_TIME_SCALE]);
+    e = df_sinusoidal(c, e, embed, net->number[DFI_MLP_PERIOD], 1, 0);
     if (labels != NULL && net->classes > 0)
-        c = df_add(ctx, c, df_run_embedding(run, out + 2, labels, x->shape[0]));
-    if (net->condition > 0) c = df_concat(ctx, c, dfi_run_condition(run, x->shape[0]), 1);
-    df_tensor *h = df_silu(ctx, df_run_linear(run, 0, df_concat(ctx, x, c, 1)));
-    h = df_scope_end(ctx, scope, h);
-    for (int i = 0; i < depth; i++) {
-        h = df_add(ctx, h, df_silu(ctx, df_run_linear(run, 2 + 2 * i, h)));
-        h = df_scope_end(ctx, scope, h);
+        e = df_add(c, e, df_run_embedding(w->run, net->count - 1, labels, n));
+    if (c != NULL && net->condition > 0)
+        e = df_concat(c, e, dfi_run_condition(w->run, n), 1);
+    h = dfi_pass_linear(w, "inp", df_concat(c, x, e, 1), in, width, DF_INIT_FAN_IN);
+    h = df_scope_end(c, scope, df_silu(c, h));
+    for (int i = 0; i < net->config[DFI_MLP_DEPTH]; i++) {
+        dfi_pass_into(w, "hid.%d", i, 0);
+        e = dfi_pass_linear(w, "", h, width, width, DF_INIT_FAN_IN);
+        h = df_scope_end(c, scope, df_add(c, h, df_silu(c, e)));
     }
-    return df_run_linear(run, out, h);
+    dfi_pass_into(w, "", 0, 0);
+    h = dfi_pass_linear(w, "out", h, width, net->dim, DF_INIT_FAN_IN);
+    if (net->classes > 0)
+        dfi_pass_layer(w, "label", net->classes, embed, DFI_PASS_TABLE, DF_INIT_NORMAL);
+    return h;
 }
 
 /* The bounds keep products of two of them well inside a size_t and an index inside an
    int. */
-static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_mlp_configure(df_ctx *ctx, df_net *net) {
     int width = net->config[DFI_MLP_WIDTH], depth = net->config[DFI_MLP_DEPTH];
-    int embed = net->config[DFI_MLP_EMBED], dim = net->dim;
+    int embed = net->config[DFI_MLP_EMBED], dim = net->shape[0];
     double scale = net->number[DFI_MLP_TIME_SCALE], period = net->number[DFI_MLP_PERIOD];
-    char name[32];
     net->rows = 4096;
-    if (net->ndim != 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 || depth < 0 ||
-        depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
+    if (net->ndim != 1 || dim < 1 || dim > 1 << 20 || width < 1 || width > 1 << 16 ||
+        depth < 0 || depth > 1 << 12 || embed < 2 || embed > 1 << 16 || embed % 2 != 0 ||
         net->classes < 0 || net->classes > 1 << 20 || net->condition < 0 ||
         net->condition > 1 << 20)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -10359,18 +11242,6 @@ static df_result dfi_mlp_build(df_ctx *ctx, df_net *net) {
             ctx, DF_ERR_ARGUMENT,
             "mlp: time_scale %g must be a number other than 0, period %g at least 1",
             scale, period);
-    if (df_layer_linear(ctx, net, "inp", dim + embed + net->condition, width,
-                        DF_INIT_FAN_IN) < 0)
-        return ctx->code;
-    for (int i = 0; i < depth; i++) {
-        snprintf(name, sizeof name, "hid.%d", i);
-        if (df_layer_linear(ctx, net, name, width, width, DF_INIT_FAN_IN) < 0)
-            return ctx->code;
-    }
-    if (df_layer_linear(ctx, net, "out", width, dim, DF_INIT_FAN_IN) < 0) return ctx->code;
-    if (net->classes > 0 &&
-        df_layer_embedding(ctx, net, "label", net->classes, embed, DF_INIT_NORMAL) < 0)
-        return ctx->code;
     return DF_OK;
 }
 
@@ -10387,32 +11258,11 @@ DF_API df_mlp_desc df_mlp_defaults(void) {
     return d;
 }
 
-/* The descriptor becomes configuration, from which build makes the rest, as it does for a
-   file. */
 DF_API df_net *df_mlp_create(df_ctx *ctx, const df_mlp_desc *desc) {
-    df_mlp_desc d = df_mlp_defaults();
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (d.cookie != DFI_COOKIE || d.dim < 1) {
-        dfi_fail(ctx, DF_ERR_ARGUMENT,
-                 d.dim < 1 ? "df_mlp_create: dim must be at least 1"
-                           : "df_mlp_create: start the descriptor with df_mlp_defaults");
-        return NULL;
-    }
-    int ints[3];
-    double numbers[2];
-    dfi_net_plan plan;
-    memset(&plan, 0, sizeof plan);
-    ints[DFI_MLP_WIDTH] = d.width, ints[DFI_MLP_DEPTH] = d.depth;
-    ints[DFI_MLP_EMBED] = d.embed;
-    numbers[DFI_MLP_TIME_SCALE] = d.time_scale, numbers[DFI_MLP_PERIOD] = d.period;
-    plan.kind = "mlp";
-    plan.ndim = 1;
-    plan.shape[0] = d.dim;
-    plan.classes = d.classes, plan.condition = d.condition;
-    plan.ints = ints, plan.ints_size = sizeof ints;
-    plan.numbers = numbers, plan.numbers_size = sizeof numbers;
-    plan.seed = d.seed;
+    const df_mlp_desc d = desc != NULL ? *desc : df_mlp_defaults();
+    dfi_net_plan plan = {"mlp", d.cookie, d.seed, 1, {d.dim}, &d.width, 3 * sizeof(int),
+                         &d.time_scale, 2 * sizeof(double), d.classes, d.condition, NULL,
+                         DFI_NAMES_OWN};
     return dfi_net_new(ctx, &plan);
 }
 
@@ -10428,9 +11278,16 @@ static df_unet_desc dfi_unet_of(const df_net *net) {
     memcpy(&d.eps, net->number, 3 * sizeof(double));
     return d;
 }
+static dfi_net_plan dfi_unet_plan(const df_unet_desc *d) {
+    dfi_net_plan plan = {"unet", d->cookie, d->seed, 3,
+                         {d->in_channels, d->height, d->width}, &d->in_channels,
+                         DFI_UNET_INTS, &d->eps, 3 * sizeof(double), 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
+}
 
 typedef struct dfi_unet {
-    dfi_pass w;
+    dfi_pass *w;
     df_unet_desc d;
     df_tensor *emb; /* [B, time_dim] SiLU of time and class */
     int time_dim;
@@ -10438,16 +11295,16 @@ typedef struct dfi_unet {
 } dfi_unet;
 
 static df_tensor *dfi_unet_dropout(dfi_unet *u, df_tensor *x) {
-    const df_run *run = u->w.run;
+    const df_run *run = u->w->run;
     if (run == NULL || !run->training || !(u->d.dropout > 0)) return x;
-    return df_dropout(u->w.ctx, x, u->d.dropout, run->seed, run->draw,
+    return df_dropout(u->w->ctx, x, u->d.dropout, run->seed, run->draw,
                       DFI_DRAW_INIT + 0x100 + u->dropped++);
 }
 
 /* Nearest neighbour twice the size, mean of 2x2 half the size, or (0) as it is. */
 static df_tensor *dfi_unet_resize(dfi_unet *u, df_tensor *x, int resize) {
     if (resize == 0) return x;
-    return resize > 0 ? df_upsample2x(u->w.ctx, x) : df_avg_pool2x2(u->w.ctx, x);
+    return resize > 0 ? df_upsample2x(u->w->ctx, x) : df_avg_pool2x2(u->w->ctx, x);
 }
 
 /* [B, C] over the pixels of [B, C, H, W]. */
@@ -10463,7 +11320,7 @@ static df_tensor *dfi_unet_over(df_ctx *c, df_tensor *x, int channels) {
    convolution where the channels change. All at twice or half the size if asked to. */
 static df_tensor *dfi_unet_resnet(dfi_unet *u, df_tensor *x, int in, int out, int resize,
                                   double scale) {
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     const df_unet_desc *d = &u->d;
     df_scope scope = df_scope_begin(c);
@@ -10511,7 +11368,7 @@ static df_tensor *dfi_unet_attention(dfi_unet *u, df_tensor *x, int channels, in
                                      int groups, double scale) {
     static const int order[3] = {0, 2, 1};
     static const char *const names[3] = {"to_q", "to_k", "to_v"};
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     int dim = u->d.head_dim > 0 ? u->d.head_dim : channels, heads = channels / dim;
     int flat[3] = {-1, 0, 0}, image[4];
@@ -10542,17 +11399,17 @@ static int dfi_whole(df_real t, int rows) {
 }
 /* Rows of a learned table for whole t. */
 static df_tensor *dfi_unet_time_rows(dfi_unet *u, int index, df_tensor *t) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     int n = t != NULL ? t->shape[0] : 0, rows = u->d.time_rows;
     int *ids = t != NULL ? (int *)dfi_scratch(c, (size_t)n * sizeof *ids) : NULL;
     for (int i = 0; ids != NULL && i < n; i++)
         ids[i] = dfi_whole(t->data[i], rows);
-    return t != NULL ? df_run_embedding(u->w.run, index, ids, n) : NULL;
+    return t != NULL ? df_run_embedding(u->w->run, index, ids, n) : NULL;
 }
 
 /* Features of t, or of labels as numbers, which share the table: [B, C0 or 2 C0]. */
 static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     const df_unet_desc *d = &u->d;
     int column[2] = {-1, 1};
     if (c == NULL) return NULL;
@@ -10561,7 +11418,7 @@ static df_tensor *dfi_unet_sinusoids(dfi_unet *u, df_tensor *t, int index) {
         return df_sinusoidal(c, t, d->channels[0], 10000, d->flip_sin_to_cos,
                              d->freq_shift);
     df_tensor *angle = df_mul(c, df_reshape(c, df_log(c, t), 2, column),
-                              df_scale(c, df_run_param(u->w.run, index), 2 * DFI_PI));
+                              df_scale(c, df_run_param(u->w->run, index), 2 * DFI_PI));
     return df_concat(c, df_sin(c, angle), df_cos(c, angle), 1);
 }
 
@@ -10577,32 +11434,32 @@ static df_tensor *dfi_unet_labelled(df_ctx *c, df_tensor *y, const int *labels, 
 
 /* SiLU(MLP(sinusoids of t) + class) */
 static void dfi_unet_embed(dfi_unet *u, df_tensor *t, const int *labels, int n) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     const df_unet_desc *d = &u->d;
     int in = d->channels[0] * (d->time == DF_UNET_FOURIER ? 2 : 1), index = 0;
     if (d->time == DF_UNET_LEARNED)
-        index = dfi_pass_layer(&u->w, "time_proj", d->time_rows, d->channels[0],
+        index = dfi_pass_layer(u->w, "time_proj", d->time_rows, d->channels[0],
                                DFI_PASS_TABLE, DF_INIT_NORMAL);
     if (d->time == DF_UNET_FOURIER)
-        index = dfi_pass_layer(&u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
+        index = dfi_pass_layer(u->w, "time_proj.weight", d->channels[0], 0, DFI_PASS_ROW,
                                DF_INIT_NORMAL);
-    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(&u->w, index, 16);
+    if (d->time == DF_UNET_FOURIER) dfi_pass_fixed(u->w, index, 16);
     df_tensor *e = dfi_unet_sinusoids(u, t, index), *y = NULL;
-    e = dfi_pass_features(&u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
+    e = dfi_pass_features(u->w, "time_embedding.linear_1", "time_embedding.linear_2", e,
                           in, u->time_dim, DF_INIT_FAN_IN);
     if (d->class_kind == DF_UNET_CLASS_TABLE && d->classes > 0) {
-        labels = dfi_pass_labels(&u->w, labels, n, d->null_class ? d->classes : -1);
-        y = dfi_pass_lookup(&u->w, "class_embedding", labels, n,
+        labels = dfi_pass_labels(u->w, labels, n, d->null_class ? d->classes : -1);
+        y = dfi_pass_lookup(u->w, "class_embedding", labels, n,
                             d->classes + d->null_class, u->time_dim, DF_INIT_NORMAL);
     } else if (d->class_kind == DF_UNET_CLASS_TIMESTEP) {
-        const int *numbers = dfi_pass_labels(&u->w, labels, n, 0);
+        const int *numbers = dfi_pass_labels(u->w, labels, n, 0);
         y = dfi_unet_sinusoids(u, c ? dfi_whole_numbers(c, numbers, n) : NULL, index);
-        y = dfi_pass_features(&u->w, "class_embedding.linear_1",
+        y = dfi_pass_features(u->w, "class_embedding.linear_1",
                               "class_embedding.linear_2", y, in, u->time_dim,
                               DF_INIT_FAN_IN);
         y = dfi_unet_labelled(c, y, labels, n);
     } else if (d->class_kind == DF_UNET_CLASS_IDENTITY && c != NULL)
-        y = dfi_run_condition(u->w.run, n);
+        y = dfi_run_condition(u->w->run, n);
     u->emb = df_silu(c, y != NULL ? df_add(c, e, y) : e);
 }
 
@@ -10612,16 +11469,16 @@ static df_tensor *dfi_unet_halve(dfi_unet *u, df_tensor *x, int channels, int bl
     int pad = u->d.downsample_padding;
     if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.downsample_resnet))
         return dfi_unet_resnet(u, x, channels, channels, -1, 1);
-    if (pad == 0) x = df_pad2d(u->w.ctx, x, 0, 1, 0, 1);
-    return dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
+    if (pad == 0) x = df_pad2d(u->w->ctx, x, 0, 1, 0, 1);
+    return dfi_pass_conv(u->w, "conv", x, channels, channels, 3, 2, pad, DF_INIT_FAN_IN);
 }
 static df_tensor *dfi_unet_double(dfi_unet *u, df_tensor *x, int channels, int block) {
     if (block == DF_UNET_RESNET || (block == DF_UNET_ATTENTION && u->d.upsample_resnet))
         return dfi_unet_resnet(u, x, channels, channels, 1, 1);
-    df_scope scope = df_scope_begin(u->w.ctx);
-    x = df_upsample2x(u->w.ctx, x);
-    x = dfi_pass_conv(&u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
-    return df_scope_end(u->w.ctx, scope, x);
+    df_scope scope = df_scope_begin(u->w->ctx);
+    x = df_upsample2x(u->w->ctx, x);
+    x = dfi_pass_conv(u->w, "conv", x, channels, channels, 3, 1, 1, DF_INIT_FAN_IN);
+    return df_scope_end(u->w->ctx, scope, x);
 }
 
 /* What the way down leaves for the way up: conv_in, each block's output, each halving. */
@@ -10642,17 +11499,17 @@ static df_tensor *dfi_unet_down(dfi_unet *u, df_tensor *h, int *tokens,
     int C = d->channels[0];
     for (int i = 0; i < d->levels; i++) {
         for (int j = 0; j < d->layers; j++) {
-            df_scope scope = df_scope_begin(u->w.ctx);
-            dfi_pass_into(&u->w, "down_blocks.%d.resnets.%d.", i, j);
+            df_scope scope = df_scope_begin(u->w->ctx);
+            dfi_pass_into(u->w, "down_blocks.%d.resnets.%d.", i, j);
             h = dfi_unet_resnet(u, h, C, d->channels[i], 0, 1);
             C = d->channels[i];
-            dfi_pass_into(&u->w, "down_blocks.%d.attentions.%d.", i, j);
+            dfi_pass_into(u->w, "down_blocks.%d.attentions.%d.", i, j);
             if (d->down[i] == DF_UNET_ATTENTION)
                 h = dfi_unet_attention(u, h, C, *tokens, d->groups, 1);
-            h = dfi_unet_keep(s, df_scope_end(u->w.ctx, scope, h), C);
+            h = dfi_unet_keep(s, df_scope_end(u->w->ctx, scope, h), C);
         }
         if (i == d->levels - 1) break;
-        dfi_pass_into(&u->w, "down_blocks.%d.downsamplers.0.", i, 0);
+        dfi_pass_into(u->w, "down_blocks.%d.downsamplers.0.", i, 0);
         h = dfi_unet_keep(s, dfi_unet_halve(u, h, C, d->down[i]), C);
         *tokens /= 4;
     }
@@ -10663,47 +11520,47 @@ static df_tensor *dfi_unet_middle(dfi_unet *u, df_tensor *h, int tokens) {
     const df_unet_desc *d = &u->d;
     int C = d->channels[d->levels - 1], groups = d->attn_groups;
     if (groups == 0 && !d->scale_shift) groups = d->groups;
-    dfi_pass_into(&u->w, "mid_block.resnets.0.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.resnets.0.", 0, 0);
     h = dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
-    dfi_pass_into(&u->w, "mid_block.attentions.0.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.attentions.0.", 0, 0);
     if (d->mid_attention) h = dfi_unet_attention(u, h, C, tokens, groups, d->mid_scale);
-    dfi_pass_into(&u->w, "mid_block.resnets.1.", 0, 0);
+    dfi_pass_into(u->w, "mid_block.resnets.1.", 0, 0);
     return dfi_unet_resnet(u, h, C, C, 0, d->mid_scale);
 }
 
 static df_tensor *dfi_unet_up(dfi_unet *u, df_tensor *h, int tokens, dfi_unet_skips *s) {
     const df_unet_desc *d = &u->d;
     int C = d->channels[d->levels - 1];
-    df_scope scope = df_scope_begin(u->w.ctx);
+    df_scope scope = df_scope_begin(u->w->ctx);
     for (int i = 0; i < d->levels; i++) {
         int out = d->channels[d->levels - 1 - i];
         for (int j = 0; j <= d->layers; j++) {
-            dfi_pass_into(&u->w, "up_blocks.%d.resnets.%d.", i, j);
+            dfi_pass_into(u->w, "up_blocks.%d.resnets.%d.", i, j);
             int skip = s->channels[--s->count];
-            h = df_concat(u->w.ctx, h, s->x[s->count], 1);
+            h = df_concat(u->w->ctx, h, s->x[s->count], 1);
             h = dfi_unet_resnet(u, h, C + skip, out, 0, 1);
             C = out;
-            dfi_pass_into(&u->w, "up_blocks.%d.attentions.%d.", i, j);
+            dfi_pass_into(u->w, "up_blocks.%d.attentions.%d.", i, j);
             if (d->up[i] == DF_UNET_ATTENTION)
                 h = dfi_unet_attention(u, h, C, tokens, d->groups, 1);
-            h = df_scope_end(u->w.ctx, scope, h);
+            h = df_scope_end(u->w->ctx, scope, h);
         }
         if (i == d->levels - 1) break;
-        dfi_pass_into(&u->w, "up_blocks.%d.upsamplers.0.", i, 0);
-        h = df_scope_end(u->w.ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
+        dfi_pass_into(u->w, "up_blocks.%d.upsamplers.0.", i, 0);
+        h = df_scope_end(u->w->ctx, scope, dfi_unet_double(u, h, C, d->up[i]));
         tokens *= 4;
     }
     return h;
 }
 
-static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
-                                int *failed) {
-    df_ctx *c = w.ctx;
+static df_tensor *dfi_unet_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                const int *labels) {
+    df_ctx *c = w->ctx;
     dfi_unet u;
     dfi_unet_skips skips;
     memset(&u, 0, sizeof u);
     u.w = w;
-    u.d = dfi_unet_of(w.net);
+    u.d = dfi_unet_of(w->net);
     const df_unet_desc *d = &u.d;
     int tokens = d->height * d->width, C = d->channels[0], column[4] = {-1, 1, 1, 1};
     u.time_dim = d->time_dim > 0 ? d->time_dim : 4 * C;
@@ -10711,20 +11568,15 @@ static df_tensor *dfi_unet_walk(dfi_pass w, df_tensor *x, df_tensor *t, const in
     if (d->center_input) x = df_affine(c, x, 2, -1);
     dfi_unet_embed(&u, t, labels, x != NULL ? x->shape[0] : 1);
     df_tensor *h =
-        dfi_pass_conv(&u.w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
+        dfi_pass_conv(w, "conv_in", x, d->in_channels, C, 3, 1, 1, DF_INIT_FAN_IN);
     h = dfi_unet_down(&u, dfi_unet_keep(&skips, h, C), &tokens, &skips);
     h = dfi_unet_middle(&u, h, tokens);
     h = dfi_unet_up(&u, h, tokens, &skips);
-    dfi_pass_into(&u.w, "", 0, 0);
-    h = df_silu(c, dfi_pass_group_norm(&u.w, "conv_norm_out", h, C, d->groups, d->eps));
-    h = dfi_pass_conv(&u.w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
+    dfi_pass_into(w, "", 0, 0);
+    h = df_silu(c, dfi_pass_group_norm(w, "conv_norm_out", h, C, d->groups, d->eps));
+    h = dfi_pass_conv(w, "conv_out", h, C, d->out_channels, 3, 1, 1, DF_INIT_FAN_IN);
     if (d->time == DF_UNET_FOURIER) h = df_div(c, h, df_reshape(c, t, 4, column));
-    if (failed != NULL) *failed = u.w.failed;
     return h;
-}
-static df_tensor *dfi_unet_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                   const int *labels) {
-    return dfi_unet_walk(dfi_pass_run(run), x, t, labels, NULL);
 }
 
 /* The nearest sizes that halve `halvings` times. */
@@ -10733,12 +11585,11 @@ static df_result dfi_unet_size(df_ctx *ctx, const char *what, int size, int halv
     if (size % unit == 0) return DF_OK;
     if (below == 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "unet: %s %d cannot be halved %d times: the "
-                        "nearest size that can is %d",
+                        "%s %d cannot be halved %d times: the nearest size that can is %d",
                         what, size, halvings, unit);
     return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                    "unet: %s %d cannot be halved %d times: the "
-                    "nearest sizes that can are %d and %d",
+                    "%s %d cannot be halved %d times: the nearest sizes that can are %d "
+                    "and %d",
                     what, size, halvings, below, below + unit);
 }
 
@@ -10764,40 +11615,42 @@ static int dfi_net_ranges(df_ctx *ctx, const dfi_range *r, const void *desc) {
     return fine;
 }
 
-#define DFI_RANGE(field, least, most)                                                    \
-    {"unet: " #field, offsetof(df_unet_desc, field), least, most}
+#define DFI_RANGE(kind, field, least, most)                                               \
+    {#kind ": " #field, offsetof(df_##kind##_desc, field), least, most}
 static const dfi_range dfi_unet_ranges[] = {
-    DFI_RANGE(in_channels, 1, 4096),
-    DFI_RANGE(out_channels, 1, 4096),
-    DFI_RANGE(height, 1, 8192),
-    DFI_RANGE(width, 1, 8192),
-    DFI_RANGE(levels, 1, DF_UNET_LEVELS),
-    DFI_RANGE(layers, 1, DFI_UNET_LAYERS),
-    DFI_RANGE(head_dim, 0, 1 << 14),
-    DFI_RANGE(groups, 1, 1 << 14),
-    DFI_RANGE(attn_groups, 0, 1 << 14),
-    DFI_RANGE(time, 0, DF_UNET_LEARNED),
-    DFI_RANGE(time_dim, 0, 1 << 16),
-    DFI_RANGE(downsample_padding, 0, 1),
-    DFI_RANGE(class_kind, 0, DF_UNET_CLASS_IDENTITY),
-    DFI_RANGE(classes, 0, 1 << 20),
-    DFI_RANGE(scale_shift, 0, 1),
-    DFI_RANGE(mid_attention, 0, 1),
-    DFI_RANGE(center_input, 0, 1),
-    DFI_RANGE(flip_sin_to_cos, 0, 1),
-    DFI_RANGE(downsample_resnet, 0, 1),
-    DFI_RANGE(upsample_resnet, 0, 1),
+    DFI_RANGE(unet, in_channels, 1, 4096),
+    DFI_RANGE(unet, out_channels, 1, 4096),
+    DFI_RANGE(unet, height, 1, 8192),
+    DFI_RANGE(unet, width, 1, 8192),
+    DFI_RANGE(unet, levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(unet, layers, 1, DFI_UNET_LAYERS),
+    DFI_RANGE(unet, head_dim, 0, 1 << 14),
+    DFI_RANGE(unet, groups, 1, 1 << 14),
+    DFI_RANGE(unet, attn_groups, 0, 1 << 14),
+    DFI_RANGE(unet, time, 0, DF_UNET_LEARNED),
+    DFI_RANGE(unet, freq_shift, 0, 1 << 14),
+    DFI_RANGE(unet, time_dim, 0, 1 << 16),
+    DFI_RANGE(unet, downsample_padding, 0, 1),
+    DFI_RANGE(unet, class_kind, 0, DF_UNET_CLASS_IDENTITY),
+    DFI_RANGE(unet, classes, 0, 1 << 20),
+    DFI_RANGE(unet, scale_shift, 0, 1),
+    DFI_RANGE(unet, mid_attention, 0, 1),
+    DFI_RANGE(unet, center_input, 0, 1),
+    DFI_RANGE(unet, flip_sin_to_cos, 0, 1),
+    DFI_RANGE(unet, downsample_resnet, 0, 1),
+    DFI_RANGE(unet, upsample_resnet, 0, 1),
     {NULL, 0, 0, 0}};
-#undef DFI_RANGE
 
-/* Ranges that keep every product inside an int; then what must divide what. */
+/* Ranges, in which sums of channels and the pixels of a level fit an int (what may not,
+   the elements of a sample or a parameter, dfi_net_elements counts); then what must divide
+   what. */
 static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
     if (!dfi_net_ranges(ctx, dfi_unet_ranges, d) ||
         !dfi_net_range(ctx, "unet: time_rows", d->time_rows, d->time == DF_UNET_LEARNED,
                        1 << 20) ||
         !dfi_net_range(ctx, "unet: null_class", d->null_class, 0, d->classes > 0) ||
-        dfi_unet_size(ctx, "height", d->height, d->levels - 1) ||
-        dfi_unet_size(ctx, "width", d->width, d->levels - 1))
+        dfi_unet_size(ctx, "unet: height", d->height, d->levels - 1) ||
+        dfi_unet_size(ctx, "unet: width", d->width, d->levels - 1))
         return ctx->code;
     for (int i = 0; i < d->levels; i++) {
         int C = d->channels[i], mid = i == d->levels - 1;
@@ -10819,11 +11672,10 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
                             "channels of level %d",
                             d->head_dim, C, i);
     }
-    int least = d->channels[0] / 2 - (d->time == DF_UNET_POSITIONAL ? d->freq_shift : 0);
-    if (d->freq_shift < 0 || (d->time == DF_UNET_POSITIONAL && least < 1))
+    if (d->time == DF_UNET_POSITIONAL && d->freq_shift >= d->channels[0] / 2)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "unet: freq_shift %d for %d sinusoids: wanted "
-                        "0 or more and less than half the channels of level 0",
+                        "unet: freq_shift %d for %d sinusoids: wanted less than half the "
+                        "channels of level 0",
                         d->freq_shift, d->channels[0]);
     if (!dfi_positive(d->eps) || !dfi_positive(d->mid_scale) ||
         !(d->dropout >= 0 && d->dropout < 1))
@@ -10834,13 +11686,11 @@ static df_result dfi_unet_check(df_ctx *ctx, const df_unet_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_unet_configure(df_ctx *ctx, df_net *net) {
     df_unet_desc d = dfi_unet_of(net);
-    int failed = 0, widest = 1;
-    if (dfi_unet_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.height ||
-        net->shape[2] != d.width)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet: shape and configuration differ");
+    double widest = 1;
+    dfi_net_plan plan = dfi_unet_plan(&d);
+    if (dfi_unet_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->outputs = d.out_channels;
     net->classes = d.classes;
     net->null_class = d.null_class;
@@ -10850,15 +11700,10 @@ static df_result dfi_unet_build(df_ctx *ctx, df_net *net) {
         net->condition = d.time_dim > 0 ? d.time_dim : 4 * d.channels[0];
     for (int i = 0; i < d.levels; i++) {
         int C = d.channels[i] + d.channels[i + 1 < d.levels ? i + 1 : i];
-        int pixels = (d.height >> i) * (d.width >> i);
-        if (C > DFI_NET_LIVE / pixels)
-            widest = DFI_NET_LIVE;
-        else if (C * pixels > widest)
-            widest = C * pixels;
+        widest = fmax(widest, (double)C * (d.height >> i) * (d.width >> i));
     }
-    net->rows = DFI_NET_LIVE / widest > 2 ? DFI_NET_LIVE / widest : 2;
-    dfi_unet_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(widest);
+    return DF_OK;
 }
 
 DF_API df_unet_desc df_unet_defaults(void) {
@@ -10885,19 +11730,9 @@ DF_API df_unet_desc df_unet_defaults(void) {
 }
 
 DF_API df_net *df_unet_create(df_ctx *ctx, const df_unet_desc *desc) {
-    df_unet_desc d = df_unet_defaults();
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_unet_create")) return NULL;
-    dfi_net_plan plan;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "unet";
-    plan.ndim = 3;
-    plan.shape[0] = d.in_channels, plan.shape[1] = d.height, plan.shape[2] = d.width;
-    plan.ints = &d.in_channels, plan.ints_size = DFI_UNET_INTS;
-    plan.numbers = &d.eps, plan.numbers_size = 3 * sizeof(double);
-    plan.seed = d.seed;
-    return dfi_unet_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_unet_desc d = desc != NULL ? *desc : df_unet_defaults();
+    dfi_net_plan plan = dfi_unet_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the diffusion transformer ----------------------------------------------------- */
@@ -10908,6 +11743,12 @@ static df_dit_desc dfi_dit_of(const df_net *net) {
     df_dit_desc d = df_dit_defaults();
     memcpy(&d.in_channels, net->config, DFI_DIT_INTS);
     return d;
+}
+static dfi_net_plan dfi_dit_plan(const df_dit_desc *d) {
+    dfi_net_plan plan = {"dit", d->cookie, d->seed, 3, {d->in_channels, d->size, d->size},
+                         &d->in_channels, DFI_DIT_INTS, NULL, 0, 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
 }
 
 /* Positions of a g x g grid, [g g, width]: the first half of the features from the column,
@@ -10989,61 +11830,59 @@ static df_tensor *dfi_dit_picture(df_ctx *c, df_tensor *x, int g, int p, int cha
     return df_permute(c, df_reshape(c, x, 4, shape), front);
 }
 
-static df_tensor *dfi_dit_walk(dfi_pass w, df_tensor *x, df_tensor *t, const int *labels,
-                               int *failed) {
+static df_tensor *dfi_dit_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                               const int *labels) {
     static const int order[3] = {0, 2, 1};
-    df_dit_desc d = dfi_dit_of(w.net);
-    df_ctx *c = w.ctx;
+    df_dit_desc d = dfi_dit_of(w->net);
+    df_ctx *c = w->ctx;
     int D = d.width, g = d.size / d.patch, tokens = g * g, flat[3] = {-1, 0, 0};
     int n = x != NULL ? x->shape[0] : 1, out = d.in_channels * (d.learn_sigma ? 2 : 1);
     flat[1] = D, flat[2] = tokens;
-    df_tensor *table = w.run ? df_run_param(w.run, w.net->count - 1) : NULL;
-    df_tensor *h = dfi_pass_conv(&w, "x_embedder.proj", x, d.in_channels, D, d.patch,
+    df_tensor *table = w->run ? df_run_param(w->run, w->net->count - 1) : NULL;
+    df_tensor *h = dfi_pass_conv(w, "x_embedder.proj", x, d.in_channels, D, d.patch,
                                  d.patch, 0, DF_INIT_XAVIER);
     /* DiT draws it as the linear layer that it is: of p p C numbers, without p p for D */
     double taps = (double)d.in_channels * d.patch * d.patch;
-    dfi_pass_scale(&w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
+    dfi_pass_scale(w, 0, sqrt((taps + (double)D * d.patch * d.patch) / (taps + D)));
     h = df_add(c, df_permute(c, df_reshape(c, h, 3, flat), order), table);
     df_tensor *e = df_sinusoidal(c, t, 256, 10000, 1, d.diffusers ? 1 : 0);
-    e = dfi_pass_features(&w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
+    e = dfi_pass_features(w, "t_embedder.mlp.0", "t_embedder.mlp.2", e, 256, D,
                           DF_INIT_NORMAL_02);
-    labels = dfi_pass_labels(&w, labels, n, d.null_class ? d.classes : -1);
+    labels = dfi_pass_labels(w, labels, n, d.null_class ? d.classes : -1);
     e = df_add(c, e,
-               dfi_pass_lookup(&w, "y_embedder.embedding_table", labels, n,
+               dfi_pass_lookup(w, "y_embedder.embedding_table", labels, n,
                                d.classes + d.null_class, D, DF_INIT_NORMAL_02));
     e = df_silu(c, e);
     df_scope scope = df_scope_begin(c);
     for (int i = 0; i < d.depth; i++) {
-        dfi_pass_into(&w, "blocks.%d.", i, 0);
-        h = df_scope_end(c, scope, dfi_dit_block(&w, &d, h, e, tokens));
+        dfi_pass_into(w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_dit_block(w, &d, h, e, tokens));
     }
-    dfi_pass_into(&w, "final_layer.", 0, 0);
-    df_tensor *m = dfi_pass_linear(&w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
+    dfi_pass_into(w, "final_layer.", 0, 0);
+    df_tensor *m = dfi_pass_linear(w, "adaLN_modulation.1", e, D, 2 * D, DF_INIT_ZERO);
     h = dfi_dit_modulate(c, h, m, 0, D, 1e-6);
-    h = dfi_pass_linear(&w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
-    dfi_pass_into(&w, "", 0, 0);
-    dfi_dit_table(&w, &d);
-    if (failed != NULL) *failed = w.failed;
+    h = dfi_pass_linear(w, "linear", h, D, d.patch * d.patch * out, DF_INIT_ZERO);
+    dfi_pass_into(w, "", 0, 0);
+    dfi_dit_table(w, &d);
     return dfi_dit_picture(c, h, g, d.patch, out);
 }
-static df_tensor *dfi_dit_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels) {
-    return dfi_dit_walk(dfi_pass_run(run), x, t, labels, NULL);
-}
+
+static const dfi_range dfi_dit_ranges[] = {
+    DFI_RANGE(dit, in_channels, 1, 4096),
+    DFI_RANGE(dit, size, 1, 4096),
+    DFI_RANGE(dit, patch, 1, 64),
+    DFI_RANGE(dit, width, 4, 1 << 14),
+    DFI_RANGE(dit, depth, 1, 1 << 10),
+    DFI_RANGE(dit, heads, 1, 1 << 12),
+    DFI_RANGE(dit, mlp_width, 0, 1 << 16),
+    DFI_RANGE(dit, classes, 1, 1 << 20),
+    DFI_RANGE(dit, null_class, 0, 1),
+    DFI_RANGE(dit, learn_sigma, 0, 1),
+    DFI_RANGE(dit, diffusers, 0, 1),
+    {NULL, 0, 0, 0}};
 
 static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
-    if (!dfi_net_range(ctx, "dit: in_channels", d->in_channels, 1, 4096) ||
-        !dfi_net_range(ctx, "dit: size", d->size, 1, 4096) ||
-        !dfi_net_range(ctx, "dit: patch", d->patch, 1, 64) ||
-        !dfi_net_range(ctx, "dit: width", d->width, 4, 1 << 14) ||
-        !dfi_net_range(ctx, "dit: depth", d->depth, 1, 1 << 10) ||
-        !dfi_net_range(ctx, "dit: heads", d->heads, 1, 1 << 12) ||
-        !dfi_net_range(ctx, "dit: mlp_width", d->mlp_width, 0, 1 << 16) ||
-        !dfi_net_range(ctx, "dit: classes", d->classes, 1, 1 << 20) ||
-        !dfi_net_range(ctx, "dit: null_class", d->null_class, 0, 1) ||
-        !dfi_net_range(ctx, "dit: learn_sigma", d->learn_sigma, 0, 1) ||
-        !dfi_net_range(ctx, "dit: diffusers", d->diffusers, 0, 1))
-        return ctx->code;
+    if (!dfi_net_ranges(ctx, dfi_dit_ranges, d)) return ctx->code;
     if (d->size % d->patch != 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "dit: size %d is not cut by patches of %d: the "
@@ -11058,22 +11897,17 @@ static df_result dfi_dit_check(df_ctx *ctx, const df_dit_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_dit_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_dit_configure(df_ctx *ctx, df_net *net) {
     df_dit_desc d = dfi_dit_of(net);
-    int failed = 0;
-    if (dfi_dit_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 3 || net->shape[0] != d.in_channels || net->shape[1] != d.size ||
-        net->shape[2] != d.size)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "dit: shape and configuration differ");
+    dfi_net_plan plan = dfi_dit_plan(&d);
+    if (dfi_dit_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->outputs = d.in_channels * (d.learn_sigma ? 2 : 1);
     net->classes = d.classes;
     net->null_class = d.null_class;
     net->condition = 0;
     if (d.learn_sigma) net->card.learned = DF_LEARNED_RANGE;
-    int g = d.size / d.patch, live = DFI_NET_LIVE / (g * g) / (2 * d.width);
-    net->rows = live > 2 ? live : 2;
-    dfi_dit_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(2.0 * (d.size / d.patch) * (d.size / d.patch) * d.width);
+    return DF_OK;
 }
 
 DF_API df_dit_desc df_dit_defaults(void) {
@@ -11093,18 +11927,9 @@ DF_API df_dit_desc df_dit_defaults(void) {
 }
 
 DF_API df_net *df_dit_create(df_ctx *ctx, const df_dit_desc *desc) {
-    df_dit_desc d = df_dit_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_dit_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "dit";
-    plan.ndim = 3;
-    plan.shape[0] = d.in_channels, plan.shape[1] = plan.shape[2] = d.size;
-    plan.ints = &d.in_channels, plan.ints_size = DFI_DIT_INTS;
-    plan.seed = d.seed;
-    return dfi_dit_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_dit_desc d = desc != NULL ? *desc : df_dit_defaults();
+    dfi_net_plan plan = dfi_dit_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the token transformer ---------------------------------------------------------- */
@@ -11116,6 +11941,11 @@ static df_transformer_desc dfi_transformer_of(const df_net *net) {
     df_transformer_desc d = df_transformer_defaults();
     memcpy(&d.vocab, net->config, DFI_TRANSFORMER_INTS);
     return d;
+}
+static dfi_net_plan dfi_transformer_plan(const df_transformer_desc *d) {
+    dfi_net_plan plan = {"transformer", d->cookie, d->seed, 1, {d->length}, &d->vocab,
+                         DFI_TRANSFORMER_INTS, NULL, 0, 0, 0, NULL, DFI_NAMES_OWN};
+    return plan;
 }
 
 /* A parameter with no bias beside it, under its full name. */
@@ -11214,50 +12044,48 @@ static df_tensor *dfi_transformer_cond(dfi_pass *w, const df_transformer_desc *d
     return e != NULL ? df_silu(w->ctx, e) : NULL;
 }
 
-static df_tensor *dfi_transformer_walk(dfi_pass w, df_tensor *x, df_tensor *t,
-                                       const int *labels, int *failed) {
-    df_transformer_desc d = dfi_transformer_of(w.net);
-    df_ctx *c = w.ctx;
+static df_tensor *dfi_transformer_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                       const int *labels) {
+    df_transformer_desc d = dfi_transformer_of(w->net);
+    df_ctx *c = w->ctx;
     int table[2], flat[3] = {-1, 0, 0}, n = x != NULL ? x->shape[0] : 1;
     table[0] = d.vocab, table[1] = flat[2] = d.width, flat[1] = d.length;
     df_tensor *m = NULL;
-    df_tensor *h = dfi_pass_param(&w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
+    df_tensor *h = dfi_pass_param(w, "vocab_embed.embedding", 2, table, DF_INIT_FAN_IN);
     if (x != NULL)
         h = df_embedding(c, h, dfi_transformer_ids(c, x, d.vocab), n * d.length);
     h = df_reshape(c, h, 3, flat);
-    df_tensor *cond = dfi_transformer_cond(&w, &d, t, labels, n);
+    df_tensor *cond = dfi_transformer_cond(w, &d, t, labels, n);
     df_scope scope = df_scope_begin(c);
     for (int i = 0; i < d.depth; i++) {
-        dfi_pass_into(&w, "blocks.%d.", i, 0);
-        h = df_scope_end(c, scope, dfi_transformer_block(&w, &d, h, cond));
+        dfi_pass_into(w, "blocks.%d.", i, 0);
+        h = df_scope_end(c, scope, dfi_transformer_block(w, &d, h, cond));
     }
-    dfi_pass_into(&w, "output_layer.", 0, 0);
+    dfi_pass_into(w, "output_layer.", 0, 0);
     if (d.time || d.classes > 0)
-        m = dfi_pass_linear(&w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
+        m = dfi_pass_linear(w, "adaLN_modulation", cond, d.cond_width, 2 * d.width,
                             DF_INIT_ZERO);
-    h = dfi_transformer_norm(&w, &d, "norm_final.weight", h, m, 0);
-    h = dfi_pass_linear(&w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
-    if (failed != NULL) *failed = w.failed;
+    h = dfi_transformer_norm(w, &d, "norm_final.weight", h, m, 0);
+    h = dfi_pass_linear(w, "linear", h, d.width, d.vocab, DF_INIT_ZERO);
     return h;
 }
-static df_tensor *dfi_transformer_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                          const int *labels) {
-    return dfi_transformer_walk(dfi_pass_run(run), x, t, labels, NULL);
-}
+
+static const dfi_range dfi_transformer_ranges[] = {
+    DFI_RANGE(transformer, vocab, 1, 1 << 20),
+    DFI_RANGE(transformer, length, 1, 1 << 16),
+    DFI_RANGE(transformer, width, 2, 1 << 14),
+    DFI_RANGE(transformer, depth, 1, 1 << 10),
+    DFI_RANGE(transformer, heads, 1, 1 << 12),
+    DFI_RANGE(transformer, mlp_width, 0, 1 << 16),
+    DFI_RANGE(transformer, cond_width, 1, 1 << 14),
+    DFI_RANGE(transformer, time, 0, 1),
+    DFI_RANGE(transformer, rms, 0, 1),
+    DFI_RANGE(transformer, classes, 0, 1 << 20),
+    DFI_RANGE(transformer, null_class, 0, 1),
+    {NULL, 0, 0, 0}};
 
 static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d) {
-    if (!dfi_net_range(ctx, "transformer: vocab", d->vocab, 1, 1 << 20) ||
-        !dfi_net_range(ctx, "transformer: length", d->length, 1, 1 << 16) ||
-        !dfi_net_range(ctx, "transformer: width", d->width, 2, 1 << 14) ||
-        !dfi_net_range(ctx, "transformer: depth", d->depth, 1, 1 << 10) ||
-        !dfi_net_range(ctx, "transformer: heads", d->heads, 1, 1 << 12) ||
-        !dfi_net_range(ctx, "transformer: mlp_width", d->mlp_width, 0, 1 << 16) ||
-        !dfi_net_range(ctx, "transformer: cond_width", d->cond_width, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "transformer: time", d->time, 0, 1) ||
-        !dfi_net_range(ctx, "transformer: rms", d->rms, 0, 1) ||
-        !dfi_net_range(ctx, "transformer: classes", d->classes, 0, 1 << 20) ||
-        !dfi_net_range(ctx, "transformer: null_class", d->null_class, 0, 1))
-        return ctx->code;
+    if (!dfi_net_ranges(ctx, dfi_transformer_ranges, d)) return ctx->code;
     if (d->width % (2 * d->heads) != 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "transformer: width %d does not give each of %d heads an even "
@@ -11266,20 +12094,17 @@ static df_result dfi_transformer_check(df_ctx *ctx, const df_transformer_desc *d
     return DF_OK;
 }
 
-static df_result dfi_transformer_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_transformer_configure(df_ctx *ctx, df_net *net) {
     df_transformer_desc d = dfi_transformer_of(net);
-    int failed = 0;
-    if (dfi_transformer_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 1 || net->shape[0] != d.length)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "transformer: shape and configuration differ");
+    dfi_net_plan plan = dfi_transformer_plan(&d);
+    if (dfi_transformer_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan))
+        return ctx->code;
     net->null_class = d.classes > 0 && d.null_class;
     net->classes = d.classes;
+    net->condition = 0;
     net->vocab = d.vocab;
-    int live = DFI_NET_LIVE / d.length / (d.vocab > 3 * d.width ? d.vocab : 3 * d.width);
-    net->rows = live > 2 ? live : 2;
-    dfi_transformer_walk(dfi_pass_build(ctx, net), NULL, NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+    net->rows = dfi_net_rows(d.length * fmax(d.vocab, 3 * d.width));
+    return DF_OK;
 }
 
 DF_API df_transformer_desc df_transformer_defaults(void) {
@@ -11296,18 +12121,9 @@ DF_API df_transformer_desc df_transformer_defaults(void) {
 }
 
 DF_API df_net *df_transformer_create(df_ctx *ctx, const df_transformer_desc *desc) {
-    df_transformer_desc d = df_transformer_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_transformer_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "transformer";
-    plan.ndim = 1;
-    plan.shape[0] = d.length;
-    plan.ints = &d.vocab, plan.ints_size = DFI_TRANSFORMER_INTS;
-    plan.seed = d.seed;
-    return dfi_transformer_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_transformer_desc d = desc != NULL ? *desc : df_transformer_defaults();
+    dfi_net_plan plan = dfi_transformer_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* ---- the UNet along a trajectory ---------------------------------------------------- */
@@ -11320,9 +12136,15 @@ static df_unet1d_desc dfi_unet1d_of(const df_net *net) {
     memcpy(&d.channels, net->config, DFI_UNET1D_INTS);
     return d;
 }
+static dfi_net_plan dfi_unet1d_plan(const df_unet1d_desc *d) {
+    dfi_net_plan plan = {"unet1d", d->cookie, d->seed, 2, {d->length, d->channels},
+                         &d->channels, DFI_UNET1D_INTS, NULL, 0, 0, 0, NULL,
+                         DFI_NAMES_OWN};
+    return plan;
+}
 
 typedef struct dfi_unet1d {
-    dfi_pass w;
+    dfi_pass *w;
     df_unet1d_desc d;
     df_tensor *cond; /* [B, embed + condition] Mish of both */
 } dfi_unet1d;
@@ -11402,13 +12224,13 @@ static df_tensor *dfi_unet1d_double(dfi_pass *w, df_tensor *x, int channels, int
 /* Conv1dBlock: Mish(norm(conv(x))). */
 static df_tensor *dfi_unet1d_conv(dfi_unet1d *u, const char *conv, const char *norm,
                                   df_tensor *x, int in, int out, int groups) {
-    x = dfi_pass_conv1d(&u->w, conv, x, in, out, u->d.kernel, 1);
-    return dfi_mish(u->w.ctx, dfi_pass_group_norm(&u->w, norm, x, out, groups, 1e-5));
+    x = dfi_pass_conv1d(u->w, conv, x, in, out, u->d.kernel, 1);
+    return dfi_mish(u->w->ctx, dfi_pass_group_norm(u->w, norm, x, out, groups, 1e-5));
 }
 /* h = block_0(x);  h = s h + b, [s, b] = W Mish([t, condition]);  y = x + block_1(h).
    x passes a 1x1 convolution where the channels change. */
 static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out) {
-    dfi_pass *w = &u->w;
+    dfi_pass *w = u->w;
     df_ctx *c = w->ctx;
     int scales = u->d.predict_scale, G = u->d.groups;
     df_scope scope = df_scope_begin(c);
@@ -11429,37 +12251,39 @@ static df_tensor *dfi_unet1d_block(dfi_unet1d *u, df_tensor *x, int in, int out)
 
 /* Mish([MLP(sinusoids of t), condition]): each block begins with this Mish. */
 static df_tensor *dfi_unet1d_cond(dfi_unet1d *u, df_tensor *t) {
-    df_ctx *c = u->w.ctx;
+    df_ctx *c = u->w->ctx;
     int E = u->d.embed;
     df_tensor *e = df_sinusoidal(c, t, E, 10000, 0, 1);
-    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
-    e = dfi_pass_linear(&u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
+    e = dfi_pass_linear(u->w, "diffusion_step_encoder.1", e, E, 4 * E, DF_INIT_FAN_IN);
+    e = dfi_pass_linear(u->w, "diffusion_step_encoder.3", dfi_mish(c, e), 4 * E, E,
                         DF_INIT_FAN_IN);
     if (u->d.condition > 0 && c != NULL && t != NULL)
-        e = df_concat(c, e, dfi_run_condition(u->w.run, t->shape[0]), 1);
+        e = df_concat(c, e, dfi_run_condition(u->w->run, t->shape[0]), 1);
     return dfi_mish(c, e);
 }
 
 /* Two blocks, "down_modules.i.0." and ".1.". */
 static df_tensor *dfi_unet1d_pair(dfi_unet1d *u, const char *first, const char *second,
                                   int i, df_tensor *x, int in, int out) {
-    dfi_pass_into(&u->w, first, i, 0);
+    dfi_pass_into(u->w, first, i, 0);
     x = dfi_unet1d_block(u, x, in, out);
-    dfi_pass_into(&u->w, second, i, 0);
+    dfi_pass_into(u->w, second, i, 0);
     return dfi_unet1d_block(u, x, out, out);
 }
 
 /* Unlike the image's UNet, a level leaves its result, not its halving, for the way up, and
    the finest level none. */
-static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *failed) {
+static df_tensor *dfi_unet1d_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                  const int *labels) {
     static const int turned[3] = {0, 2, 1};
     dfi_unet1d u;
-    u.w = w, u.d = dfi_unet1d_of(w.net);
+    u.w = w, u.d = dfi_unet1d_of(w->net);
     const df_unet1d_desc *d = &u.d;
-    df_ctx *c = w.ctx;
+    df_ctx *c = w->ctx;
     df_tensor *skip[DF_UNET_LEVELS], *h;
     int C = d->channels, T = d->length, row[4] = {-1, 0, 1, 0}, back[3] = {-1, 0, 0};
     row[1] = back[1] = C, row[3] = back[2] = T;
+    (void)labels;
     u.cond = dfi_unet1d_cond(&u, t);
     h = df_reshape(c, df_permute(c, x, turned), 4, row);
     for (int i = 0; i < d->levels; i++, C = d->width[i - 1]) {
@@ -11468,8 +12292,8 @@ static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *f
                             d->width[i]);
         skip[i] = h = df_scope_end(c, scope, h);
         if (i == d->levels - 1) continue;
-        dfi_pass_into(&u.w, "down_modules.%d.2.", i, 0);
-        h = dfi_pass_conv1d(&u.w, "conv", h, d->width[i], d->width[i], 3, 2);
+        dfi_pass_into(w, "down_modules.%d.2.", i, 0);
+        h = dfi_pass_conv1d(w, "conv", h, d->width[i], d->width[i], 3, 2);
         T /= 2;
     }
     df_scope scope = df_scope_begin(c);
@@ -11479,31 +12303,30 @@ static df_tensor *dfi_unet1d_walk(dfi_pass w, df_tensor *x, df_tensor *t, int *f
         h = df_concat(c, h, skip[level], 1);
         h = dfi_unet1d_pair(&u, "up_modules.%d.0.", "up_modules.%d.1.", i, h, 2 * C, out);
         C = out;
-        dfi_pass_into(&u.w, "up_modules.%d.2.", i, 0);
-        h = df_scope_end(c, scope, dfi_unet1d_double(&u.w, h, C, T));
+        dfi_pass_into(w, "up_modules.%d.2.", i, 0);
+        h = df_scope_end(c, scope, dfi_unet1d_double(w, h, C, T));
     }
-    dfi_pass_into(&u.w, "", 0, 0);
+    dfi_pass_into(w, "", 0, 0);
     h = dfi_unet1d_conv(&u, "final_conv.0.block.0", "final_conv.0.block.1", h, C, C, 8);
-    h = dfi_pass_conv1d(&u.w, "final_conv.1", h, C, d->channels, 1, 1);
-    if (failed != NULL) *failed = u.w.failed;
+    h = dfi_pass_conv1d(w, "final_conv.1", h, C, d->channels, 1, 1);
     return df_permute(c, df_reshape(c, h, 3, back), turned);
 }
-static df_tensor *dfi_unet1d_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                     const int *labels) {
-    (void)labels;
-    return dfi_unet1d_walk(dfi_pass_run(run), x, t, NULL);
-}
+
+static const dfi_range dfi_unet1d_ranges[] = {
+    DFI_RANGE(unet1d, channels, 1, 1 << 14),
+    DFI_RANGE(unet1d, length, 1, 1 << 16),
+    DFI_RANGE(unet1d, condition, 0, 1 << 20),
+    DFI_RANGE(unet1d, embed, 4, 1 << 14),
+    DFI_RANGE(unet1d, levels, 1, DF_UNET_LEVELS),
+    DFI_RANGE(unet1d, kernel, 1, 255),
+    DFI_RANGE(unet1d, groups, 1, 1 << 14),
+    DFI_RANGE(unet1d, predict_scale, 0, 1),
+    {NULL, 0, 0, 0}};
+#undef DFI_RANGE
 
 static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
-    if (!dfi_net_range(ctx, "unet1d: channels", d->channels, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: length", d->length, 1, 1 << 16) ||
-        !dfi_net_range(ctx, "unet1d: condition", d->condition, 0, 1 << 20) ||
-        !dfi_net_range(ctx, "unet1d: embed", d->embed, 4, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: levels", d->levels, 1, DF_UNET_LEVELS) ||
-        !dfi_net_range(ctx, "unet1d: kernel", d->kernel, 1, 255) ||
-        !dfi_net_range(ctx, "unet1d: groups", d->groups, 1, 1 << 14) ||
-        !dfi_net_range(ctx, "unet1d: predict_scale", d->predict_scale, 0, 1) ||
-        dfi_unet_size(ctx, "length", d->length, d->levels - 1))
+    if (!dfi_net_ranges(ctx, dfi_unet1d_ranges, d) ||
+        dfi_unet_size(ctx, "unet1d: length", d->length, d->levels - 1))
         return ctx->code;
     if (d->embed % 2 != 0 || d->kernel % 2 == 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
@@ -11522,20 +12345,16 @@ static df_result dfi_unet1d_check(df_ctx *ctx, const df_unet1d_desc *d) {
     return DF_OK;
 }
 
-static df_result dfi_unet1d_build(df_ctx *ctx, df_net *net) {
+static df_result dfi_unet1d_configure(df_ctx *ctx, df_net *net) {
     df_unet1d_desc d = dfi_unet1d_of(net);
-    int failed = 0, widest = 1;
-    if (dfi_unet1d_check(ctx, &d) != DF_OK) return ctx->code;
-    if (net->ndim != 2 || net->shape[0] != d.length || net->shape[1] != d.channels)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "unet1d: shape and configuration differ");
+    double widest = 1;
+    dfi_net_plan plan = dfi_unet1d_plan(&d);
+    if (dfi_unet1d_check(ctx, &d) || !dfi_net_shaped(ctx, net, &plan)) return ctx->code;
     net->condition = d.condition;
     for (int i = 0; i < d.levels; i++)
-        if (d.width[i] > widest >> (d.levels - 1 - i))
-            widest = d.width[i] << (d.levels - 1 - i);
-    int live = DFI_NET_LIVE / 2 / (d.length >> (d.levels - 1)) / widest;
-    net->rows = live > 2 ? live : 2;
-    dfi_unet1d_walk(dfi_pass_build(ctx, net), NULL, NULL, &failed);
-    return failed ? ctx->code : (df_result)DF_OK;
+        widest = fmax(widest, 2.0 * d.width[i] * (d.length >> i));
+    net->rows = dfi_net_rows(widest);
+    return DF_OK;
 }
 
 DF_API df_unet1d_desc df_unet1d_defaults(void) {
@@ -11554,35 +12373,25 @@ DF_API df_unet1d_desc df_unet1d_defaults(void) {
 }
 
 DF_API df_net *df_unet1d_create(df_ctx *ctx, const df_unet1d_desc *desc) {
-    df_unet1d_desc d = df_unet1d_defaults();
-    dfi_net_plan plan;
-    if (ctx == NULL) return NULL;
-    if (desc != NULL) d = *desc;
-    if (!dfi_net_cookie(ctx, d.cookie, "df_unet1d_create")) return NULL;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = "unet1d";
-    plan.ndim = 2;
-    plan.shape[0] = d.length, plan.shape[1] = d.channels;
-    plan.ints = &d.channels, plan.ints_size = DFI_UNET1D_INTS;
-    plan.seed = d.seed;
-    return dfi_unet1d_check(ctx, &d) == DF_OK ? dfi_net_new(ctx, &plan) : NULL;
+    const df_unet1d_desc d = desc != NULL ? *desc : df_unet1d_defaults();
+    dfi_net_plan plan = dfi_unet1d_plan(&d);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* All kinds that df_net_load knows; the last two from `>>relatives`. */
-static df_tensor *dfi_vae_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels);
-static df_result dfi_vae_build(df_ctx *ctx, df_net *net);
-static df_tensor *dfi_coupling_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                       const int *labels);
-static df_result dfi_coupling_build(df_ctx *ctx, df_net *net);
+static df_result dfi_vae_configure(df_ctx *ctx, df_net *net);
+static df_tensor *dfi_vae_walk(dfi_pass *w, df_tensor *x, df_tensor *t, const int *labels);
+static df_result dfi_coupling_configure(df_ctx *ctx, df_net *net);
+static df_tensor *dfi_coupling_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
+                                    const int *labels);
 static const dfi_net_kind dfi_net_kinds[] = {
-    {"mlp", dfi_mlp_forward, dfi_mlp_build},
-    {"unet", dfi_unet_forward, dfi_unet_build},
-    {"dit", dfi_dit_forward, dfi_dit_build},
-    {"transformer", dfi_transformer_forward, dfi_transformer_build},
-    {"unet1d", dfi_unet1d_forward, dfi_unet1d_build},
-    {"vae", dfi_vae_forward, dfi_vae_build},
-    {"coupling", dfi_coupling_forward, dfi_coupling_build},
+    {"mlp", dfi_mlp_configure, dfi_mlp_walk},
+    {"unet", dfi_unet_configure, dfi_unet_walk},
+    {"dit", dfi_dit_configure, dfi_dit_walk},
+    {"transformer", dfi_transformer_configure, dfi_transformer_walk},
+    {"unet1d", dfi_unet1d_configure, dfi_unet1d_walk},
+    {"vae", dfi_vae_configure, dfi_vae_walk},
+    {"coupling", dfi_coupling_configure, dfi_coupling_walk},
 };
 
 static const dfi_net_kind *dfi_net_kind_find(const char *name) {
@@ -12379,7 +13188,7 @@ static df_result dfi_net_strangers(const dfi_net_file *f, const df_net *net) {
 static df_result dfi_net_fill(const dfi_net_file *f, df_net *net, const df_net *like) {
     df_result result = DF_OK;
     net->from = f->file;
-    if (net->row != NULL) result = net->row->build(f->ctx, net);
+    if (net->row != NULL) result = dfi_net_build(f->ctx, net);
     for (int i = 0; net->row == NULL && result == DF_OK && i < like->count; i++) {
         const df_param *p = &like->param[i];
         if (dfi_net_add(f->ctx, net, p->name, p->ndim, p->shape, DF_INIT_ZERO, 1, 1) < 0)
@@ -12435,7 +13244,7 @@ static df_net *dfi_net_read(const dfi_net_file *f, const df_net *like) {
         return NULL;
     }
     df_net *net = dfi_net_make(f->ctx, kind, ndim, shape, row,
-                               row != NULL ? row->forward : like->forward, 0);
+                               like != NULL ? like->forward : dfi_net_forward, 0);
     if (net == NULL) return NULL;
     net->classes = classes;
     net->condition = condition;
@@ -12546,6 +13355,7 @@ struct df_trainer {
     size_t graph;                 /* ... of step memory for one part's graph */
     int *order;    /* [n] a permutation: the first `held` rows are held out */
     int *walk;     /* [kept] the epoch's permutation of the others */
+    double lambda[2]; /* at t_min and t_max */
     int64_t epoch; /* which epoch `walk` belongs to; -1: none yet */
     df_real *m, *v, *grads; /* [net size] moments of AdamW; gradients of this step */
     df_real *x, *target;    /* [desc.rows, dim]: one part of a batch */
@@ -12675,8 +13485,33 @@ typedef struct dfi_train_point {
     double alpha, sigma;  /* x_t = alpha x_0 + sigma eps */
     double a, b;          /* target = a x_0 + b eps */
     double scale, native; /* c_in and the time that the net is given */
+    double W;             /* alpha sigma' - sigma alpha', where the weight asks for it */
     double weight;
 } dfi_train_point;
+
+/* |lambda'| alpha^2/det^2, finite where only lambda' is not. */
+static double dfi_likelihood_on(double alpha, double sigma, double a, double b, double W) {
+    double det = alpha * b - sigma * a;
+    return W * alpha / (sigma * det * det);
+}
+
+DF_API df_result df_likelihood_weight(df_ctx *ctx, const df_process *p,
+                                      df_prediction prediction, double t, double *w) {
+    double row[2];
+    df_rates rates;
+    if (p == NULL || w == NULL)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_likelihood_weight: NULL is given");
+    df_result result = df_process_rates(ctx, p, t, DF_RATE_W, &rates);
+    if (result != DF_OK) return result;
+    df_point at = df_process_at(p, t);
+    result = df_plane_row(ctx, p, prediction, &at, row);
+    if (result != DF_OK) return result;
+    *w = dfi_likelihood_on(at.alpha, at.sigma, row[0], row[1], rates.w);
+    if (!dfi_nonfinite(*w)) return DF_OK;
+    return dfi_fail(ctx, DF_ERR_SINGULAR,
+                    "df_likelihood_weight: infinite on %s of %s at t = %g",
+                    df_prediction_name(prediction), df_process_name(p), at.t);
+}
 
 /* A weight w_0 on |x_0 error|^2 is w_0 (d x_0/d prediction)^2 on the prediction's error.
    From (x_t, prediction) = [[alpha, sigma], [a, b]] (x_0, eps): d x_0/d prediction =
@@ -12687,14 +13522,27 @@ typedef struct dfi_train_point {
      EDM      (rho^2 + s_d^2)/(rho s_d)^2 S^2   = A^2 + S^2/s_d^2   (rho = sigma/alpha)
 
    and stay finite where a factor does not: A = 1/b where a = 0 (eps at alpha = 0), S =
-   -1/a where b = 0 (x_0 at sigma = 0). EDM's weight of EDM's own F is 1 everywhere. */
-static double dfi_train_weight(const df_train_desc *d, const dfi_train_point *p) {
+   -1/a where b = 0 (x_0 at sigma = 0). EDM's weight of EDM's own F is 1 everywhere. A^2
+   turns weights on eps, such as P2's (sigma^2/q)^gamma, q = alpha^2 + sigma^2, of which
+   A sigma = S alpha. |lambda'| over LAMBDA's density is the range of lambda. */
+static double dfi_train_weight(const df_trainer *tr, const dfi_train_point *p) {
+    const df_train_desc *d = &tr->desc;
     double det = p->alpha * p->b - p->sigma * p->a, huge = 1e150;
     double A = p->a == 0 ? 1 / p->b : det == 0 ? huge : p->alpha / det;
     double S = p->b == 0 ? -1 / p->a : det == 0 ? huge : p->sigma / det;
     double sd = d->card.process.sigma_data;
+    double q = p->alpha * p->alpha + p->sigma * p->sigma, g = d->p2_gamma, w;
+    if (d->weighting == DF_WEIGHT_UNIFORM) return 1;
     if (d->weighting == DF_WEIGHT_MIN_SNR) return fmin(A * A, d->snr_gamma * S * S);
-    return d->weighting == DF_WEIGHT_EDM ? A * A + S * S / (sd * sd) : 1.0;
+    if (d->weighting == DF_WEIGHT_EDM) return A * A + S * S / (sd * sd);
+    if (d->weighting == DF_WEIGHT_P2 && p->alpha < p->sigma)
+        return A * A * pow(p->sigma * p->sigma / q, g);
+    if (d->weighting == DF_WEIGHT_P2)
+        return pow(A * A, 1 - g) * pow(S * S * p->alpha * p->alpha / q, g);
+    w = (d->t_max - d->t_min) * dfi_likelihood_on(p->alpha, p->sigma, p->a, p->b, p->W);
+    if (d->density == DF_DENSITY_LAMBDA) w = (tr->lambda[0] - tr->lambda[1]) * A * A;
+    if (d->weighting == DF_WEIGHT_LIKELIHOOD) return w;
+    return w / (1 + exp(-d->sigmoid_bias) * pow(p->alpha / p->sigma, 2));
 }
 
 /* All numbers of one time. ctx may be NULL, so that workers may call it: then only the
@@ -12705,7 +13553,13 @@ static df_result dfi_train_at(df_ctx *ctx, const df_trainer *tr, const df_model 
     const df_process *p = &model->process;
     df_point at = df_process_at(p, t);
     double row[2], clock, rate = 1;
+    int uses_w = tr->desc.weighting >= DF_WEIGHT_LIKELIHOOD;
+    int by_lambda = tr->desc.density == DF_DENSITY_LAMBDA;
+    df_rates rates;
+    memset(&rates, 0, sizeof rates);
     df_result result = df_plane_row(ctx, p, card->prediction, &at, row);
+    if (result == DF_OK && uses_w && !by_lambda)
+        result = df_process_rates(ctx, p, t, DF_RATE_W, &rates);
     if (result == DF_OK && card->prediction == DF_VELOCITY)
         result = df_time_at(ctx, p, &card->clock, &at, &clock, &rate);
     if (result == DF_OK) result = df_time_at(ctx, p, &card->time, &at, &out->native, NULL);
@@ -12715,13 +13569,16 @@ static df_result dfi_train_at(df_ctx *ctx, const df_trainer *tr, const df_model 
     out->a = row[0] / rate;
     out->b = row[1] / rate;
     out->scale = dfi_model_scale(model, &at);
-    out->weight = dfi_train_weight(&tr->desc, out);
+    out->W = rates.w;
+    out->weight = dfi_train_weight(tr, out);
     if (dfi_nonfinite(out->a) || dfi_nonfinite(out->b) || dfi_nonfinite(out->scale) ||
-        dfi_nonfinite(out->weight) || out->weight > 1e30 || dfi_nonfinite(out->native))
+        (by_lambda && dfi_nonfinite(at.lambda)) || dfi_nonfinite(out->weight) ||
+        out->weight > 1e30 || dfi_nonfinite(out->native))
         return dfi_fail(ctx, DF_ERR_SINGULAR,
-                        "at t = %g the target %g x_0 + %g eps, its weight %g or the "
-                        "native time %g is infinite",
-                        t, out->a, out->b, out->weight, out->native);
+                        "at t = %g the target %g x_0 + %g eps, its weight %g, the native "
+                        "time %g%s is infinite",
+                        t, out->a, out->b, out->weight, out->native,
+                        by_lambda ? " or lambda, which density LAMBDA draws," : "");
     return DF_OK;
 }
 
@@ -12736,6 +13593,11 @@ static double dfi_train_time(const df_trainer *tr, const df_process *p, uint64_t
         if (d->density == DF_DENSITY_INDEX)
             return (floor(u * p->table_size) + 1) / p->table_size;
         return d->t_min + u * (d->t_max - d->t_min);
+    }
+    if (d->density == DF_DENSITY_LAMBDA) {
+        df_random_uniform(d->seed, item, draw, 1, &u);
+        t = df_process_at_lambda(p, tr->lambda[0] + u * (tr->lambda[1] - tr->lambda[0])).t;
+        return t < d->t_min ? d->t_min : t > d->t_max ? d->t_max : t;
     }
     df_random_normal(d->seed, item, draw, 1, &z);
     g = d->density_mean + d->density_std * (double)z;
@@ -12867,18 +13729,74 @@ static df_result dfi_batch_fill(df_trainer *tr, int64_t first, uint32_t draw, in
     return DF_OK;
 }
 
+/* A number for each row, as it broadcasts over samples of x: zeros, to be filled. */
+static df_tensor *dfi_column(df_ctx *ctx, const df_tensor *x) {
+    int shape[4] = {1, 1, 1, 1};
+    if (x != NULL) shape[0] = x->shape[0];
+    return x != NULL ? df_tensor_new(ctx, x->ndim, shape) : NULL;
+}
+
+/* Where row r of a batch stands. */
+static df_point dfi_batch_point(const df_model *m, const df_batch *b, int r) {
+    return df_time_point(&m->process, &m->time, (double)b->t->data[r]);
+}
+
+/* The bound's terms (Ho et al. 2020, eq. 5), one drawn for each row, times T, in nats per
+   element: KL of the posterior at the entry before, N(mean, SMALL), from the net's N(mean
+   + e, V), per element 1/2 (log V - log SMALL + (SMALL + e^2)/V - 1). The net's mean is
+   held fixed, so that V alone learns. e = (d mean/d x_0) (d x_0/d prediction) (y -
+   target). At the first entry, whose posterior is a point, it is -log N(x_0; mean, V), and
+   RANGE goes from the second entry's SMALL (Nichol & Dhariwal 2021, section 3.1). */
+static df_tensor *dfi_vlb(const df_trainer *tr, const df_batch *b, df_tensor *y,
+                          df_tensor *v) {
+    df_ctx *ctx = tr->ctx;
+    df_model m = df_net_model(tr->net);
+    int T = m.process.table_size;
+    df_tensor *c[5]; /* log V = c0 v + c1; c2 = SMALL, c3 = (e/(y - target))^2, c4 rest */
+    for (int i = 0; i < 5; i++) c[i] = dfi_column(ctx, b->x);
+    for (int r = 0; c[4] != NULL && r < b->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, b, r), to;
+        double index = fmin(fmax(floor(T * at.t + .5), 1), T);
+        at = df_process_at(&m.process, index / T);
+        to = df_process_at(&m.process, (index - 1) / T);
+        dfi_posterior q = dfi_posterior_of(&at, &to);
+        double small = q.small, cx, cp;
+        if (index < 2) to = df_process_at(&m.process, 2.0 / T);
+        if (index < 2) small = dfi_posterior_of(&to, &at).small;
+        if (dfi_model_map(ctx, &m, DF_X0, &at, &cx, &cp) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "%s", ctx->message);
+        int range = m.learned == DF_LEARNED_RANGE;
+        c[0]->data[r] = (df_real)(range ? .5 * log(q.large / small) : 1);
+        c[1]->data[r] = (df_real)(range ? .5 * log(q.large * small) : 0);
+        c[2]->data[r] = (df_real)q.small;
+        c[3]->data[r] = (df_real)(q.x0 * q.x0 * cp * cp);
+        c[4]->data[r] = (df_real)(index < 2 ? log(2 * DFI_PI) : -1 - log(small));
+    }
+    df_tensor *log_v = df_add(ctx, df_mul(ctx, c[0], v), c[1]);
+    df_tensor *e2 = df_square(ctx, df_sub(ctx, df_detach(ctx, y), b->target));
+    df_tensor *square = df_add(ctx, df_mul(ctx, e2, c[3]), c[2]);
+    df_tensor *over_v = df_mul(ctx, square, df_exp(ctx, df_scale(ctx, log_v, -1)));
+    df_tensor *sum = df_add(ctx, df_add(ctx, log_v, c[4]), over_v);
+    return df_scale(ctx, df_mean(ctx, sum), .5 * T);
+}
+
 /* mean over elements of w (net - target)^2, as a graph. What a net says of a variance is
-   not asked about. */
+   asked about by vlb alone. */
 static df_tensor *dfi_denoising_loss(const df_trainer *tr, const df_run *run,
                                      const df_batch *b) {
     df_ctx *ctx = run->ctx;
-    int column[4] = {-1, 1, 1, 1};
-    df_tensor *y = df_run_net(run, b->x, b->t, b->labels);
-    if (b->x != NULL && tr->net->outputs != b->x->shape[1])
-        y = df_slice(ctx, y, 1, 0, b->x->shape[1]);
-    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) return df_mse(ctx, y, b->target);
-    df_tensor *w = df_reshape(ctx, b->weight, tr->net->ndim + 1, column);
-    return df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, b->target)), w));
+    int column[4] = {-1, 1, 1, 1}, C = tr->net->shape[0];
+    df_tensor *y = df_run_net(run, b->x, b->t, b->labels), *v = NULL, *loss;
+    if (tr->desc.vlb > 0) v = df_slice(ctx, y, 1, C, C);
+    if (tr->net->outputs != C) y = df_slice(ctx, y, 1, 0, C);
+    if (tr->desc.weighting == DF_WEIGHT_UNIFORM) {
+        loss = df_mse(ctx, y, b->target);
+    } else {
+        df_tensor *w = df_reshape(ctx, b->weight, tr->net->ndim + 1, column);
+        loss = df_mean(ctx, df_mul(ctx, df_square(ctx, df_sub(ctx, y, b->target)), w));
+    }
+    if (!(tr->desc.vlb > 0)) return loss;
+    return df_add(ctx, loss, df_scale(ctx, dfi_vlb(tr, b, y, v), tr->desc.vlb));
 }
 
 DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
@@ -12892,6 +13810,222 @@ DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint
                          batch->draw + draw, (size_t)width,
                          z->data + (size_t)r * (size_t)width);
     return z;
+}
+
+/* ---- objectives: score matching without a target, energies -------------------------- */
+
+/* Sums over each row of x [n, ...]: [n]. */
+static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
+    int flat[2] = {-1, 0};
+    flat[1] = dim;
+    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
+}
+
+/* Direction k of `probes` drawn ones, or, if there are none, e_k; shaped as the batch. */
+static df_tensor *dfi_batch_probe(const df_run *run, const df_batch *b, int probes,
+                                  int k) {
+    df_ctx *ctx = run->ctx;
+    int dim = run->net->dim;
+    if (probes > 0)
+        return df_reshape(ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
+                          b->x->shape);
+    df_tensor *v = df_tensor_new(ctx, b->x->ndim, b->x->shape);
+    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
+        v->data[at] = 1;
+    return v;
+}
+
+/* With s = cx x + cp y of the net's answer y to c_in x: div s = dim cx + cp c_in div y,
+   whose first part needs no probes. */
+static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes) {
+    df_ctx *ctx = run->ctx;
+    df_model m = df_net_model(run->net);
+    df_tensor *c[2], *rest[2], *y = NULL, *div = NULL;
+    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    for (int i = 0; i < 2; i++) c[i] = dfi_column(ctx, b->x);
+    for (int i = 0; i < 2; i++) rest[i] = df_tensor_new(ctx, 1, b->x->shape);
+    for (int r = 0; rest[1] != NULL && r < b->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, b, r);
+        double cx, cp, in = dfi_model_scale(&m, &at);
+        if (dfi_model_map(ctx, &m, DF_SCORE, &at, &cx, &cp) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "%s", ctx->message);
+        c[0]->data[r] = (df_real)(cx / in);
+        c[1]->data[r] = (df_real)cp;
+        rest[0]->data[r] = (df_real)(m.dim * cx);
+        rest[1]->data[r] = (df_real)(cp * in / (probes > 0 ? probes : 1));
+    }
+    for (int k = 0; k < (probes > 0 ? probes : 1); k++) {
+        df_tensor *v = probes > 0 ? dfi_batch_probe(run, b, probes, k) : NULL;
+        df_tensor *one = df_run_divergence(run, b->x, b->t, b->labels, v, &y);
+        div = k > 0 ? df_add(ctx, div, one) : one;
+    }
+    df_tensor *score = df_add(ctx, df_mul(ctx, c[0], b->x), df_mul(ctx, c[1], y));
+    df_tensor *half = df_scale(ctx, dfi_row_sums(ctx, m.dim, df_square(ctx, score)), .5);
+    div = df_add(ctx, df_mul(ctx, rest[1], div), rest[0]);
+    return df_mean(ctx, df_mul(ctx, b->weight, df_add(ctx, div, half)));
+}
+
+/* `self` as a number of probes: `none` where it is NULL; -1 and stuck if it is below 1. */
+static int dfi_probes(df_ctx *ctx, const char *function, const void *self, int none) {
+    int probes = self != NULL ? *(const int *)self : none;
+    if (self == NULL || probes > 0) return probes;
+    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %d probes, want at least 1", function,
+                    probes);
+    return -1;
+}
+
+DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
+                                        const df_batch *batch) {
+    (void)self;
+    return dfi_implicit(run, batch, 0);
+}
+
+DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
+                                      const df_batch *batch) {
+    int probes = dfi_probes(run->ctx, "df_objective_sliced", self, 1);
+    return probes < 0 ? NULL : dfi_implicit(run, batch, probes);
+}
+
+static int dfi_energy_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    const df_net *net = (const df_net *)self;
+    df_model m = df_net_model(net);
+    size_t dim = (size_t)net->dim;
+    df_query own = *q;
+    if (net->card.prediction != DF_SCORE || net->outputs != net->shape[0] ||
+        (q->ask != DF_ASK_PREDICT && q->ask != DF_ASK_LOG_DENSITY))
+        return dfi_fail(ctx, DF_ERR_UNSUPPORTED,
+                        "df_energy_model: answers PREDICT and LOG_DENSITY, of a net with "
+                        "a channel for each of x, whose card says score, not %s",
+                        df_prediction_name(net->card.prediction));
+    df_scope mark = dfi_scratch_mark(ctx);
+    df_real *f = (df_real *)dfi_scratch(ctx, dfi_mul((size_t)q->n, dim * sizeof *f));
+    own.ask = DF_ASK_PREDICT;
+    int result = f != NULL ? dfi_net_answer(self, ctx, &own, f) : (int)DF_ERR_MEMORY;
+    own.ask = DF_ASK_VJP;
+    own.v = f;
+    if (result == DF_OK && q->ask == DF_ASK_PREDICT)
+        result = dfi_net_answer(self, ctx, &own, out);
+    for (int r = 0; result == DF_OK && r < q->n; r++) {
+        const df_real *row = f + (size_t)r * dim;
+        df_point at = {q->t[r], q->alpha[r], q->sigma[r], 0};
+        double in = dfi_model_scale(&m, &at);
+        for (size_t i = 0; q->ask == DF_ASK_PREDICT && i < dim; i++)
+            out[(size_t)r * dim + i] *= (df_real)-in;
+        if (q->ask == DF_ASK_LOG_DENSITY)
+            out[r] = (df_real)(-.5 * ctx->k->dot(dim, row, row));
+    }
+    dfi_scratch_release(ctx, mark);
+    return result;
+}
+
+DF_API df_model df_energy_model(const df_net *net) {
+    df_model m = df_net_model(net);
+    if (net == NULL) return m;
+    m.predict = dfi_energy_answer;
+    m.answers = DF_ASK_PREDICT | DF_ASK_LOG_DENSITY;
+    return m;
+}
+
+/* v^T (target + grad E) for each direction, by a tangent of the net. */
+DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
+                                      const df_batch *batch) {
+    df_ctx *ctx = run->ctx;
+    df_model m = df_net_model(run->net);
+    df_tensor *in = dfi_column(ctx, batch->x), *sum = NULL;
+    int probes = dfi_probes(ctx, "df_objective_energy", self, 0);
+    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    if (m.prediction != DF_SCORE)
+        return dfi_fail_tensor(ctx, DF_ERR_UNSUPPORTED,
+                               "df_objective_energy: the card says %s, want score",
+                               df_prediction_name(m.prediction));
+    for (int r = 0; r < batch->x->shape[0]; r++) {
+        df_point at = dfi_batch_point(&m, batch, r);
+        in->data[r] = (df_real)dfi_model_scale(&m, &at);
+    }
+    for (int k = 0; k < (probes > 0 ? probes : m.dim); k++) {
+        df_tensor *v = dfi_batch_probe(run, batch, probes, k);
+        if (v == NULL || df_set_tangent(ctx, batch->x, v) != DF_OK) return NULL;
+        df_tensor *f = df_run_net(run, batch->x, batch->t, batch->labels);
+        batch->x->tangent = NULL;
+        if (f == NULL) return NULL;
+        df_tensor *slope = df_mul(ctx, in, df_mul(ctx, f, f->tangent));
+        slope = df_add(ctx, slope, df_mul(ctx, v, batch->target));
+        df_tensor *one = df_square(ctx, dfi_row_sums(ctx, m.dim, slope));
+        sum = k > 0 ? df_add(ctx, sum, one) : one;
+    }
+    double per = 1.0 / ((double)m.dim * (probes > 0 ? probes : 1));
+    return df_scale(ctx, df_mean(ctx, df_mul(ctx, batch->weight, sum)), per);
+}
+
+DF_API df_contrastive df_contrastive_defaults(void) {
+    df_contrastive d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.steps = 20;
+    d.step = .01;
+    return d;
+}
+
+/* x_neg as the net is given it. The chain asks a model of the run's weights, while the
+   tape waits; its noise is the item's own. */
+static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
+                                const df_batch *b) {
+    df_ctx *ctx = run->ctx;
+    df_net now = *run->net;
+    now.average = NULL;
+    now.weights = (df_real *)(uintptr_t)run->weights; /* only read */
+    df_model m = df_energy_model(&now);
+    size_t n = (size_t)b->x->shape[0], dim = (size_t)m.dim;
+    df_tensor *x = df_tensor_copy(ctx, b->x->ndim, b->x->shape, b->x->data);
+    double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t));
+    df_real *score = dfi_reals(ctx, (n + 1) * dim), *z = score + n * dim;
+    df_query q;
+    memset(&q, 0, sizeof q);
+    if (x == NULL || t == NULL || score == NULL) return NULL;
+    q.ask = DF_ASK_PREDICT, q.n = (int)n, q.x = x->data, q.t = t, q.labels = b->labels;
+    q.condition = run->condition != NULL ? run->condition->data : NULL;
+    q.condition_stride = (size_t)now.condition;
+    for (int k = 0; k <= d->steps; k++) {
+        df_query own = q; /* the answer leaves its own pointers there */
+        if (k > 0 && dfi_ask_checked(ctx, &m, &own, score) != DF_OK)
+            return dfi_fail_tensor(ctx, ctx->code, "df_objective_contrastive: %s",
+                                   ctx->message);
+        for (size_t r = 0; r < n; r++) {
+            df_point at = dfi_batch_point(&m, b, (int)r);
+            double in = dfi_model_scale(&m, &at), c[3] = {1, d->step, sqrt(2 * d->step)};
+            df_real *row = x->data + r * dim;
+            const df_real *const terms[3] = {row, score + r * dim, z};
+            df_random_normal(run->seed, b->first + r * b->stride, b->draw + (uint32_t)k,
+                             dim, z);
+            t[r] = at.t;
+            if (k == 0) { /* the start, which has no score yet */
+                c[0] = d->from_noise ? 0 : 1 / in;
+                c[1] = 0, c[2] = d->from_noise ? hypot(at.alpha, at.sigma) : 0;
+                memset(score + r * dim, 0, dim * sizeof *score);
+            }
+            for (int j = 0; k == d->steps && j < 3; j++) c[j] *= in;
+            ctx->k->combine(dim, 3, c, terms, row);
+        }
+    }
+    return x;
+}
+
+DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
+                                           const df_batch *batch) {
+    df_ctx *ctx = run->ctx;
+    df_contrastive d = self ? *(const df_contrastive *)self : df_contrastive_defaults();
+    if (dfi_stuck(ctx) != DF_OK || batch->x == NULL) return NULL;
+    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 10000 || !(d.step > 0) ||
+        dfi_nonfinite(d.step))
+        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                               "df_objective_contrastive: %d steps of %g: want a "
+                               "descriptor of df_contrastive_defaults, steps 1 to 10000, "
+                               "step above 0", d.steps, d.step);
+    df_tensor *low = df_run_net(run, batch->x, batch->t, batch->labels);
+    df_tensor *high = dfi_negatives(&d, run, batch);
+    high = df_run_net(run, high, batch->t, batch->labels);
+    df_tensor *gap = df_sub(ctx, df_square(ctx, low), df_square(ctx, high));
+    return df_scale(ctx, df_mean(ctx, gap), .5 * run->net->dim);
 }
 
 /* Rows that dfi_batch_fill made, as tensors; then their loss. */
@@ -13062,6 +14196,8 @@ DF_API df_train_desc df_train_defaults(void) {
     d.cookie = DFI_COOKIE;
     d.card = df_card_defaults();
     d.snr_gamma = 5;
+    d.p2_gamma = 1;
+    d.sigmoid_bias = 2;
     d.density_std = 1;
     d.t_min = -1;
     d.t_max = 1;
@@ -13098,8 +14234,10 @@ static df_result dfi_train_ranges(df_ctx *ctx, const df_train_desc *d) {
         {"ema", d->ema, 0, 0.9999999},
         {"validation", d->validation, 0, 0.99}, {"report", (double)d->report, 1, 1e12},
         {"label_dropout", d->label_dropout, 0, 1}, {"snr_gamma", d->snr_gamma, 1e-6, 1e6},
-        {"weighting", (double)d->weighting, 0, DF_WEIGHT_EDM}, {"clip", d->clip, 0, 1e30},
-        {"density", (double)d->density, 0, DF_DENSITY_INDEX},
+        {"weighting", (double)d->weighting, 0, DF_WEIGHT_SIGMOID},
+        {"density", (double)d->density, 0, DF_DENSITY_LAMBDA}, {"clip", d->clip, 0, 1e30},
+        {"p2_gamma", d->p2_gamma, 0, 10}, {"vlb", d->vlb, 0, 1e6},
+        {"sigmoid_bias", d->sigmoid_bias, -50, 50},
         {"density_mean", d->density_mean, -50, 50}, {"steps", (double)d->steps, 1, 1e12},
         {"scaling", (double)d->scaling, 0, DF_SCALING_EACH},
         {"learning_rate", d->learning_rate, 0, 1e10}, {"final_rate", d->final_rate, 0, 1},
@@ -13178,6 +14316,30 @@ static df_result dfi_train_scaling(df_trainer *tr) {
     return result;
 }
 
+/* What weighting, density and variance need of each other. */
+static df_result dfi_train_fits(df_ctx *ctx, const df_train_desc *d) {
+    const df_process *p = &d->card.process;
+    df_point end = df_process_at(p, 1);
+    double cx, cp;
+    int table = p->kind == DF_PROCESS_TABLE, index = d->density == DF_DENSITY_INDEX;
+    if (index && !table)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: density INDEX is for tables, this is %s",
+                        df_process_name(p));
+    if (d->weighting >= DF_WEIGHT_LIKELIHOOD && d->density != DF_DENSITY_UNIFORM &&
+        d->density != DF_DENSITY_LAMBDA)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: weightings LIKELIHOOD and SIGMOID are an "
+                        "integral over t: they divide by its density, so want UNIFORM or "
+                        "LAMBDA: INDEX has none, the normal ones pile up at the ends");
+    if (!(d->vlb > 0)) return DF_OK;
+    if (!table || !index || p->table_size < 2 || d->card.learned < DF_LEARNED_LOG_VARIANCE)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT,
+                        "df_trainer_create: vlb %g is for a table of two entries or more, "
+                        "density INDEX and card.learned LOG_VARIANCE or RANGE", d->vlb);
+    return df_plane_map(ctx, p, d->card.prediction, DF_X0, &end, &cx, &cp);
+}
+
 /* Where times are drawn from. t_min < 0 means 0 if all is finite there (velocity of flow),
    else the process's own end. Both ends are tried, so that a run cannot fail at its
    4,000th step. */
@@ -13188,10 +14350,8 @@ static df_result dfi_train_interval(df_trainer *tr) {
     dfi_train_point p;
     model.process = d->card.process;
     model.input_sigma_data = d->card.input_sigma_data;
-    if (d->density == DF_DENSITY_INDEX && model.process.kind != DF_PROCESS_TABLE)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT,
-                        "df_trainer_create: density INDEX is for tables, this is %s",
-                        df_process_name(&model.process));
+    df_result result = dfi_train_fits(ctx, d);
+    if (result != DF_OK) return result;
     if (d->density == DF_DENSITY_INDEX) {
         d->t_min = 1.0 / model.process.table_size;
         d->t_max = 1;
@@ -13204,6 +14364,8 @@ static df_result dfi_train_interval(df_trainer *tr) {
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_trainer_create: t_min %g is not below t_max %g", d->t_min,
                         d->t_max);
+    tr->lambda[0] = df_process_at(&model.process, d->t_min).lambda;
+    tr->lambda[1] = df_process_at(&model.process, d->t_max).lambda;
     for (int i = 0; i < 2; i++)
         if (dfi_train_at(ctx, tr, &model, i == 0 ? d->t_min : d->t_max, &p) != DF_OK)
             return dfi_fail(
@@ -13520,11 +14682,12 @@ static void dfi_train_texts(const df_trainer *tr, dfi_texts *s) {
         (double)(tr->net->size - df_net_trained(tr->net)));
     dfi_text_add(s, "train.loss",
                  "weighting %d %.17g density %d %.17g %.17g t %.17g %.17g scaling %d "
-                 "validation %.17g %.0f label_dropout %.17g flip %.17g objective %d",
+                 "validation %.17g %.0f label_dropout %.17g flip %.17g objective %d "
+                 "p2 %.17g sigmoid %.17g vlb %.17g",
                  (int)d->weighting, d->snr_gamma, (int)d->density, d->density_mean,
                  d->density_std, d->t_min, d->t_max, (int)d->scaling, d->validation,
                  (double)d->validate_every, d->label_dropout, d->flip,
-                 d->objective != NULL);
+                 d->objective != NULL, d->p2_gamma, d->sigmoid_bias, d->vlb);
 }
 
 DF_API df_result df_trainer_save(df_trainer *tr, df_sink sink) {
@@ -14095,49 +15258,30 @@ DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batc
 
 /* ---- making them ------------------------------------------------------------------- */
 
-static df_tensor *dfi_vae_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                  const int *labels) {
-    dfi_pass w = dfi_pass_run(run);
-    return dfi_vae_walk(&w, x, t, labels);
-}
-static df_tensor *dfi_coupling_forward(const df_run *run, df_tensor *x, df_tensor *t,
-                                       const int *labels) {
-    dfi_pass w = dfi_pass_run(run);
-    return dfi_coupling_walk(&w, x, t, labels);
-}
-static df_result dfi_vae_build(df_ctx *ctx, df_net *net) {
-    dfi_pass w = dfi_pass_build(ctx, net);
-    if (dfi_vae_configure(ctx, net) != DF_OK) return ctx->code;
-    dfi_vae_walk(&w, NULL, NULL, NULL);
-    return w.failed ? ctx->code : (df_result)DF_OK;
-}
-static df_result dfi_coupling_build(df_ctx *ctx, df_net *net) {
-    dfi_pass w = dfi_pass_build(ctx, net);
-    if (dfi_coupling_configure(ctx, net) != DF_OK) return ctx->code;
-    dfi_coupling_walk(&w, NULL, NULL, NULL);
-    return w.failed ? ctx->code : (df_result)DF_OK;
-}
-static df_net *dfi_relative_new(df_ctx *ctx, const char *kind, uint64_t seed, int dim,
-                                const int *ints, size_t count, const double *number) {
+static dfi_net_plan dfi_relative_plan(const char *kind, uint32_t cookie, uint64_t seed,
+                                      int dim, const int *ints, const double *number) {
     dfi_net_plan plan;
     memset(&plan, 0, sizeof plan);
     plan.kind = kind;
-    plan.ndim = 1, plan.shape[0] = dim;
-    plan.ints = ints, plan.ints_size = count * sizeof(int);
-    plan.numbers = number, plan.numbers_size = sizeof *number;
+    plan.cookie = cookie;
     plan.seed = seed;
-    return dfi_net_new(ctx, &plan);
+    plan.ndim = 1, plan.shape[0] = dim;
+    plan.ints = ints, plan.ints_size = 3 * sizeof(int);
+    plan.numbers = number, plan.numbers_size = sizeof *number;
+    return plan;
 }
 DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc) {
     const df_vae_desc d = desc != NULL ? *desc : df_vae_defaults();
-    if (ctx == NULL || !dfi_net_cookie(ctx, d.cookie, "df_vae_create")) return NULL;
-    return dfi_relative_new(ctx, "vae", d.seed, d.dim, &d.width, 3 + DF_VAE_LEVELS,
-                            &d.deviation);
+    dfi_net_plan plan =
+        dfi_relative_plan("vae", d.cookie, d.seed, d.dim, &d.width, &d.deviation);
+    plan.ints_size += sizeof d.latent;
+    return dfi_net_new(ctx, &plan);
 }
 DF_API df_net *df_coupling_create(df_ctx *ctx, const df_coupling_desc *desc) {
     const df_coupling_desc d = desc != NULL ? *desc : df_coupling_defaults();
-    if (ctx == NULL || !dfi_net_cookie(ctx, d.cookie, "df_coupling_create")) return NULL;
-    return dfi_relative_new(ctx, "coupling", d.seed, d.dim, &d.width, 3, &d.scale);
+    dfi_net_plan plan =
+        dfi_relative_plan("coupling", d.cookie, d.seed, d.dim, &d.width, &d.scale);
+    return dfi_net_new(ctx, &plan);
 }
 
 /* -------------------------------------------------------------------------------------
@@ -14850,6 +15994,13 @@ DF_API df_result df_safetensors_write(df_ctx *ctx, df_sink sink,
 
 /* ---- configurations of others: JSON of scalars and lists ---- */
 
+/* Beside its weights, what a network is stands as one JSON object: diffusers' UNet2DModel,
+   DiTTransformer2DModel and schedulers of betas, or the arguments of facebookresearch/DiT.
+   A table for each says which key is which field; what is not said is the peer's default.
+   A network half understood would answer, and wrongly: so a key or a value that is not
+   known is refused by name, unless it says nothing ('_...', null, false). Of a scheduler
+   only what says how the weights were trained is read. The same tables write. */
+
 /* The word next, as null, true, false. */
 static int dfi_json_word(dfi_parser *p, const char *word) {
     size_t length = strlen(word);
@@ -15221,20 +16372,17 @@ static df_result dfi_config_checked(const dfi_where *at, df_result result) {
                ? result : dfi_error(at, DF_ERR_FORMAT, NULL, "%.240s", at->ctx->message);
 }
 /* The plan that a configuration is; what a key leaves out is the peer's default. */
-static df_result dfi_plan_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
-                               dfi_net_plan *plan) {
+static df_result dfi_config_unet(const dfi_where *at, df_buffer *text, df_unet_desc *d,
+                                 dfi_net_plan *plan) {
     int levels;
     *d = df_unet_defaults();
     df_result result = dfi_config_read(at, text, dfi_unet_keys, 1, d, &levels);
     if (levels > 0) d->levels = levels;
-    plan->kind = "unet";
-    plan->shape[0] = d->in_channels, plan->shape[1] = d->height, plan->shape[2] = d->width;
-    plan->ints = &d->in_channels, plan->ints_size = DFI_UNET_INTS;
-    plan->numbers = &d->eps, plan->numbers_size = 3 * sizeof(double);
+    *plan = dfi_unet_plan(d);
     return result != DF_OK ? result : dfi_config_checked(at, dfi_unet_check(at->ctx, d));
 }
-static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
-                              dfi_dit_config *c, dfi_net_plan *plan) {
+static df_result dfi_config_dit(const dfi_where *at, df_buffer *text, int peer,
+                                dfi_dit_config *c, dfi_net_plan *plan) {
     int levels;
     df_dit_desc *d = &c->d;
     memset(c, 0, sizeof *c);
@@ -15254,7 +16402,6 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
         d->learn_sigma = c->out_channels != d->in_channels;
         d->width = d->heads * c->head_dim;
         d->diffusers = 1;
-        plan->naming = DFI_NAMES_DIFFUSERS;
     } else {
         if (!(c->mlp_ratio > 0 && c->mlp_ratio < 64))
             return dfi_error(at, 0, NULL, "the key \"mlp_ratio\" is %g", c->mlp_ratio);
@@ -15262,9 +16409,8 @@ static df_result dfi_plan_dit(const dfi_where *at, df_buffer *text, int peer,
         if (d->width > 0 && d->width < 1 << 20)
             d->mlp_width = (int)(d->width * c->mlp_ratio + 1e-6); /* ratios are rounded */
     }
-    plan->kind = "dit";
-    plan->shape[0] = d->in_channels, plan->shape[1] = plan->shape[2] = d->size;
-    plan->ints = &d->in_channels, plan->ints_size = DFI_DIT_INTS;
+    *plan = dfi_dit_plan(d);
+    if (peer) plan->naming = DFI_NAMES_DIFFUSERS;
     return dfi_config_checked(at, dfi_dit_check(at->ctx, d));
 }
 
@@ -15328,50 +16474,6 @@ static df_result dfi_net_leftover(const dfi_net_file *f, const df_net *net,
     return dfi_fail(f->ctx, DF_ERR_UNSUPPORTED, "%s: %.160s: '%.160s' differs from block "
                     "0's: blocks with embeddings of their own are not supported",
                     f->function, f->name, t->name);
-}
-
-/* What only we can say of weights, as strings beside them: the data's scaling, and a card
-   that is no table of betas. */
-static df_result dfi_net_own_words(const dfi_net_file *f, df_net *net) {
-    double both[2];
-    if (df_safetensors_metadata(f->file, "data.scaling") != NULL &&
-        (dfi_net_numbers(f, "data.scaling", 2, 2, both) < 0 ||
-         df_net_set_scaling(f->ctx, net, 1, &both[0], &both[1]) != DF_OK))
-        return f->ctx->code;
-    if (df_safetensors_metadata(f->file, "process") == NULL) return DF_OK;
-    net->said = 1;
-    return dfi_net_read_card(f, net);
-}
-
-/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
-   table means "none"; the configuration of others cannot. */
-static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
-                                 df_source weights) {
-    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
-    df_net *net = NULL;
-    int bad = 0;
-    if (f.file == NULL) return NULL;
-    for (int i = 0; i < df_safetensors_count(f.file); i++)
-        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
-            plan->naming = DFI_NAMES_OLD;
-    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
-        unet->classes--, unet->null_class = 1;
-    plan->ndim = 3;
-    plan->from = f.file;
-    net = dfi_net_new(ctx, plan);
-    df_scope mark = dfi_scratch_mark(ctx);
-    dfi_key_list keys;
-    bad = net != NULL && dfi_net_keys(ctx, net, &keys) != DF_OK;
-    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
-        bad = dfi_net_leftover(&f, net, &keys, df_safetensors_at(f.file, i)) != DF_OK;
-    bad = bad || (net != NULL && dfi_net_own_words(&f, net) != DF_OK);
-    dfi_scratch_release(ctx, mark);
-    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
-        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
-                 ctx->message);
-    df_safetensors_close(f.file);
-    if (bad) df_net_free(net);
-    return bad ? NULL : net;
 }
 
 /* The card of networks of denoising diffusion: a table of betas, t = 0 .. T - 1. */
@@ -15471,35 +16573,74 @@ static df_result dfi_scheduler_load(df_ctx *ctx, const df_source *source, df_net
     return result;
 }
 
+/* What only we can say of weights stands as strings beside them: the data's scaling, and a
+   card that is no table of betas. Other cards are the scheduler's. */
+static df_result dfi_net_words(const dfi_net_file *f, const df_source *scheduler,
+                               df_net *net) {
+    double both[2];
+    if (df_safetensors_metadata(f->file, "data.scaling") != NULL &&
+        (dfi_net_numbers(f, "data.scaling", 2, 2, both) < 0 ||
+         df_net_set_scaling(f->ctx, net, 1, &both[0], &both[1]) != DF_OK))
+        return f->ctx->code;
+    return df_safetensors_metadata(f->file, "process") != NULL
+               ? dfi_net_read_card(f, net)
+               : dfi_scheduler_load(f->ctx, scheduler, net);
+}
+
+/* Builds the net of a plan from its weights. Ours say whether the last class of a UNet's
+   table means "none"; the configuration of others cannot. */
+static df_net *dfi_net_load_plan(df_ctx *ctx, dfi_net_plan *plan, df_unet_desc *unet,
+                                 df_source weights, const df_source *scheduler) {
+    dfi_net_file f = dfi_net_open(ctx, "df_net_load_config", weights);
+    df_net *net = NULL;
+    int bad = 0;
+    if (f.file == NULL) return NULL;
+    for (int i = 0; i < df_safetensors_count(f.file); i++)
+        if (strstr(df_safetensors_at(f.file, i)->name, ".query.weight"))
+            plan->naming = DFI_NAMES_OLD;
+    if (unet->classes > 1 && df_safetensors_metadata(f.file, "null_class"))
+        unet->classes--, unet->null_class = 1;
+    plan->from = f.file;
+    net = dfi_net_new(ctx, plan);
+    df_scope mark = dfi_scratch_mark(ctx);
+    dfi_key_list keys;
+    bad = net != NULL && dfi_net_keys(ctx, net, &keys) != DF_OK;
+    for (int i = 0; net != NULL && !bad && i < df_safetensors_count(f.file); i++)
+        bad = dfi_net_leftover(&f, net, &keys, df_safetensors_at(f.file, i)) != DF_OK;
+    bad = bad || (net != NULL && dfi_net_words(&f, scheduler, net) != DF_OK);
+    dfi_scratch_release(ctx, mark);
+    if (net == NULL && ctx->code == DF_ERR_ARGUMENT)
+        dfi_fail(ctx, DF_ERR_FORMAT, "%s: %.200s: %.240s", f.function, f.name,
+                 ctx->message);
+    df_safetensors_close(f.file);
+    if (bad) df_net_free(net);
+    return bad ? NULL : net;
+}
+
 DF_API df_net *df_net_load_config(df_ctx *ctx, df_source config, df_source weights,
                                   const df_source *scheduler) {
     dfi_where at = {ctx, "df_net_load_config", "", DF_ERR_FORMAT};
     df_buffer text = {NULL, 0, 0};
     char name[64];
-    dfi_net_plan plan;
-    df_unet_desc unet;
+    df_unet_desc unet = df_unet_defaults();
     dfi_dit_config dit;
-    df_net *net = NULL;
+    dfi_net_plan plan = dfi_unet_plan(&unet);
     if (ctx == NULL) return NULL;
-    memset(&plan, 0, sizeof plan);
-    unet = df_unet_defaults();
     df_result result = dfi_config_load(&at, config, &text);
     if (result == DF_OK)
         result = dfi_config_text(&at, &text, "_class_name", sizeof name, name);
     if (result == DF_OK && strcmp(name, "UNet2DModel") == 0)
-        result = dfi_plan_unet(&at, &text, &unet, &plan);
+        result = dfi_config_unet(&at, &text, &unet, &plan);
     else if (result == DF_OK && (name[0] == 0 || strstr(name, "Transformer2DModel")))
-        result = dfi_plan_dit(&at, &text, name[0] != 0, &dit, &plan);
+        result = dfi_config_dit(&at, &text, name[0] != 0, &dit, &plan);
     else if (result == DF_OK)
         result = dfi_error(&at, 0, NULL, "the key \"_class_name\" is \"%s\": UNet2DModel, "
                            "DiTTransformer2DModel or DiT's arguments are known", name);
     df_buffer_free(ctx, &text);
-    if (result == DF_OK) net = dfi_net_load_plan(ctx, &plan, &unet, weights);
-    if (net == NULL || net->said || dfi_scheduler_load(ctx, scheduler, net) == DF_OK)
-        return net;
-    df_net_free(net);
-    return NULL;
+    if (result != DF_OK) return NULL;
+    return dfi_net_load_plan(ctx, &plan, &unet, weights, scheduler);
 }
+
 /* ---- folders ---- */
 
 /* folder/name in step memory. */
@@ -16133,6 +17274,313 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_mmd: wrong bandwidth %g", bandwidth);
     return dfi_pair_distance(ctx, "df_mmd", s, -1.0, out);
 }
+
+/* Total variation over a histogram: outliers count in the outer cells. */
+static void dfi_histogram(const dfi_samples *s, const df_real *x, size_t n, double lo,
+                          double hi, size_t bins, double *cells) {
+    double width = (hi - lo) / (double)bins, most = (double)bins - 1;
+    for (size_t i = 0; i < n; i++) {
+        size_t cell = 0;
+        for (size_t j = 0; j < s->dim; j++) {
+            double at = floor(((double)x[i * s->dim + j] - lo) / width);
+            cell = cell * bins + (size_t)fmin(fmax(at, 0), most);
+        }
+        cells[cell] += 1.0 / (double)n;
+    }
+}
+DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
+        const df_real *b, int nb, int dim, double lo, double hi, int bins, double *out) {
+    static const char who[] = "df_total_variation";
+    dfi_samples s = { ctx ? ctx->k : 0, a, b, (size_t)na, (size_t)nb, (size_t)dim, 0, 0 };
+    df_scope mark;
+    size_t side = (size_t)bins, count = dim == 2 ? dfi_mul(side, side) : side;
+    double *cells;
+    if (dim > 2 || bins < 1 || dfi_nonfinite(lo) || dfi_nonfinite(hi - lo) || hi <= lo)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: dim = %d, lo = %g, hi = %g, bins = %d; "
+                        "want dim 1 or 2, lo < hi, bins >= 1", who, dim, lo, hi, bins);
+    if (dfi_samples_check(ctx, who, &s, 1, out)) return ctx ? ctx->code : DF_ERR_ARGUMENT;
+    mark = dfi_scratch_mark(ctx);
+    cells = (double *)dfi_scratch(ctx, dfi_mul(count, 2 * sizeof *cells));
+    if (cells == NULL) return DF_ERR_MEMORY;
+    memset(cells, 0, 2 * count * sizeof *cells);
+    dfi_histogram(&s, a, s.na, lo, hi, side, cells);
+    dfi_histogram(&s, b, s.nb, lo, hi, side, cells + count);
+    *out = 0;
+    for (size_t i = 0; i < count; i++) *out += fabs(cells[i] - cells[count + i]) / 2;
+    dfi_scratch_release(ctx, mark);
+    return DF_OK;
+}
+
+/* =====================================================================================
+   // >>laboratory: models that are wrong by a known amount
+
+   How wrong may a score be? Langevin dynamics and diffusion answer differently (Cao, Chen,
+   Sridharan & Wu 2026). Let a score be s^ = s + b, with |b| small in L^p(p), which is what
+   training makes it. Langevin dynamics at one t walks a single landscape, and b may be
+   large where p is almost nothing: a well there, s^ = -pull (x - c), holds for a time
+   e^(c dim) whatever begins inside; so may a well of radius .12 sqrt dim about each
+   training point, where every chain begins that starts from data it was trained on. A
+   reverse SDE has a landscape for each t, and an error that is small over every p_t costs,
+   by Girsanov's theorem, no more than
+       KL(p_0 || q_0) <= KL(paths) = w/2 int g^2 E_(p_t) |b_t|^2 dt,
+   w = ((1 + eta^2)/2)^2/eta^2, which is 1 for eta = 1, the least (Song et al. 2021b,
+   theorem 1; Chen et al. 2023): drifts differ by (1 + eta^2)/2 g^2 b, noise is eta g.
+
+   The flaw is in the score, the model's answer in any prediction. Both are affine in one
+   another, s = cx x + cp answer, so the answer is off by b/cp.
+   ===================================================================================== */
+enum { DFI_DRAW_FLAW = 0x4f1a0000, DFI_DRAW_PATH };
+
+typedef struct dfi_flaw_job {
+    const df_flaw *flaw;
+    const df_query *q;
+    size_t dim, width, first;          /* numbers in a row of x, of the answer; a row */
+    double scale, cx, cp, factor;      /* of x; s = cx x + cp answer; of b */
+    df_real *out;
+} dfi_flaw_job;
+
+/* b [dim] at x, where the score is s. Distances are left as soon as they exceed the least:
+   in high dimension after a few terms. */
+static void dfi_flaw_wells(const df_flaw *f, size_t dim, const double *x, const double *s,
+                           double *b) {
+    const df_real *nearest = f->points;
+    double least = f->outer * f->outer, hold;
+    for (size_t k = 0; k < (f->points ? (size_t)f->count : 1); k++) {
+        const df_real *c = f->points ? f->points + k * dim : NULL;
+        double square = 0;
+        for (size_t i = 0; i < dim && square < least; i++)
+            square += (c ? x[i] - (double)c[i] : x[i]) * (c ? x[i] - (double)c[i] : x[i]);
+        if (square < least) nearest = c;
+        least = fmin(least, square);
+    }
+    hold = fmin((f->outer - sqrt(least)) / (f->outer - f->inner), 1);
+    for (size_t i = 0; i < dim; i++) {
+        double c = nearest ? (double)nearest[i] : 0;
+        b[i] = hold > 0 ? hold * (-f->pull * (x[i] - c) - s[i]) : 0;
+    }
+}
+
+/* b = size u/|u|. */
+static void dfi_flaw_shift(const df_flaw *f, size_t dim, uint64_t sample, df_real *u,
+                           double *b) {
+    double square = 0;
+    if (f->kind == DF_FLAW_ISOTROPIC)
+        df_random_normal(f->seed, sample, DFI_DRAW_FLAW, dim, u);
+    for (size_t i = 0; i < dim; i++) {
+        b[i] = f->kind == DF_FLAW_ISOTROPIC ? (double)u[i]
+             : f->direction ? (double)f->direction[i] : 1;
+        square += b[i] * b[i];
+    }
+    for (size_t i = 0; i < dim; i++) b[i] *= f->size / sqrt(square);
+}
+
+static double dfi_flaw_row(const void *arg, size_t row, double *x) {
+    const dfi_flaw_job *job = (const dfi_flaw_job *)arg;
+    size_t dim = job->dim, at = job->first + row;
+    double *s = x + dim, *b = s + dim, sum = 0;
+    df_real *out = job->out + at * job->width;
+    for (size_t i = 0; i < dim; i++) {
+        x[i] = (double)job->q->x[at * dim + i] / job->scale;
+        s[i] = job->cx * x[i] + job->cp * (double)out[i];
+    }
+    if (job->flaw->kind == DF_FLAW_WELLS) dfi_flaw_wells(job->flaw, dim, x, s, b);
+    else dfi_flaw_shift(job->flaw, dim, job->q->first_sample +
+                        at % (size_t)job->q->samples, (df_real *)(void *)s, b);
+    for (size_t i = 0; i < dim; i++) {
+        out[i] = (df_real)((double)out[i] + job->factor * b[i]);
+        sum += fabs((double)out[i]);
+    }
+    return sum;
+}
+
+static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f) {
+    const df_model *m = f->model;
+    double length = 1;
+    if (f->cookie != DFI_COOKIE || !m || !m->predict ||
+        (unsigned)f->kind >= (unsigned)DF_FLAW_COUNT || (f->points && f->count < 1))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: kind %d, count %d: want a "
+                        "df_flaw, one point or more, a model that has predict: begin with "
+                        "df_flaw_defaults", (int)f->kind, f->count);
+    for (int i = 0; f->direction && i < m->dim; i++)
+        length = (i ? length : 0) + fabs((double)f->direction[i]);
+    if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer) || f->inner < 0 ||
+        !(f->inner < f->outer) || dfi_nonfinite(f->size) || dfi_nonfinite(length) ||
+        !(length > 0) || (f->norm && !(f->limit >= 0)))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: pull %g, inner %g, outer %g, size "
+                        "%g, |direction| %g, limit %g: want pull and limit >= 0, 0 <= "
+                        "inner < outer, a direction but 0", f->pull, f->inner, f->outer,
+                        f->size, length, f->limit);
+    return DF_OK;
+}
+
+/* The rows from job->first on, all at one time. */
+static df_result dfi_flaw_rows(df_ctx *ctx, dfi_flaw_job *job, int rows) {
+    const df_model *m = job->flaw->model;
+    df_point at = df_process_at(&m->process, job->q->t[job->first]);
+    dfi_rows run = { dfi_flaw_row, job, (size_t)rows, 3 * job->dim, 0, NULL, NULL };
+    double sum, norm = 0;
+    df_result r;
+    at.alpha = job->q->alpha[job->first];
+    at.sigma = job->q->sigma[job->first];
+    r = dfi_model_map(ctx, m, DF_SCORE, &at, &job->cx, &job->cp);
+    if (r == DF_OK && !(fabs(job->cp) > 0))
+        r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_flaw: at alpha = %g no %s makes another "
+                     "score: start below t = %g (t_max), or predict eps", at.alpha,
+                     df_prediction_name(m->prediction), at.t);
+    if (r == DF_OK && job->flaw->norm)
+        r = job->flaw->norm(job->flaw->user, ctx, &at, &norm);
+    if (r != DF_OK) return r;
+    job->factor = norm > job->flaw->limit ? job->flaw->limit / norm : 1;
+    job->factor /= job->cp;
+    job->scale = dfi_model_scale(m, &at);
+    return dfi_rows_run(ctx, "df_flaw", run, &sum);
+}
+
+static int dfi_flaw_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    const df_flaw *f = (const df_flaw *)self;
+    df_result r = dfi_flaw_check(ctx, f);
+    dfi_flaw_job job = { f, q, (size_t)q->dim, 0, 0, 1, 0, 1, 1, out };
+    if (r == DF_OK) r = dfi_ask(ctx, f->model, q, out);
+    if (r == DF_OK) job.width = dfi_answer_width(f->model, q->ask);
+    for (int row = 0, rows; r == DF_OK && row < q->n; row += rows) {
+        rows = dfi_same_times(q->t, row, q->n);
+        job.first = (size_t)row;
+        r = dfi_flaw_rows(ctx, &job, rows);
+    }
+    return r;
+}
+
+DF_API df_flaw df_flaw_defaults(void) {
+    df_flaw f;
+    memset(&f, 0, sizeof f);
+    f.cookie = DFI_COOKIE;
+    f.pull = 2;
+    f.inner = 4;
+    f.outer = 5;
+    return f;
+}
+
+DF_API df_model df_flaw_model(df_flaw *flaw) {
+    int made = flaw && flaw->cookie == DFI_COOKIE && flaw->model;
+    df_model m = made ? *flaw->model : df_model_defaults();
+    if (flaw == NULL) return m;        /* of dim 0: refused, with a sentence, where used */
+    m.predict = dfi_flaw_predict;
+    m.self = flaw;
+    m.answers = DF_ASK_PREDICT;
+    m.max_batch = 0;                   /* the model's own limit is kept when it is asked */
+    return m;
+}
+
+/* ---- how wrong ---- */
+
+/* |a - b|^2 of each row at x [n, dim], into gap [n], of scores (to SCORE) or of eps. */
+static df_result dfi_score_gap(df_ctx *ctx, const df_model *const m[2],
+                               const df_sample_desc *d, df_prediction to,
+                               const df_point *at, int n, const df_real *x, double *gap) {
+    df_scope mark = dfi_scratch_mark(ctx);
+    size_t dim = (size_t)m[0]->dim, size = dfi_mul((size_t)n, dim);
+    df_real *s = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *s));
+    df_point other = df_process_at(&m[1]->process, at->t);
+    df_result r = s ? DF_OK : DF_ERR_MEMORY;
+    if (r == DF_OK && (fabs(other.alpha - at->alpha) > 1e-9 * (at->alpha + at->sigma) ||
+                       fabs(other.sigma - at->sigma) > 1e-9 * (at->alpha + at->sigma)))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error, df_path_kl: alpha and sigma "
+                     "at t = %g are %g, %g of one model, %g, %g of the other", at->t,
+                     at->alpha, at->sigma, other.alpha, other.sigma);
+    for (size_t k = 0; r == DF_OK && k < 2; k++)
+        r = dfi_ask_as(ctx, m[k], dfi_query_of(d, n, x), to, at, 0, NULL, s + k * size);
+    for (size_t i = 0; r == DF_OK && i < size; i++) {
+        double e = (double)s[i] - (double)s[size + i];
+        gap[i / dim] = e * e + (i % dim ? gap[i / dim] : 0);
+    }
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* Models that can be compared, or a sentence. */
+static df_result dfi_lab_check(df_ctx *ctx, const char *who, const df_model *const m[2],
+                               const df_sample_desc *d, const df_real *x, int n,
+                               const double *out) {
+    df_result r = dfi_measure_check(ctx, who, m[0], d, n);
+    if (r == DF_OK) r = dfi_measure_check(ctx, who, m[1], d, n);
+    if (r != DF_OK || (m[0]->dim == m[1]->dim && x && out)) return r;
+    return dfi_fail(ctx, DF_ERR_ARGUMENT, "%s: models of dim %d and %d; want one, and "
+                    "x and out not NULL", who, m[0]->dim, m[1]->dim);
+}
+
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
+                                double t, const df_real *x, int n, double p, double *out) {
+    const df_model *const m[2] = { a, b };
+    df_sample_desc d = df_sample_defaults();
+    df_result r = dfi_lab_check(ctx, "df_score_error", m, &d, x, n, out);
+    df_scope mark;
+    df_point at;
+    double *gap, sum = 0;
+    if (r != DF_OK) return r;
+    if (!dfi_positive(p) || dfi_nonfinite(t))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error: p = %g at t = %g, want p > "
+                        "0", p, t);
+    mark = dfi_scratch_mark(ctx);
+    gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
+    at = df_process_at(&a->process, t);
+    r = gap ? dfi_score_gap(ctx, m, &d, DF_SCORE, &at, n, x, gap) : DF_ERR_MEMORY;
+    for (int i = 0; r == DF_OK && i < n; i++) sum += pow(gap[i], p / 2);
+    if (r == DF_OK) *out = pow(sum / n, 1 / p);
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
+/* E |eps_a - eps_b|^2 at one point, x [n, dim] noised by draw k; y [n, dim]. */
+static df_result dfi_path_node(df_ctx *ctx, const df_model *const m[2],
+                               const df_sample_desc *d, const df_point *at, uint32_t k,
+                               const df_real *x, int n, df_real *y, double *gap) {
+    size_t dim = (size_t)m[0]->dim, size = (size_t)n * dim;
+    df_real *noise = y + size;
+    const double c[2] = { at->alpha, at->sigma };
+    const df_real *const a[2] = { y, noise };
+    memcpy(y, x, size * sizeof *y);
+    dfi_rescale(m[0], size, y, 0);
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, DFI_DRAW_PATH + k, dim,
+                         noise + i * dim);
+    ctx->k->combine(size, 2, c, a, y);
+    return dfi_score_gap(ctx, m, d, DF_EPS, at, n, y, gap);
+}
+
+DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
+                            const df_sample_desc *desc, const df_real *x, int n,
+                            double *out) {
+    const df_model *const m[2] = { truth, model };
+    df_result r = dfi_lab_check(ctx, "df_path_kl", m, desc, x, n, out);
+    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0;
+    double eta = r == DF_OK && desc->eta >= 0 ? desc->eta : 1, *gap, sum = 0;
+    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)truth->dim) : 0;
+    df_scope mark;
+    df_point *grid;
+    df_real *y;
+    if (r != DF_OK) return r;
+    mark = dfi_scratch_mark(ctx);
+    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
+    r = grid && y && gap ? df_grid(ctx, &truth->process, desc, grid, steps + 2, &count)
+                         : DF_ERR_MEMORY;
+    if (r == DF_OK && (!dfi_positive(eta) || dfi_nonfinite(grid[0].lambda) ||
+                       dfi_nonfinite(grid[count - 1].lambda)))
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_path_kl: eta = %g, lambda %g to %g: want "
+                     "eta > 0, end DF_END_T_MIN, and alpha > 0 at t_max", eta,
+                     grid[0].lambda, grid[count - 1].lambda);
+    for (int k = 0; r == DF_OK && k + 1 < count; k++) {
+        double half = (grid[k + 1].lambda - grid[k].lambda) / 2, h = 2 * fabs(half);
+        df_point at = df_process_at_lambda(&truth->process, grid[k].lambda + half);
+        r = dfi_path_node(ctx, m, desc, &at, (uint32_t)k, x, n, y, gap);
+        for (int i = 0; r == DF_OK && i < n; i++) sum += h * gap[i] / n;
+    }
+    if (r == DF_OK) *out = pow((1 + eta * eta) / 2 / eta, 2) * sum;
+    dfi_scratch_release(ctx, mark);
+    return r;
+}
+
 /* =====================================================================================
    // >>kernels: the engine room
 

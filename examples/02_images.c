@@ -71,17 +71,9 @@ int main(int argc, char **argv) {
     df_ctx *ctx = df_ctx_create(&c);
     if (ctx == NULL) return data_fail("02_images", "no memory") != 0;
     image_catch(ctx);
-    int n = d.n - d.n / 10, result = 1;
+    int n = d.n - d.n / 10;
     df_net *net = NULL;
-    if (df_sampler_find(ctx, o.method) == NULL) {    // before the training, not after it
-        failed(ctx);
-    } else if (o.load) {
-        net = df_net_load(ctx, df_source_path(o.load));
-        result = net == NULL ? failed(ctx) : image_fits(&o, &d, net) != 0;
-    } else {
-        result = image_train(ctx, &o, &i, &d, n, &net);
-        if (result == 1) failed(ctx);
-    }
+    int result = image_load_or_train(ctx, &o, &i, &d, n, &net);
     if (result == 0) result = sample(ctx, &o, &i, &d, n, net);
     df_net_free(net);
     df_ctx_free(ctx);

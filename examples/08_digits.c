@@ -84,7 +84,7 @@ int main(int argc, char **argv) {
     image_options i;
     data_set d;
     df_ctx_desc c = df_ctx_defaults();
-    int reader_steps = 1500, result = 1;
+    int reader_steps = 1500;
     image_options_defaults(&i, &o);
     i.own[o.owns++] = (option_own)OPTION_WHOLE("--reader-steps", "N", "training steps of the "
                                                "reader", &reader_steps, 1, 1000000);
@@ -102,15 +102,7 @@ int main(int argc, char **argv) {
     image_catch(ctx);
     int n = d.n - d.n / 10;
     df_net *net = NULL;
-    if (df_sampler_find(ctx, o.method) == NULL) {
-        failed(ctx);
-    } else if (o.load) {
-        net = df_net_load(ctx, df_source_path(o.load));
-        result = net == NULL ? failed(ctx) : image_fits(&o, &d, net) != 0;
-    } else {
-        result = image_train(ctx, &o, &i, &d, n, &net);
-        if (result == 1) failed(ctx);
-    }
+    int result = image_load_or_train(ctx, &o, &i, &d, n, &net);
     if (result == 0) result = judge(ctx, &o, &i, &d, n, reader_steps, net);
     df_net_free(net);
     df_ctx_free(ctx);

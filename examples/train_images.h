@@ -293,4 +293,17 @@ static inline int image_train(df_ctx *ctx, const options *o, const image_options
     }
     return result;
 }
+
+// The net, from a file or by training. 0, 1 or 130; what went wrong is said.
+static inline int image_load_or_train(df_ctx *ctx, const options *o, const image_options *i,
+                                      const data_set *d, int n, df_net **out) {
+    int result = 1;
+    if (df_sampler_find(ctx, o->method) != NULL) {   // before the training, not after it
+        if (o->load == NULL) result = image_train(ctx, o, i, d, n, out);
+        else if ((*out = df_net_load(ctx, df_source_path(o->load))) != NULL)
+            return image_fits(o, d, *out) != 0;
+    }
+    if (result == 1) fprintf(stderr, "%s\n", df_ctx_message(ctx));
+    return result;
+}
 #endif

@@ -42,6 +42,15 @@ static inline void nets_near(const nets_case *c, const nets_array *a, const df_r
     check(off <= tolerance * s, "%s: %s is off by %g of %g", c->name, a->name, off, s);
 }
 
+// The recording of a case, and its folder; NULL if there is none.
+static FILE *nets_recording(const char *kind, const char *name, char folder[300]) {
+    char path[400];
+    snprintf(folder, 300, "%s/nets/%s/%s", nets_root(), kind, name);
+    snprintf(path, sizeof path, "%s/golden.txt", folder);
+    df_ctx_clear(ctx);
+    return fopen(path, "r");
+}
+
 // ---- a network's outputs, stages and gradients ----
 
 // Zero in exact arithmetic, so rounding noise: a key's bias, and one that a norm with one channel
@@ -208,14 +217,11 @@ static void nets_round(const char *name, const char *folder, const char *file, d
 
 static void nets_folder(const char *kind, const char *name) {
     static nets_case c;
-    char folder[300], path[400];
+    char folder[300];
     const char *file = strcmp(kind, "unet") == 0 ? "diffusion_pytorch_model.safetensors"
                                                  : "model.safetensors";
-    snprintf(folder, sizeof folder, "%s/nets/%s/%s", nets_root(), kind, name);
-    snprintf(path, sizeof path, "%s/golden.txt", folder);
-    FILE *f = fopen(path, "r");
+    FILE *f = nets_recording(kind, name, folder);
     if (f == NULL) return;
-    df_ctx_clear(ctx);
     df_net *net = df_net_load_folder(ctx, folder);
     if (check(net != NULL, "%s: %s", name, df_ctx_message(ctx))) {
         while (nets_read(f, &c)) {
@@ -255,6 +261,17 @@ static df_net *nets_named(const nets_case *c, const char *folder) {
     return net;
 }
 
+// A recording of one case, and its network; NULL if there is none, or it cannot be read.
+static df_net *nets_begin(const char *kind, const char *name, nets_case *c, char folder[300]) {
+    FILE *f = nets_recording(kind, name, folder);
+    if (f == NULL) return NULL;
+    int fine = check(nets_read(f, c), "%s cannot be read", folder);
+    fclose(f);
+    df_net *net = fine ? nets_named(c, folder) : NULL;
+    nets_cases += net != NULL;
+    return net;
+}
+
 // What the recording's keys and its scheduler's configuration say.
 static void nets_settings(const nets_case *c, const char *folder, const df_net *net,
                           df_sample_desc *d, double *points) {
@@ -276,19 +293,12 @@ static void nets_settings(const nets_case *c, const char *folder, const df_net *
 
 static void nets_sample(const char *name) {
     static nets_case c;
-    char folder[300], path[400];
+    char folder[300];
     double points[64];
     df_real *x, *path_x;
     nets_noise_source source = {&c};
-    snprintf(folder, sizeof folder, "%s/nets/sample/%s", nets_root(), name);
-    snprintf(path, sizeof path, "%s/golden.txt", folder);
-    FILE *f = fopen(path, "r");
-    if (f == NULL) return;
-    df_ctx_clear(ctx);
-    df_net *net = check(nets_read(f, &c), "%s cannot be read", path) ? nets_named(&c, folder) : NULL;
-    fclose(f);
+    df_net *net = nets_begin("sample", name, &c, folder);
     if (net == NULL) return;
-    nets_cases++;
     const nets_array *first = nets_find(&c, "x_T"), *l = nets_find(&c, "class_labels");
     // with guidance the second half of all rows only serves the peer's way to compute it
     int n = first->shape[0] / (nets_number(&c, "cfg_scale", 0) > 0 ? 2 : 1);
@@ -378,17 +388,10 @@ static double nets_loss(const nets_case *c, df_net *net, df_real *grads, int ste
 
 static void nets_train(const char *name) {
     static nets_case c;
-    char folder[300], path[400], key[160];
+    char folder[300], key[160];
     nets_training s;
-    snprintf(folder, sizeof folder, "%s/nets/train/%s", nets_root(), name);
-    snprintf(path, sizeof path, "%s/golden.txt", folder);
-    FILE *f = fopen(path, "r");
-    if (f == NULL) return;
-    df_ctx_clear(ctx);
-    df_net *net = check(nets_read(f, &c), "%s cannot be read", path) ? nets_named(&c, folder) : NULL;
-    fclose(f);
+    df_net *net = nets_begin("train", name, &c, folder);
     if (net == NULL) return;
-    nets_cases++;
     size_t size = df_net_size(net);
     s.grads = (df_real *)calloc(4 * size, sizeof(df_real));
     s.m = s.grads + size, s.v = s.m + size, s.average = s.v + size;

@@ -92,7 +92,7 @@ TEST(wrong_descriptors) {
     u = small_unet(), u.down[1] = 7;
     refused("a block", df_unet_create(ctx, &u), "down", "7");
     u = small_unet(), u.in_channels = 64, u.height = u.width = 8192;
-    refused("a sample of 2^32 elements", df_unet_create(ctx, &u), "64 x 8192 x 8192", "2^31");
+    refused("a sample of 2^32 elements", df_unet_create(ctx, &u), "[64,8192,8192]", "2^31");
     u = small_unet(), u.center_input = -3;
     refused("a flag", df_unet_create(ctx, &u), "center_input", "-3");
     u = small_unet(), u.cookie = 0;
@@ -114,7 +114,24 @@ static df_net *make(int which) {
     return stirred(which < 2 ? df_unet_create(ctx, &u) : df_dit_create(ctx, &d));
 }
 
-// Conditions narrower than a net's, and files that lie about them.
+// A file whose metadata has `lie` in place of `truth`, its header as long as it then is.
+static void lying(const df_buffer *file, const char *truth, const char *lie, const char *word, const char *second) {
+    size_t old = strlen(truth), size = strlen(lie), at = 8, header = 0;
+    unsigned char *bytes = (unsigned char *)malloc(file->size + size);
+    for (int i = 7; i >= 0; i--) header = header << 8 | file->data[i];
+    while (at + old < file->size && memcmp(file->data + at, truth, old) != 0) at++;
+    if (check(at + old < 8 + header, "%s is not in the file", truth)) {
+        memcpy(bytes, file->data, at);
+        memcpy(bytes + at, lie, size);
+        memcpy(bytes + at + size, file->data + at + old, file->size - at - old);
+        header += size - old;
+        for (int i = 0; i < 8; i++) bytes[i] = (unsigned char)(header >> 8 * i);
+        refused(lie, df_net_load(ctx, df_source_memory(bytes, file->size + size - old)), word, second);
+    }
+    free(bytes);
+}
+
+// Conditions narrower than a net's, and files that lie about them or about the shape.
 TEST(conditions_are_checked) {
     df_mlp_desc m = df_mlp_defaults();
     df_real x[2] = {0}, few[10] = {0};
@@ -129,14 +146,10 @@ TEST(conditions_are_checked) {
     df_net_free(net);
     net = make(2);
     expect(df_net_save(ctx, net, df_sink_buffer(&file)) == DF_OK);
-    char *at = NULL;
-    static const char key[] = "\"condition\":\"0\"";
-    for (size_t i = 0; i + sizeof key < file.size && !at; i++)
-        if (memcmp(file.data + i, key, sizeof key - 1) == 0) at = (char *)file.data + i;
-    if (check(at != NULL, "the condition is not in the file")) {
-        memcpy(at, "\"condition\":\"-", 14); // what follows is no JSON, or a number below 0
-        refused("a condition below 0", df_net_load(ctx, df_source_memory(file.data, file.size)), "df_", "");
-    }
+    lying(&file, "\"condition\":\"0\"", "\"condition\":\"-2\"", "'condition' is not in [0, 2^20]", "df_net_load");
+    lying(&file, "\"condition\":\"0\"", "\"condition\":\"-\"", "condition", "numbers");
+    lying(&file, "\"shape\":\"1 4 4\"", "\"shape\":\"4 4 1\"", "[4,4,1]", "[1,4,4]");
+    lying(&file, "\"shape\":\"1 4 4\"", "\"shape\":\"16\"", "[16]", "[1,4,4]");
     df_buffer_free(ctx, &file);
     df_net_free(net);
 }
@@ -408,6 +421,10 @@ TEST(configurations) {
     config("{\"_class_name\":\"DiTTransformer2DModel\",\"out_channels\":5}", "out_channels", "5");
     config("[]", "JSON", "'{'");
     config("", "0 bytes", "configuration");
+    static char vast[(1 << 20) + 1];
+    memset(vast, ' ', sizeof vast);
+    refused("a vast configuration", df_net_load_config(ctx, df_source_memory(vast, sizeof vast), df_source_memory("", 0),
+                                                       NULL), "more than 1048576 bytes", "(memory)");
     config(UNET "\"norm_eps\":1e-5,\"dropout\":0,\"sample_size\":[65536,2]}", "height", "65536");
     // keys that say nothing are no reason to refuse: the missing weights are
     config(UNET "\"_name_or_path\":\"x\",\"decay\":null,\"fancy\":false}", "safetensors", "(memory)");

@@ -624,7 +624,7 @@ TEST(refused) {
     expect(df_coupling_create(ctx, &f) == NULL && says(ctx, "defaults"));
 #define REFUSED(kind, d, change, part) do { d = df_##kind##_defaults(); change; \
         expect(df_##kind##_create(ctx, &d) == NULL && says(ctx, part)); } while (0)
-    REFUSED(vae, v, v.dim = 0, "each at least 1");
+    REFUSED(vae, v, v.dim = 0, "dim in [1, 2^20]");
     REFUSED(vae, v, v.levels = 9, "layers 9");
     REFUSED(vae, v, v.levels = 0, "layers 0");
     REFUSED(vae, v, v.width = 0, "width 0");
