@@ -17,7 +17,7 @@
 
 enum { WAYS = 3, TRAINED = 40000, SIDE = 120 };
 static const char *const names[WAYS] = { "coupling flow", "neural ODE", "flow matching" };
-static const double steps_of[WAYS] = { 1, 0.2, 2 };          // times --steps
+static const double steps_of[WAYS] = { 1, 0.3, 2 };          // times --steps
 static const double allowed[WAYS] = { 0.3, 0.3, 0.1 }, entropy = 2.839, half = 4.2;
 static df_ctx *ctx;
 static df_mixture *data;
@@ -36,11 +36,11 @@ static df_net *train(int way, const df_real *x, const options *o, double *second
     df_mlp_desc m = df_mlp_defaults();
     df_train_desc d = df_train_defaults();
     f.width = 64, f.seed = m.seed = d.seed = o->seed;
-    m.width = way == 1 ? 64 : 128, m.depth = way == 1 ? 2 : 3, m.embed = 16;
-    m.time_scale = 8;                            // a field that changes slowly needs few steps
+    m.width = way == 1 ? 64 : 128, m.depth = way == 1 ? 2 : 3, m.embed = 8;
+    m.time_scale = 4;                            // a field that changes slowly needs few steps
     if (way == 0) d.objective = df_objective_flow_likelihood;
     if (way == 1) d.objective = df_objective_node, d.objective_self = &node;
-    d.batch = way == 1 ? 128 : 256, d.steps = (int64_t)(o->steps * steps_of[way]);
+    d.steps = (int64_t)(o->steps * steps_of[way]);
     d.scaling = DF_SCALING_NONE, d.on_step = on_step;
     d.weight_decay = 0, d.validation = 0, d.ema = 0.99, d.warmup = 50;
     d.learning_rate = way == 1 ? 5e-3 : 2e-3, d.report = 10;
