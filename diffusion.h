@@ -15140,8 +15140,9 @@ DF_API df_tensor *df_coupling_inverse(const df_run *run, df_tensor *z) {
     dfi_pass w = dfi_pass_run(run);
     if (!dfi_relative_ok(run, "df_coupling_inverse", "coupling", z, run->net->dim))
         return NULL;
+    df_scope scope = df_scope_begin(run->ctx); /* ended after each layer */
     for (int l = run->net->config[DFI_RELATIVE_LAYERS] - 1; l >= 0; l--)
-        z = dfi_coupling_layer(&w, l, z, 1, NULL);
+        z = df_scope_end(run->ctx, scope, dfi_coupling_layer(&w, l, z, 1, NULL));
     return z;
 }
 DF_API df_tensor *df_objective_flow_likelihood(void *self, const df_run *run,

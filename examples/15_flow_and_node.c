@@ -26,11 +26,6 @@ static progress_bar bar;
 static const df_point here = { 0, 1, 0, INFINITY };
 static df_real image[1 + WAYS][SIDE * SIDE];                 // densities, the truth first
 
-static int on_step(void *user, const df_train_info *info) {
-    (void)user;
-    progress(&bar, (long)info->step, (long)info->steps, "loss", info->loss);
-    return 0;
-}
 static df_net *train(int way, const df_real *x, const options *o, double *seconds) {
     df_coupling_desc f = df_coupling_defaults();
     df_mlp_desc m = df_mlp_defaults();
@@ -41,7 +36,7 @@ static df_net *train(int way, const df_real *x, const options *o, double *second
     if (way == 0) d.objective = df_objective_flow_likelihood;
     if (way == 1) d.objective = df_objective_node, d.objective_self = &node;
     d.steps = (int64_t)(o->steps * steps_of[way]);
-    d.scaling = DF_SCALING_NONE, d.on_step = on_step;
+    d.scaling = DF_SCALING_NONE, d.on_step = progress_on_step, d.user = &bar;
     d.weight_decay = 0, d.validation = 0, d.ema = 0.99, d.warmup = 50;
     d.learning_rate = way == 1 ? 5e-3 : 2e-3, d.report = 10;
     df_net *net = way == 0 ? df_coupling_create(ctx, &f) : df_mlp_create(ctx, &m);
