@@ -1966,7 +1966,8 @@ typedef struct df_vae_desc {
     int depth;               /* hidden layers of each MLP, 0 .. 64; 0: linear maps [2] */
     int levels;              /* L, 1 .. 8; 1 is the VAE [1] */
     int latent[DF_VAE_LEVELS];     /* numbers of z_1, z_2, ..., 1 .. 2^20 [2 each] */
-    double deviation;        /* of p(x|z_1); 0: learned [0] */
+    double deviation;        /* of p(x|z_1); 0: learned, from 1/e on: a wide one may make
+                                the encoder say nothing, for ever [0] */
 } df_vae_desc;
 DF_API df_vae_desc df_vae_defaults(void);
 DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc);
@@ -14956,22 +14957,26 @@ static int dfi_relative_ok(const df_run *run, const char *who, const char *kind,
     return 0;
 }
 
-/* N(0, 1) [n, width] of samples key[1] .. key[1]+n-1 of the seed key[0]. */
-static df_tensor *dfi_relative_normal(df_ctx *ctx, const uint64_t key[2], uint32_t draw,
-                                      int n, int width) {
-    int shape[2];
-    shape[0] = n, shape[1] = width;
-    df_tensor *z = df_tensor_new(ctx, 2, shape);
-    for (int r = 0; z != NULL && r < n; r++)
-        df_random_normal(key[0], key[1] + (uint64_t)r, DFI_DRAW_RELATIVE + draw,
-                         (size_t)width, z->data + (size_t)r * (size_t)width);
-    return z;
+/* What samples are drawn from: N(0, 1) [rows, width] of one draw. */
+typedef struct dfi_relative {
+    uint64_t seed, first;
+    int rows;
+} dfi_relative;
+typedef df_tensor *(*dfi_relative_draw)(const df_run *run, const dfi_relative *s);
+static df_tensor *dfi_relative_normal(df_ctx *ctx, const dfi_relative *s, int draw,
+                                      int width) {
+    df_run run;
+    df_batch b;
+    memset(&run, 0, sizeof run), memset(&b, 0, sizeof b);
+    run.ctx = ctx, run.seed = s->seed;
+    b.x0 = df_tensor_new(ctx, 1, &s->rows);
+    b.first = s->first, b.stride = 1, b.draw = DFI_DRAW_RELATIVE;
+    return df_batch_normal(&run, &b, (uint32_t)draw, width);
 }
 
-typedef df_tensor *(*dfi_relative_draw)(const df_run *run, const uint64_t key[2], int n);
 /* Samples by `draw`, in parts of net->rows, with the data's scaling undone. */
 static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char *who,
-                                     const char *kind, const uint64_t key[2], int n,
+                                     const char *kind, dfi_relative s, int n,
                                      df_real *out, dfi_relative_draw draw) {
     df_result result = dfi_net_missing(ctx, net, who);
     if (ctx == NULL || result != DF_OK) return DF_ERR_ARGUMENT;
@@ -14983,13 +14988,14 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
     df_run run = df_run_defaults(ctx, net);
     size_t m = (size_t)net->scaling_size;
     for (int at = 0; at < n && result == DF_OK; at += net->rows) {
-        uint64_t part[2] = {key[0], key[1] + (uint64_t)at};
         df_real *to = out + (size_t)at * (size_t)net->dim;
         df_scope mark = dfi_scratch_mark(ctx);
-        df_tensor *x = draw(&run, part, n - at < net->rows ? n - at : net->rows);
+        s.rows = n - at < net->rows ? n - at : net->rows;
+        df_tensor *x = draw(&run, &s);
+        s.first += (uint64_t)s.rows;
         for (size_t i = 0; x != NULL && i < x->size; i++) {
-            const double *s = net->scaling + (m > 1 ? i % m : 0);
-            to[i] = m > 0 ? (df_real)(s[0] + s[m] * (double)x->data[i]) : x->data[i];
+            const double *c = net->scaling + (m > 1 ? i % m : 0);
+            to[i] = m > 0 ? (df_real)(c[0] + c[m] * (double)x->data[i]) : x->data[i];
         }
         result = dfi_stuck(ctx);
         ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
@@ -15003,7 +15009,6 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
 static df_result dfi_relative_check(df_ctx *ctx, df_net *net, int least, int most,
                                     double low, const char *number) {
     const int *c = net->config;
-    net->rows = 4096;
     if (net->ndim != 1 || net->dim < least || net->dim > 1 << 20 || net->classes != 0 ||
         net->condition != 0 || c[0] < 1 || c[0] > 1 << 16 || c[1] < 0 || c[1] > 64 ||
         c[2] < 1 || c[2] > most || dfi_nonfinite(net->number[0]) ||
@@ -15015,6 +15020,7 @@ static df_result dfi_relative_check(df_ctx *ctx, df_net *net, int least, int mos
                         "condition",
                         net->kind, net->dim, c[0], c[1], c[2], number, net->number[0],
                         least, most, low);
+    net->rows = dfi_net_rows(2 * fmax(net->dim, c[0]));
     return DF_OK;
 }
 
@@ -15038,7 +15044,8 @@ static df_tensor *dfi_vae_map(dfi_pass *w, int j, df_tensor *h, df_tensor **lv) 
         return df_slice(w->ctx, h, 1, 0, out);
     }
     int row = fixed > 0 ? 0 : dfi_pass_layer(w, "dec.log_variance", 1, 0, DFI_PASS_ROW,
-                                             DF_INIT_ZERO);
+                                             DF_INIT_ONE);
+    if (!(fixed > 0)) dfi_pass_scale(w, row, -2);
     if (h == NULL) return NULL;
     *lv = fixed > 0 ? df_tensor_number(w->ctx, 2 * log(fixed)) : df_run_param(w->run, row);
     *lv = df_broadcast(w->ctx, *lv, 2, h->shape);
@@ -15123,18 +15130,14 @@ DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
         df_tensor *guess = dfi_vae_map(&w, 2 * levels - i, z, &plv);
         df_tensor *known = dfi_normal_log(ctx, under, guess, plv);
         df_tensor *part = i == 1 ? known : df_sub(ctx, cost, known);
-        all = all == NULL ? df_reshape(ctx, part, 2, column)
-                          : df_concat(ctx, all, df_reshape(ctx, part, 2, column), 1);
         elbo = i == 1 ? known : df_sub(ctx, elbo, part);
-        if (i < levels)
-            cost = df_affine(ctx, df_sum_axis(ctx, lv, 1, 0), -0.5,
-                             -0.5 * m * (1 + dfi_log_two_pi));
-        else
-            cost = df_affine(ctx,
-                             df_sum_axis(ctx, df_add(ctx, df_square(ctx, mean),
-                                                     df_sub(ctx, df_exp(ctx, lv), lv)),
-                                         1, 0),
-                             0.5, -0.5 * m);
+        part = df_reshape(ctx, part, 2, column);
+        all = all == NULL ? part : df_concat(ctx, all, part, 1);
+        cost = df_scale(ctx, lv, -1);
+        if (i == levels)
+            cost = df_add(ctx, df_add(ctx, cost, df_exp(ctx, lv)), df_square(ctx, mean));
+        cost = df_affine(ctx, df_sum_axis(ctx, cost, 1, 0), 0.5,
+                         -0.5 * m * (i == levels ? 1 : 1 + dfi_log_two_pi));
         under = z;
     }
     if (parts != NULL) *parts = df_concat(ctx, all, df_reshape(ctx, cost, 2, column), 1);
@@ -15147,26 +15150,22 @@ DF_API df_tensor *df_objective_elbo(void *self, const df_run *run, const df_batc
     return dfi_mean_loss(run->ctx, df_vae_elbo(run, batch->x0, noise, NULL));
 }
 
-static df_tensor *dfi_vae_draw(const df_run *run, const uint64_t key[2], int n) {
+static df_tensor *dfi_vae_draw(const df_run *run, const dfi_relative *s) {
     int levels = run->net->config[DFI_RELATIVE_LAYERS];
+    int top = run->net->config[DFI_VAE_LATENT + levels - 1];
     dfi_pass w = dfi_pass_run(run);
-    df_tensor *lv, *z = dfi_relative_normal(
-        run->ctx, key, (uint32_t)levels, n, run->net->config[DFI_VAE_LATENT + levels - 1]);
+    df_tensor *lv, *mean, *z = dfi_relative_normal(run->ctx, s, levels, top);
     for (int i = levels; i >= 1; i--) {
-        df_tensor *mean = dfi_vae_map(&w, 2 * levels - i, z, &lv);
-        if (mean == NULL) return NULL;
-        z = dfi_normal_draw(run->ctx, mean, lv,
-                            dfi_relative_normal(run->ctx, key, (uint32_t)i - 1, n,
-                                                mean->shape[1]));
+        if ((mean = dfi_vae_map(&w, 2 * levels - i, z, &lv)) == NULL) return NULL;
+        z = dfi_relative_normal(run->ctx, s, i - 1, mean->shape[1]);
+        z = dfi_normal_draw(run->ctx, mean, lv, z);
     }
     return z;
 }
 DF_API df_result df_vae_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
                                uint64_t first, int n, df_real *out) {
-    uint64_t key[2];
-    key[0] = seed, key[1] = first;
-    return dfi_relative_sample(ctx, net, "df_vae_sample", "vae", key, n, out,
-                               dfi_vae_draw);
+    dfi_relative s = {seed, first, 0};
+    return dfi_relative_sample(ctx, net, "df_vae_sample", "vae", s, n, out, dfi_vae_draw);
 }
 
 /* ---- coupling flows ---------------------------------------------------------------- */
@@ -15227,8 +15226,9 @@ DF_API df_tensor *df_coupling_inverse(const df_run *run, df_tensor *z) {
     dfi_pass w = dfi_pass_run(run);
     if (!dfi_relative_ok(run, "df_coupling_inverse", "coupling", z, run->net->dim))
         return NULL;
+    df_scope scope = df_scope_begin(run->ctx); /* ended after each layer */
     for (int l = run->net->config[DFI_RELATIVE_LAYERS] - 1; l >= 0; l--)
-        z = dfi_coupling_layer(&w, l, z, 1, NULL);
+        z = df_scope_end(run->ctx, scope, dfi_coupling_layer(&w, l, z, 1, NULL));
     return z;
 }
 DF_API df_tensor *df_objective_flow_likelihood(void *self, const df_run *run,
@@ -15237,15 +15237,13 @@ DF_API df_tensor *df_objective_flow_likelihood(void *self, const df_run *run,
     return dfi_mean_loss(run->ctx, df_coupling_log_density(run, batch->x0));
 }
 
-static df_tensor *dfi_coupling_draw(const df_run *run, const uint64_t key[2], int n) {
-    return df_coupling_inverse(run,
-                               dfi_relative_normal(run->ctx, key, 0, n, run->net->dim));
+static df_tensor *dfi_coupling_draw(const df_run *run, const dfi_relative *s) {
+    return df_coupling_inverse(run, dfi_relative_normal(run->ctx, s, 0, run->net->dim));
 }
 DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t seed,
                                     uint64_t first, int n, df_real *out) {
-    uint64_t key[2];
-    key[0] = seed, key[1] = first;
-    return dfi_relative_sample(ctx, net, "df_coupling_sample", "coupling", key, n, out,
+    dfi_relative s = {seed, first, 0};
+    return dfi_relative_sample(ctx, net, "df_coupling_sample", "coupling", s, n, out,
                                dfi_coupling_draw);
 }
 
@@ -15344,29 +15342,18 @@ DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batc
 
 /* ---- making them ------------------------------------------------------------------- */
 
-static dfi_net_plan dfi_relative_plan(const char *kind, uint32_t cookie, uint64_t seed,
-                                      int dim, const int *ints, const double *number) {
-    dfi_net_plan plan;
-    memset(&plan, 0, sizeof plan);
-    plan.kind = kind;
-    plan.cookie = cookie;
-    plan.seed = seed;
-    plan.ndim = 1, plan.shape[0] = dim;
-    plan.ints = ints, plan.ints_size = 3 * sizeof(int);
-    plan.numbers = number, plan.numbers_size = sizeof *number;
-    return plan;
-}
 DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc) {
     const df_vae_desc d = desc != NULL ? *desc : df_vae_defaults();
-    dfi_net_plan plan =
-        dfi_relative_plan("vae", d.cookie, d.seed, d.dim, &d.width, &d.deviation);
-    plan.ints_size += sizeof d.latent;
+    dfi_net_plan plan = {"vae", d.cookie, d.seed, 1, {d.dim}, &d.width,
+                         (3 + DF_VAE_LEVELS) * sizeof(int), &d.deviation, sizeof(double),
+                         0, 0, NULL, DFI_NAMES_OWN};
     return dfi_net_new(ctx, &plan);
 }
 DF_API df_net *df_coupling_create(df_ctx *ctx, const df_coupling_desc *desc) {
     const df_coupling_desc d = desc != NULL ? *desc : df_coupling_defaults();
-    dfi_net_plan plan =
-        dfi_relative_plan("coupling", d.cookie, d.seed, d.dim, &d.width, &d.scale);
+    dfi_net_plan plan = {"coupling", d.cookie, d.seed, 1, {d.dim}, &d.width,
+                         3 * sizeof(int), &d.scale, sizeof(double), 0, 0, NULL,
+                         DFI_NAMES_OWN};
     return dfi_net_new(ctx, &plan);
 }
 

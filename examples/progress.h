@@ -81,4 +81,12 @@ static inline void progress(progress_bar *p, long done, long total, const char *
     if (terminal && last) fprintf(stderr, "\n");
     fflush(stderr);
 }
+
+#ifdef DIFFUSION_H
+// A trainer's on_step, whose user is a bar.
+static inline int progress_on_step(void *bar, const df_train_info *info) {
+    progress((progress_bar *)bar, (long)info->step, (long)info->steps, "loss", info->loss);
+    return 0;
+}
+#endif
 #endif

@@ -470,6 +470,16 @@ TEST(node_of_a_known_flow) {
         double order = log2(error[3] / error[4]);
         check(!IS_DOUBLE || fabs(order - 4) < .2, "order %g", order);
         check(error[4] < (IS_DOUBLE ? 1e-9 : 1e-4), "%g", error[4]);
+        // the chapter on likelihood walks the same ODE from t_min on, an error of order t_min
+        df_model model = df_net_model(net);
+        df_likelihood_desc l = df_likelihood_defaults();
+        double log_p;
+        l.walk.t_min = 1e-6;
+        for (int i = 0; i < N; i++) {          // one by one: the field reads the first time
+            check(df_log_likelihood(ctx, &model, &l, x + 2 * i, 1, &log_p) == DF_OK, "%s",
+                  df_ctx_message(ctx));
+            near(log_p, gaussian_log(x + 2 * i), 1e-3);
+        }
         df_net_free(net);
     }
 }
@@ -493,6 +503,17 @@ TEST(node_probe) {
         for (int i = 0; i < N; i++) sum[i] += (double)y->data[i] / 4;
     }
     near_all(sum, exact->data, N, TINY);
+    // the objective's probes are the signs of the batch's own draw 0
+    df_batch b;
+    memset(&b, 0, sizeof b);
+    b.x0 = rows(N, 2, x), b.labels = labels, b.stride = 1, d.probe = 1;
+    df_tensor *signs = df_batch_normal(&run, &b, 0, 2);
+    int up = 0;
+    for (int i = 0; i < 2 * N; i++) up += signs->data[i] > 0;
+    expect(up > 0 && up < 2 * N);
+    for (int i = 0; i < 2 * N; i++) v[i] = (df_real)(signs->data[i] < 0 ? -1 : 1);
+    df_tensor *hand = df_mean(ctx, df_node_log_density(&run, &d, b.x0, labels, rows(N, 2, v)));
+    near(-(double)hand->data[0], (double)df_objective_node(&d, &run, &b)->data[0], TINY);
     df_tensor *other = df_node_log_density(&run, &d, rows(N, 2, x), NULL, NULL);
     expect(fabs((double)(other->data[0] - exact->data[0])) > 1e-4);
     df_net_free(net);
