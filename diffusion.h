@@ -11126,7 +11126,7 @@ static df_result dfi_net_build(df_ctx *ctx, df_net *net) {
 }
 /* Most samples of one question, where the widest tensors have `elements` for each. */
 static int dfi_net_rows(double elements) {
-    double rows = floor(DFI_NET_LIVE / elements);
+    double rows = floor((double)DFI_NET_LIVE / elements);
     return rows > 2 ? (int)rows : 2;
 }
 
