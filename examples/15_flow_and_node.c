@@ -5,7 +5,7 @@
 //                step of training costs: the neural ODE solves its equation with divergence
 //                for each batch, flow matching asks the net once; and what a likelihood costs
 //                afterwards: one pass, or some hundred questions.
-//   It takes     a minute on two cores.
+//   It takes     a minute and a half of one core, which two share.
 //   Out come     flow_and_node.png and the table. Exits 1 if flow matching is not within .1
 //                nat of the entropy, another .3, or two solvers disagree by .01.
 //

@@ -4,7 +4,7 @@
 //   You learn    to buy quality with questions (NFE): one pass of a VAE or a flow is what it
 //                is; diffusion with one question is worse than both, with more it is better,
 //                and the sampler matters where few are asked.
-//   It takes     a minute on two cores.
+//   It takes     a minute and a half of one core, which two share.
 //   Out come     price_list.png and the table: sliced W2 to fresh data, milliseconds for 1,000
 //                samples, memory. Exits 1 if diffusion's best is not nearer to the data than
 //                VAE and flow, or more questions do not help.
