@@ -116,6 +116,55 @@ TEST(linear_vae_is_exact) {
 // The same in 3 dimensions: x = W z + s eps, columns of W orthogonal so that the posterior is
 // diagonal: q = N(w_k.x/m_k, s^2/m_k), m_k = |w_k|^2 + s^2. C has eigenvalue m_k along w_k and
 // s^2 across.
+// Two narrow modes, .5 N(-2, .1^2) + .5 N(2, .1^2). The best a linear VAE can be is the
+// Gaussian of the same variance, 4.01, which lacks log(sqrt(4.01/.01)/2) = 2.304 nats;
+// diffusion with the exact score moves quantiles onto quantiles: W1 is the mean distance.
+static double two_modes_quantile(double u) {
+    double low = -3, high = 3;
+    for (int i = 0; i < 60; i++) {
+        double x = (low + high) / 2, below = (erfc((-2 - x) / .1 / sqrt(2)) +
+                                              erfc((2 - x) / .1 / sqrt(2))) / 4;
+        *(below < u ? &low : &high) = x;
+    }
+    return low;
+}
+TEST(two_modes) {
+    enum { N = 2001 };
+    static df_real x[N];
+    double weight[2] = {.5, .5}, mean[2] = {-2, 2}, S[2] = {.01, .01}, v[2] = {0, .5}, a[2], w1 = 0;
+    double entropy = log(2) + .5 * log(2 * PI * .01) + .5;    // the modes are 40 deviations apart
+    df_net *net;
+    a[1] = sqrt(4.01 - v[1]);
+    near(linear_vae(&net, 1, a, v), 4.01, 1e-12);
+    double elbo = 0;                          // E over the data by the Gaussian's second moment
+    df_run run = df_run_defaults(ctx, net);
+    for (int sign = -1; sign <= 1; sign += 2) {
+        df_real at[2] = {(df_real)sqrt(4.01), -(df_real)sqrt(4.01)}, noise = (df_real)sign;
+        df_tensor *one = df_vae_elbo(&run, rows(1, 1, at), rows(1, 1, &noise), NULL);
+        elbo += one != NULL ? (double)one->data[0] / 2 : 0;
+    }
+    near(-entropy - elbo, 2.304, 5e-4);
+    expect(-entropy - elbo > 1);
+    df_net_free(net);
+    df_mixture *m = df_mixture_create(ctx, 2, 1, weight, mean, S);
+    df_mixture_view view = {m, df_process_vp(.1, 20), DF_EPS};
+    df_model model = df_mixture_model(&view);
+    df_sample_desc d = df_sample_defaults();
+    d.method = "dpmpp_2m", d.steps = 100, d.grid = "lambda", d.start = DF_START_GIVEN;
+    for (int i = 0; i < N; i++) {             // quantiles of N(0, 1), by bisection
+        double u = (i + .5) / N, low = -6, high = 6;
+        for (int k = 0; k < 60; k++) {
+            double c = (low + high) / 2;
+            *(erfc(-c / sqrt(2)) / 2 < u ? &low : &high) = c;
+        }
+        x[i] = (df_real)low;
+    }
+    check(df_sample(ctx, &model, &d, x, N) == DF_OK, "%s", df_ctx_message(ctx));
+    for (int i = 0; i < N; i++) w1 += fabs((double)x[i] - two_modes_quantile((i + .5) / N)) / N;
+    check(w1 < .02, "W1 = %g", w1);
+    df_mixture_free(m);
+}
+
 TEST(probabilistic_pca) {
     static const double W[3][2] = {{2, .3}, {1, -.6}, {0, .4}};      // w_1.w_2 = 0
     df_vae_desc d = df_vae_defaults();
@@ -738,6 +787,7 @@ int main(int argc, char **argv) {
     test_begin(argc, argv);
     ctx = new_ctx(2, NULL);
     RUN(linear_vae_is_exact);
+    RUN(two_modes);
     RUN(probabilistic_pca);
     RUN(linear_hierarchy_is_exact);
     RUN(parts_of_the_bound);
