@@ -162,7 +162,15 @@ check "samplers: of a checkpoint" "$samplers" --load net --n 100 --sample-steps 
 listed() { [ "$("$samplers" --list | wc -l)" -gt 55 ]; }
 check "samplers: a list" listed
 check "disguises" "$disguises" --n 10 --picture picture.png
+# Lessons that take seconds, as they are: they fail if a claim does not hold.
+for lesson in 09_langevin_lens 11_ode_sde 12_vae_is_t1 16_likelihood 17_marginals; do
+    check "$lesson" "$root/$B/$lesson" --picture picture.png
+done
 rm -rf ./*
+for lesson in 10_one_network 13_langevin_robustness 14_score_matching 15_flow_and_node 18_price_list; do
+    check "$lesson: an option that is none" refused --sed "$root/$B/$lesson" --sed 3
+    check "$lesson: a value that is none" refused --seed "$root/$B/$lesson" --seed x
+done
 check "samplers: unknown" refused eulr "$samplers" --method eulr --picture "$work/out/p.png"
 check "samplers: no checkpoint" refused ../in/good.csv "$samplers" --load ../in/good.csv \
     --picture "$work/out/p.png"
