@@ -1148,8 +1148,10 @@ DF_API df_bound_desc df_bound_defaults(void);
      T - 1    KL(q(x_{i-1}|x_i, x) || p(x_{i-1}|x_i)), i from T down, p having x_0
               predicted and ddpm's variance: small, large, learned, analytic
      decoder  -log p(x|x_1): N(x_0 predicted, v), or its mass between the middles to x's
-              neighbours, the outer levels taking all beyond; SMALL is here that of the
-              step before, LARGE (VP: beta_1) if there is none
+              neighbours, the outer levels taking all beyond. v is LARGE (VP: beta_1) for
+              SMALL too, but on a table SMALL is that of the step before, as in DDPM, if
+              there is one: about sigma_1^2 (1 - e^(-2h)), h its step in lambda, and where
+              steps may be short that is far less than the error of x_0, about sigma_1^2
    (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
    predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
    2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
@@ -8368,13 +8370,15 @@ static double dfi_bound_decode(const dfi_bound *b, size_t j, double x, double e,
 static void dfi_bound_step(dfi_bound *b, size_t k, df_point from, df_point to) {
     const df_sample_desc *w = &b->d->walk;
     int own = w->variance == DF_VARIANCE_OWN && !b->d->continuous, last = to.sigma <= 0;
+    int large = b->d->continuous || (last && w->variance != DF_VARIANCE_ANALYTIC &&
+                                     b->m->process.kind != DF_PROCESS_TABLE);
     df_learned kind = own ? b->m->learned : DF_LEARNED_NONE;
     dfi_posterior p = dfi_posterior_of(&from, &to);
     double q, v;
     if (last && w->variance != DF_VARIANCE_ANALYTIC)
         p.small = k > 0 ? dfi_posterior_of(&b->grid[k - 1], &from).small : p.large;
     q = p.small;
-    v = b->d->continuous ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
+    v = large ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
     for (size_t i = 0; i < b->n * b->dim; i++) {
         double e = (double)b->x[i] - (double)b->answer[i], d = p.x0 * e;
         if (kind != DF_LEARNED_NONE)
