@@ -1121,8 +1121,9 @@ DF_API df_likelihood_desc df_likelihood_defaults(void);
 DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
                                    const df_likelihood_desc *desc, const df_real *x, int n,
                                    double *out);
-/* The other way: samples into x [n, dim], from fresh noise (the same as df_sample's) or
-   from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
+/* The other way: samples into x [n, dim], from fresh noise (df_sample's own, by Philox,
+   whatever walk.noise says) or from x as given (walk.start GIVEN, the model's units), with
+   their log p(x) into out. */
 DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
                                       const df_likelihood_desc *desc, df_real *x, int n,
                                       double *out);
@@ -1154,7 +1155,8 @@ DF_API df_bound_desc df_bound_defaults(void);
               steps may be short that is far less than the error of x_0, about sigma_1^2
    (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
    predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
-   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
+   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior; where
+   in its part lambda k lies: draw 0x38000000 + k. Errors:
    ARGUMENT; SINGULAR (lambda infinite at t_max if continuous); NONFINITE (which sample);
    those of df_grid and df_model_ask. */
 DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
@@ -1165,9 +1167,9 @@ DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
    level in the data's units, 1/256 on [0, 1] (8 bits more), 2/256 on [-1, 1] (7); 1 for
    what is a probability already (a bound with levels). */
 DF_API double df_bits_per_dim(double nats, int dim, double bin);
-/* Levels k [n, dim] of 0 .. 255 to low + (k + u) (high - low)/256, u uniform on (0, 1):
-   E log p of that bounds log P(k) from below (Theis et al. 2016). Stream (seed, first + i,
-   draw 0x30000000). */
+/* Levels k [n, dim] of 0 .. 255 to low + (k + u) w, w = (high - low)/256, u uniform on (0,
+   1): log P(k) >= E log p of that + dim log w, df_bits_per_dim's bin (Theis et al. 2016).
+   Stream (seed, first + i, draw 0x30000000). */
 DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
                           const unsigned char *levels, double low, double high,
                           df_real *out);
@@ -8073,7 +8075,9 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
    encoder give a bound (Ho et al. 2020), which holds for the ancestral sampler.
    ------------------------------------------------------------------------------------- */
 
-enum { DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000 };
+enum {
+    DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000, DFI_DRAW_LAMBDA = 0x38000000
+};
 
 DF_API df_likelihood_desc df_likelihood_defaults(void) {
     df_likelihood_desc d;
@@ -8399,7 +8403,7 @@ static df_result dfi_bound_part(dfi_bound *b, int k) {
     df_result r;
     for (size_t i = 0; i < b->n; i++) {
         df_random_uniform(d->walk.seed, d->walk.first_sample + i,
-                          (uint32_t)DFI_DRAW_LEVEL + (uint32_t)k, 1, &u);
+                          (uint32_t)DFI_DRAW_LAMBDA + (uint32_t)k, 1, &u);
         b->each[i] = df_process_at_lambda(&b->m->process, low + (k + u) * part);
     }
     r = dfi_bound_ask(b, 1 + (size_t)k);

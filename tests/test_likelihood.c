@@ -517,6 +517,7 @@ static bayes posterior(df_point s, df_point t, double xs, double x0, double pred
 static double kl(double m0, double v0, double m1, double v1) {
     return .5 * (log(v1 / v0) + (v0 + (m0 - m1) * (m0 - m1)) / v1 - 1);
 }
+static double snr(df_point q) { return pow(q.alpha / q.sigma, 2); }
 static double phi(double x) { return .5 * erfc(-x / sqrt(2.0)); }
 
 // All terms of one sample in plain double, drawn with the same noise. On a table the decoder's
@@ -606,6 +607,38 @@ TEST(bound_term_by_term) {
         }
 }
 
+TEST(continuous_integral_by_its_draws) {
+    // Draw 0x38000000 + k places lambda, no other's (0x30000000 is what dequantises the data),
+    // draw 1 + k noises.
+    enum { N = 3, DRAWS = 4 };
+    gauss_self self;
+    df_model m = gauss_model(&self, df_process_vp(.1, 20), DF_LEARNED_NONE);
+    df_bound_desc d = df_bound_defaults();
+    df_real x[N * DIM];
+    double terms[3 * N], out[N];
+    df_point low = df_process_at(&m.process, .9), high = df_process_at(&m.process, .01);
+    d.continuous = 1, d.draws = DRAWS, d.terms = terms;
+    d.walk.seed = 8, d.walk.first_sample = 20, d.walk.t_max = .9, d.walk.t_min = .01;
+    for (int i = 0; i < N * DIM; i++) x[i] = (df_real)sin(i);
+    expect(df_variational_bound(ctx, &m, &d, x, N, out) == DF_OK);
+    for (int i = 0; i < N; i++) {
+        double want = 0, part = (high.lambda - low.lambda) / DRAWS, u;
+        for (uint32_t k = 0; k < DRAWS; k++) {
+            df_real z[DIM];
+            df_point at;
+            df_random_uniform(8, 20 + (uint64_t)i, 0x38000000u + k, 1, &u);
+            df_random_normal(8, 20 + (uint64_t)i, 1 + k, DIM, z);
+            at = df_process_at_lambda(&m.process, low.lambda + (k + u) * part);
+            for (int j = 0; j < DIM; j++) {
+                double x0 = (double)x[i * DIM + j], xs = at.alpha * x0 + at.sigma * (double)z[j];
+                want += part * snr(at) *
+                        pow(x0 - posterior_mean(&self.g, at.alpha, at.sigma, xs), 2);
+            }
+        }
+        near(terms[3 * i + 1], want, SHARP ? 1e-9 : 2e-3);
+    }
+}
+
 TEST(bound_of_scaled_data) {
     // In other units the density is divided by the scale; levels keep their probability.
     static const double mean = 3, scale = 4;
@@ -654,7 +687,6 @@ TEST(far_levels_on_both_sides) {
 static double post(const gauss *g, df_point q) {
     return g->var * q.sigma * q.sigma / (q.alpha * q.alpha * g->var + q.sigma * q.sigma);
 }
-static double snr(df_point q) { return pow(q.alpha / q.sigma, 2); }
 
 TEST(bound_on_average) {
     // Discrete, SMALL: each KL is half the fall of SNR times the posterior's variance (Kingma
@@ -938,6 +970,7 @@ int main(int argc, char **argv) {
     RUN(bits_per_dimension);
     RUN(dequantisation);
     RUN(bound_term_by_term);
+    RUN(continuous_integral_by_its_draws);
     RUN(bound_of_scaled_data);
     RUN(far_levels_on_both_sides);
     RUN(bound_on_average);
