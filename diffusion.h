@@ -2095,7 +2095,7 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
                         int dim, double bandwidth, double *out);
 /* Total variation, sum |p_i - q_i|/2 over the cells of a histogram: dim 1 or 2, `bins`
    from lo to hi on each axis, the outer ones reaching to infinity. Cells can only hide a
-   difference; few samples feign one, up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
+   difference; few samples feign one, on average up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
 DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double lo,
                                     double hi, int bins, double *out);
@@ -17415,7 +17415,7 @@ DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
    e^(c dim) whatever begins inside; so may a well of radius .12 sqrt dim about each
    training point, where every chain begins that starts from data it was trained on. A
    reverse SDE has a landscape for each t, and an error that is small over every p_t costs,
-   by Girsanov's theorem, no more than
+   by Girsanov's theorem, if both begin in p_T (else KL(p_T || q_T) more), at most
        KL(p_0 || q_0) <= KL(paths) = w/2 int g^2 E_(p_t) |b_t|^2 dt,
    w = ((1 + eta^2)/2)^2/eta^2, which is 1 for eta = 1, the least (Song et al. 2021b,
    theorem 1; Chen et al. 2023): drifts differ by (1 + eta^2)/2 g^2 b, noise is eta g.
