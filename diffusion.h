@@ -1121,8 +1121,9 @@ DF_API df_likelihood_desc df_likelihood_defaults(void);
 DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
                                    const df_likelihood_desc *desc, const df_real *x, int n,
                                    double *out);
-/* The other way: samples into x [n, dim], from fresh noise (the same as df_sample's) or
-   from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
+/* The other way: samples into x [n, dim], from fresh noise (df_sample's own, by Philox,
+   whatever walk.noise says) or from x as given (walk.start GIVEN, the model's units), with
+   their log p(x) into out. */
 DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
                                       const df_likelihood_desc *desc, df_real *x, int n,
                                       double *out);
@@ -1148,11 +1149,14 @@ DF_API df_bound_desc df_bound_defaults(void);
      T - 1    KL(q(x_{i-1}|x_i, x) || p(x_{i-1}|x_i)), i from T down, p having x_0
               predicted and ddpm's variance: small, large, learned, analytic
      decoder  -log p(x|x_1): N(x_0 predicted, v), or its mass between the middles to x's
-              neighbours, the outer levels taking all beyond; SMALL is here that of the
-              step before, LARGE (VP: beta_1) if there is none
+              neighbours, the outer levels taking all beyond. v is LARGE (VP: beta_1) for
+              SMALL too, but on a table SMALL is that of the step before, as in DDPM, if
+              there is one: about sigma_1^2 (1 - e^(-2h)), h its step in lambda, and where
+              steps may be short that is far less than the error of x_0, about sigma_1^2
    (Ho et al. 2020, eq. 5, 13; Nichol & Dhariwal 2021). continuous: prior, int |eps - eps
    predicted|^2 d lambda, decoder with LARGE (Kingma et al. 2021, eq. 15; their log SNR is
-   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior. Errors:
+   2 lambda). Noise: draw 1 + (term - 1) draws + k of the sample, term 0 the prior; where
+   in its part lambda k lies: draw 0x38000000 + k. Errors:
    ARGUMENT; SINGULAR (lambda infinite at t_max if continuous); NONFINITE (which sample);
    those of df_grid and df_model_ask. */
 DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
@@ -1163,9 +1167,9 @@ DF_API df_result df_variational_bound(df_ctx *ctx, const df_model *model,
    level in the data's units, 1/256 on [0, 1] (8 bits more), 2/256 on [-1, 1] (7); 1 for
    what is a probability already (a bound with levels). */
 DF_API double df_bits_per_dim(double nats, int dim, double bin);
-/* Levels k [n, dim] of 0 .. 255 to low + (k + u) (high - low)/256, u uniform on (0, 1):
-   E log p of that bounds log P(k) from below (Theis et al. 2016). Stream (seed, first + i,
-   draw 0x30000000). */
+/* Levels k [n, dim] of 0 .. 255 to low + (k + u) w, w = (high - low)/256, u uniform on (0,
+   1): log P(k) >= E log p of that + dim log w, df_bits_per_dim's bin (Theis et al. 2016).
+   Stream (seed, first + i, draw 0x30000000). */
 DF_API void df_dequantize(uint64_t seed, uint64_t first, int n, int dim,
                           const unsigned char *levels, double low, double high,
                           df_real *out);
@@ -2092,7 +2096,7 @@ DF_API df_result df_mmd(df_ctx *ctx, const df_real *a, int na, const df_real *b,
                         int dim, double bandwidth, double *out);
 /* Total variation, sum |p_i - q_i|/2 over the cells of a histogram: dim 1 or 2, `bins`
    from lo to hi on each axis, the outer ones reaching to infinity. Cells can only hide a
-   difference; few samples feign one, up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
+   difference; few samples feign one, on average up to sqrt(cells (1/na + 1/nb)/(2 pi)). */
 DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
                                     const df_real *b, int nb, int dim, double lo,
                                     double hi, int bins, double *out);
@@ -8072,7 +8076,9 @@ DF_API df_model df_guidance_model(df_guidance *guidance) {
    encoder give a bound (Ho et al. 2020), which holds for the ancestral sampler.
    ------------------------------------------------------------------------------------- */
 
-enum { DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000 };
+enum {
+    DFI_DRAW_PROBE = 0x20000000, DFI_DRAW_LEVEL = 0x30000000, DFI_DRAW_LAMBDA = 0x38000000
+};
 
 DF_API df_likelihood_desc df_likelihood_defaults(void) {
     df_likelihood_desc d;
@@ -8369,13 +8375,15 @@ static double dfi_bound_decode(const dfi_bound *b, size_t j, double x, double e,
 static void dfi_bound_step(dfi_bound *b, size_t k, df_point from, df_point to) {
     const df_sample_desc *w = &b->d->walk;
     int own = w->variance == DF_VARIANCE_OWN && !b->d->continuous, last = to.sigma <= 0;
+    int large = b->d->continuous || (last && w->variance != DF_VARIANCE_ANALYTIC &&
+                                     b->m->process.kind != DF_PROCESS_TABLE);
     df_learned kind = own ? b->m->learned : DF_LEARNED_NONE;
     dfi_posterior p = dfi_posterior_of(&from, &to);
     double q, v;
     if (last && w->variance != DF_VARIANCE_ANALYTIC)
         p.small = k > 0 ? dfi_posterior_of(&b->grid[k - 1], &from).small : p.large;
     q = p.small;
-    v = b->d->continuous ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
+    v = large ? p.large : dfi_posterior_variance(w, &p, &from, (int)k);
     for (size_t i = 0; i < b->n * b->dim; i++) {
         double e = (double)b->x[i] - (double)b->answer[i], d = p.x0 * e;
         if (kind != DF_LEARNED_NONE)
@@ -8396,7 +8404,7 @@ static df_result dfi_bound_part(dfi_bound *b, int k) {
     df_result r;
     for (size_t i = 0; i < b->n; i++) {
         df_random_uniform(d->walk.seed, d->walk.first_sample + i,
-                          (uint32_t)DFI_DRAW_LEVEL + (uint32_t)k, 1, &u);
+                          (uint32_t)DFI_DRAW_LAMBDA + (uint32_t)k, 1, &u);
         b->each[i] = df_process_at_lambda(&b->m->process, low + (k + u) * part);
     }
     r = dfi_bound_ask(b, 1 + (size_t)k);
@@ -17394,7 +17402,7 @@ DF_API df_result df_total_variation(df_ctx *ctx, const df_real *a, int na,
    e^(c dim) whatever begins inside; so may a well of radius .12 sqrt dim about each
    training point, where every chain begins that starts from data it was trained on. A
    reverse SDE has a landscape for each t, and an error that is small over every p_t costs,
-   by Girsanov's theorem, no more than
+   by Girsanov's theorem, if both begin in p_T (else KL(p_T || q_T) more), at most
        KL(p_0 || q_0) <= KL(paths) = w/2 int g^2 E_(p_t) |b_t|^2 dt,
    w = ((1 + eta^2)/2)^2/eta^2, which is 1 for eta = 1, the least (Song et al. 2021b,
    theorem 1; Chen et al. 2023): drifts differ by (1 + eta^2)/2 g^2 b, noise is eta g.

@@ -20,9 +20,13 @@ static int said(df_ctx *ctx, const char *part) {
 // |lambda'| alpha^2/q^2, g^2/2; weighted errors of one pair of predictors are one number.
 TEST(likelihood_weight) {
     df_ctx *ctx = new_ctx(1, NULL);
-    df_process process[6] = {df_process_vp(.1, 20), df_process_flow(), df_process_edm(80),
-                             df_process_trig(.5), df_process_ve(.01, 50), df_process_cosine()};
-    for (int i = 0; i < 6; i++)
+    df_process process[8] = {df_process_vp(.1, 20), df_process_flow(), df_process_edm(80),
+                             df_process_trig(.5), df_process_ve(.01, 50), df_process_cosine(),
+                             df_process_subvp(.1, 20), df_process_edm(80)};
+    double betas[40];
+    expect(df_betas(ctx, DF_BETAS_LINEAR, .002, .4, 40, betas) == DF_OK);
+    expect(df_process_table(ctx, betas, 40, &process[7]) == DF_OK); // t = j/10: knots
+    for (int i = 0; i < 8; i++)
         for (int j = 1; j < 10; j++) {
             const df_process *p = &process[i];
             double t = j / 10.0, w[DF_PREDICTION_COUNT], first = 0, error = .37;

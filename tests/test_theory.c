@@ -103,29 +103,93 @@ TEST(first_order_solvers_are_one) {
     df_mixture_free(gm);
 }
 
+// E[x_0 | x] of that mixture where alpha = 1, by Bayes' rule in plain double.
+static void plain_x0(double sigma, const double *x, double *x0) {
+    static const double w[3] = {.3, .5, .2}, mean[3][2] = {{2, 0}, {-1, 1.5}, {0, -2}};
+    static const double cov[3][3] = {{.3, .1, .2}, {.2, -.05, .4}, {.1, 0, .1}}; // xx, xy, yy
+    double log_p[3], at[3][2], most = -1e300, sum = 0;
+    for (int k = 0; k < 3; k++) {
+        double A = cov[k][0] + sigma * sigma, B = cov[k][1], C = cov[k][2] + sigma * sigma;
+        double det = A * C - B * B, u = x[0] - mean[k][0], v = x[1] - mean[k][1];
+        double p = (C * u - B * v) / det, q = (A * v - B * u) / det;
+        log_p[k] = log(w[k]) - .5 * log(det) - .5 * (u * p + v * q);
+        at[k][0] = mean[k][0] + cov[k][0] * p + cov[k][1] * q;
+        at[k][1] = mean[k][1] + cov[k][1] * p + cov[k][2] * q;
+        most = fmax(most, log_p[k]);
+    }
+    x0[0] = x0[1] = 0;
+    for (int k = 0; k < 3; k++) {
+        double r = exp(log_p[k] - most);
+        sum += r;
+        for (int j = 0; j < 2; j++) x0[j] += r * at[k][j];
+    }
+    for (int j = 0; j < 2; j++) x0[j] /= sum;
+}
+// y = x/alpha from rho_1 to rho_0 along dy/d rho = (y - x_0)/rho, N steps equal in log rho: by
+// Euler's rule in rho, which is DDIM, or by the midpoint rule in log rho.
+static void plain_path(double rho1, double rho0, int N, int midpoint, double *y) {
+    for (int i = 0; i < N; i++) {
+        double a = rho1 * pow(rho0 / rho1, i / (double)N), h = log(rho0 / rho1) / N, x0[2], m[2];
+        double b = a * exp(h);
+        plain_x0(a, y, x0);
+        for (int j = 0; j < 2 && midpoint; j++) m[j] = y[j] + .5 * h * (y[j] - x0[j]);
+        if (midpoint) plain_x0(a * exp(h / 2), m, x0);
+        for (int j = 0; j < 2; j++)
+            y[j] += midpoint ? h * (m[j] - x0[j]) : (b / a - 1) * (y[j] - x0[j]);
+    }
+}
+
 TEST(errors_of_the_table) {
-    // Root mean square distance to the ODE's end, recorded from 256 starts N(0, I) that are not
-    // known. A few starts near the border of two bumps make most of it, so that lots of 256
-    // differ much: the table must lie within 5 deviations of 8 lots (in logarithms). That
-    // ddim, DPM-Solver-1 and ++1 have the same columns is the test above.
+    // Root mean square distance to the ODE's end, DDIM against RK4 in 400 steps: the same from the
+    // same starts by the formulas above, Euler against extrapolated midpoints, but for what the
+    // ends are apart. Then the slope of order 1, late: a few starts near the border of two bumps
+    // make most of the error and come to order 1 last (ratios 1.6 and 3 at N = 160 and 320). The
+    // table's own starts are not known: it must lie within 5 deviations of lots of as many (in
+    // logarithms), which says little.
     static const double table[4] = {3.12e-1, 1.61e-1, 7.16e-2, 3.67e-2}; // N = 10, 20, 40, 80
-    enum { LOT = 512, LOTS = 8 };
+    enum { LOT = 512, LOTS = 8, HAND = 128, RUNS = 8 };
     static df_real start[LOT * LOTS], exact[LOT * LOTS], x[LOT * LOTS];
+    static double end[HAND];
     df_mixture *gm = plane_mixture();
-    df_mixture_view v = view_of(gm, df_process_vp(.1, 20), DF_X0);
+    df_process p = df_process_vp(.1, 20);
+    df_mixture_view v = view_of(gm, p, DF_X0);
     df_model model = df_mixture_model(&v);
-    df_sample_desc d = table_run("rk4", 0, 200);
+    df_sample_desc d = table_run("rk4", 0, 400);
+    df_point from = df_process_at(&p, 1), to = df_process_at(&p, .01);
+    double rho1 = from.sigma / from.alpha, rho0 = to.sigma / to.alpha, all[RUNS];
+    double same = tol(1e-7, 2e-5);
     df_random_normal(0, 0, 0, LOT * LOTS, start);
     memcpy(exact, start, sizeof exact);
     d.start = DF_START_GIVEN;
     run(&model, &d, exact, LOT * LOTS / 2);
-    for (int k = 0; k < 4; k++) {
-        double mean = 0, square = 0;
+    for (int i = 0; i < HAND; i += 2) {
+        double y[2][2];
+        for (int k = 0; k < 2; k++) {
+            for (int j = 0; j < 2; j++) y[k][j] = (double)start[i + j] / from.alpha;
+            plain_path(rho1, rho0, 2000 << k, 1, y[k]);
+        }
+        for (int j = 0; j < 2; j++) end[i + j] = to.alpha * (4 * y[1][j] - y[0][j]) / 3;
+        for (int j = 0; j < 2; j++) near_abs((double)exact[i + j], end[i + j], same);
+    }
+    for (int k = 0; k < RUNS; k++) {
+        double mean = 0, square = 0, hand = 0, few = 0;
+        all[k] = 0;
         d = table_run("ddim", 0, 10 << k);
         d.start = DF_START_GIVEN;
         memcpy(x, start, sizeof x);
-        run(&model, &d, x, LOT * LOTS / 2);
-        for (int lot = 0; lot < LOTS; lot++) {
+        run(&model, &d, x, k < 4 ? LOT * LOTS / 2 : LOT / 2);
+        for (int i = 0; i < HAND; i += 2) {
+            double y[2];
+            for (int j = 0; j < 2; j++) y[j] = (double)start[i + j] / from.alpha;
+            plain_path(rho1, rho0, 10 << k, 0, y);
+            for (int j = 0; j < 2; j++) {
+                hand += pow(to.alpha * y[j] - end[i + j], 2) * 2 / HAND;
+                few += pow((double)x[i + j] - (double)exact[i + j], 2) * 2 / HAND;
+            }
+        }
+        near_abs(sqrt(few), sqrt(hand), same);
+        for (int i = 0; i < LOT; i++) all[k] += pow((double)x[i] - (double)exact[i], 2) * 2 / LOT;
+        for (int lot = 0; lot < LOTS && k < 4; lot++) {
             double e = 0;
             for (int i = lot * LOT; i < (lot + 1) * LOT; i++)
                 e += pow((double)x[i] - (double)exact[i], 2) * 2 / LOT;
@@ -133,10 +197,13 @@ TEST(errors_of_the_table) {
             square += .25 * log(e) * log(e) / LOTS;
         }
         double spread = sqrt((square - mean * mean) * LOTS / (LOTS - 1));
-        check(fabs(mean - log(table[k])) < 5 * spread && spread < .4,
-              "N = %d: %.3g, the table %.3g, 1 deviation %.2f", 10 << k, exp(mean), table[k],
-              spread);
+        if (k < 4)
+            check(fabs(mean - log(table[k])) < 5 * spread && spread < .4,
+                  "N = %d: %.3g, the table %.3g, 1 deviation %.2f", 10 << k, exp(mean), table[k],
+                  spread);
+        all[k] = sqrt(all[k]);
     }
+    near_abs(log(all[RUNS - 2] / all[RUNS - 1]) / log(2.0), 1, .15);
     df_mixture_free(gm);
 }
 
@@ -699,6 +766,62 @@ TEST(conditional_velocity_in_three_forms) {
         }
 }
 
+// ---- Schroedinger's bridge between Gaussians (MATH.md, section 5) ----
+
+TEST(static_bridge_of_gaussians) {
+    // Of all couplings of N(0, a^2) and N(0, b^2) the one that Brownian motion of variance S is
+    // nearest to has covariance (sqrt(4 a^2 b^2 + S^2) - S)/2. Sinkhorn's iteration on a grid,
+    // which knows of no Gaussians: sums on grids this fine are integrals to 1e-15, the tails
+    // beyond 7 deviations have 1e-10, and each iteration leaves corr^2 = .78 of the error.
+    // Half of the coupling is a denoiser: given y, x is what the model of data N(0, v) says at
+    // sigma^2 = S, v not a^2 but such that x has variance a^2 over all y.
+    enum { SIDE = 141 };
+    static double K[SIDE][SIDE]; // K[i][j] from x_i to y_j
+    const double a = 1, b = 2, S = .5;
+    double u[SIDE], v[SIDE], p[SIDE], q[SIDE], x[SIDE], y[SIDE], covariance = 0;
+    double want = (sqrt(4 * a * a * b * b + S * S) - S) / 2, slope = want / (b * b);
+    for (int i = 0; i < SIDE; i++) {
+        double z = 7 * (2.0 * i / (SIDE - 1) - 1);
+        x[i] = a * z, y[i] = b * z;
+        p[i] = q[i] = exp(-z * z / 2) / sqrt(8 * atan(1.0)) * 14 / (SIDE - 1);
+        v[i] = 1;
+    }
+    for (int i = 0; i < SIDE; i++)
+        for (int j = 0; j < SIDE; j++) K[i][j] = exp(-(x[i] - y[j]) * (x[i] - y[j]) / (2 * S));
+    for (int k = 0; k < 120; k++) {
+        for (int i = 0; i < SIDE; i++) {
+            double sum = 0;
+            for (int j = 0; j < SIDE; j++) sum += K[i][j] * v[j];
+            u[i] = p[i] / sum;
+        }
+        for (int j = 0; j < SIDE; j++) {
+            double sum = 0;
+            for (int i = 0; i < SIDE; i++) sum += K[i][j] * u[i];
+            v[j] = q[j] / sum;
+        }
+    }
+    df_mixture *data = gaussian(0, S * slope / (1 - slope));
+    df_process edm = df_process_edm(80);
+    df_point at = df_process_at_rho(&edm, sqrt(S));
+    for (int j = 0; j < SIDE; j++) {
+        double mean = 0, square = 0;
+        df_real given = (df_real)y[j], m, C;
+        for (int i = 0; i < SIDE; i++) {
+            mean += K[i][j] * u[i] * v[j] / q[j] * x[i];
+            square += K[i][j] * u[i] * v[j] / q[j] * x[i] * x[i];
+        }
+        covariance += q[j] * mean * y[j];
+        if (fabs(y[j]) > 5 * b) continue; // next to the grid's end
+        expect(df_mixture_posterior(ctx, data, &at, 1, &given, &m, &C) == DF_OK);
+        near((double)m, mean, tol(1e-6, 1e-5));
+        near((double)C, square - mean * mean, tol(1e-6, 1e-5));
+        near((double)C + slope * slope * b * b, a * a, tol(1e-12, 1e-6));
+    }
+    near(covariance, want, 1e-8);
+    near_abs(want, 1.76556, 5e-6); // the sheet's; its grid had 1.76543
+    df_mixture_free(data);
+}
+
 int main(int argc, char **argv) {
     test_begin(argc, argv);
     ctx = df_ctx_create(NULL);
@@ -712,6 +835,7 @@ int main(int argc, char **argv) {
     RUN(the_denoiser_of_embeddings_is_exact);
     RUN(embeddings_decode_to_what_may_follow);
     RUN(conditional_velocity_in_three_forms);
+    RUN(static_bridge_of_gaussians);
     df_ctx_free(ctx);
     return test_end();
 }
