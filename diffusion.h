@@ -8454,6 +8454,10 @@ static df_result dfi_bound_set(dfi_bound *b, const df_real *x) {
     dfi_rescale(b->m, size, b->x, 0);
     r = df_grid(ctx, &b->m->process, &w, b->grid, (int)steps + 2, &count);
     b->points = r == DF_OK ? (size_t)count - (b->grid[count - 1].sigma <= 0) : 0;
+    if (b->points > steps && !b->d->continuous && w.variance == DF_VARIANCE_ANALYTIC)
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: variance ANALYTIC has "
+                     "eps2 of %d steps, but the grid %d points of sigma > 0: end it at "
+                     "the data", (int)steps, (int)b->points);
     if (r == DF_OK && b->d->continuous && b->grid[0].alpha <= 0)
         r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_variational_bound: lambda is infinite at t "
                      "= %g of %s; lower walk.t_max", b->grid[0].t,

@@ -789,7 +789,7 @@ TEST(wrong_arguments) {
     df_mixture_view view = { gmm, df_process_vp(.1, 20), DF_EPS };
     df_model m = df_mixture_model(&view), none = df_model_defaults();
     df_real x[6] = { 0 }, bad[6] = { 0 };
-    double out[3], same = 7;
+    double out[3], same = 7, eps2[2] = { .5, .5 };
     int code = 5;
     df_likelihood_desc d;
     df_bound_desc b;
@@ -835,6 +835,9 @@ TEST(wrong_arguments) {
     BOUND(b.walk.steps = 0, DF_ERR_ARGUMENT, "0 steps");
     BOUND(b.walk.variance = DF_VARIANCE_ANALYTIC, DF_ERR_ARGUMENT, "eps2");
     BOUND(b.walk.grid = "no such", DF_ERR_ARGUMENT, "no grid");
+    // eps2 ends one point before a grid that does not end at the data
+    BOUND(b.walk.variance = DF_VARIANCE_ANALYTIC; b.walk.eps2 = eps2; b.walk.steps = 2;
+          b.walk.end = DF_END_T_MIN, DF_ERR_ARGUMENT, "eps2 of 2 steps, but the grid 3");
     view.process = m.process = df_process_flow(), view.prediction = m.prediction = DF_X0;
     BOUND(b.continuous = 1, DF_ERR_SINGULAR, "lambda is infinite");
     expect(df_variational_bound(ctx, &m, NULL, bad, 3, out) == DF_ERR_NONFINITE);
