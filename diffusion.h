@@ -2128,10 +2128,12 @@ typedef struct df_flaw {
     int (*norm)(void *user, df_ctx *ctx, const df_point *at, double *out);
     void *user;
     double limit;            /* [0] */
+    df_learned learned;      /* its model's, put here by df_flaw_model */
 } df_flaw;
 DF_API df_flaw df_flaw_defaults(void);
 /* The flawed model: same process and prediction, answers PREDICT. SINGULAR where alpha = 0
-   and the prediction is not eps or score: x alone is the score there. */
+   and the prediction is not eps or score: x alone is the score there. ARGUMENT if the
+   flaw's model has another dim or learned variance since. */
 DF_API df_model df_flaw_model(df_flaw *flaw);
 /* (E |s_a - s_b|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p > 0. Two
    models of one dim, their processes with the same alpha and sigma at t (so below). */
@@ -17470,14 +17472,18 @@ static double dfi_flaw_row(const void *arg, size_t row, double *x) {
     return sum;
 }
 
-static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f) {
+static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f, int dim) {
     const df_model *m = f->model;
     double length = 1;
-    if (f->cookie != DFI_COOKIE || !m || !m->predict ||
+    if (f->cookie != DFI_COOKIE || !m || m->cookie != DFI_COOKIE || !m->predict ||
         (unsigned)f->kind >= (unsigned)DF_FLAW_COUNT || (f->points && f->count < 1))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: kind %d, count %d: want a "
                         "df_flaw, one point or more, a model that has predict: begin with "
                         "df_flaw_defaults", (int)f->kind, f->count);
+    if (m->dim != dim || m->learned != f->learned)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: the model has dim %d, learned %d, "
+                        "but df_flaw_model was given %d, %d: call it again", m->dim,
+                        (int)m->learned, dim, (int)f->learned);
     for (int i = 0; f->direction && i < m->dim; i++)
         length = (i ? length : 0) + fabs((double)f->direction[i]);
     if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer - f->inner) ||
@@ -17518,7 +17524,7 @@ static df_result dfi_flaw_rows(df_ctx *ctx, dfi_flaw_job *job, int rows) {
 
 static int dfi_flaw_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
     const df_flaw *f = (const df_flaw *)self;
-    df_result r = dfi_flaw_check(ctx, f);
+    df_result r = dfi_flaw_check(ctx, f, q->dim);
     dfi_flaw_job job = { f, q, (size_t)q->dim, 0, 0, 1, 0, 1, 1, out };
     if (r == DF_OK) r = dfi_ask(ctx, f->model, q, out);
     if (r == DF_OK) job.width = dfi_answer_width(f->model, q->ask);
@@ -17544,6 +17550,7 @@ DF_API df_model df_flaw_model(df_flaw *flaw) {
     int made = flaw && flaw->cookie == DFI_COOKIE && flaw->model;
     df_model m = made ? *flaw->model : df_model_defaults();
     if (flaw == NULL) return m;        /* of dim 0: refused, with a sentence, where used */
+    flaw->learned = m.learned;
     m.predict = dfi_flaw_predict;
     m.self = flaw;
     m.answers = DF_ASK_PREDICT;

@@ -655,6 +655,20 @@ TEST(flaws_refused) {
                == (k < 8 ? DF_ERR_ARGUMENT : DF_OK));
     }
     expect(df_flaw_model(NULL).dim == 0);
+    // another model since: its rows would not fit
+    for (int k = 0; k < 3; k++) {
+        df_model swapped = m;
+        if (k == 0) swapped.dim = 4;
+        if (k == 1) swapped.learned = DF_LEARNED_RANGE;
+        if (k == 2) swapped.cookie = 0;
+        flaw = good;
+        bad = df_flaw_model(&flaw);
+        flaw.model = &swapped;
+        expect(df_model_ask(ctx, &bad, DF_ASK_PREDICT, t, 2, x, NULL, NULL, out)
+               == DF_ERR_ARGUMENT);
+    }
+    flaw = good;
+    bad = df_flaw_model(&flaw);
     // at alpha = 0 there is nothing that a velocity could say of the score
     expect(df_model_ask(ctx, &bad, DF_ASK_PREDICT, one, 2, x, NULL, NULL, out)
            == DF_ERR_SINGULAR);
