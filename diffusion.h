@@ -11061,10 +11061,11 @@ DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *
             v->data[at] = 1;
         if (v == NULL || df_set_tangent(ctx, x, v) != DF_OK) return NULL;
         answer = df_run_net(run, x, t, labels);
+        df_tensor *along = answer ? answer->tangent : NULL; /* the answer may be x */
         x->tangent = NULL;
         if (answer == NULL) return NULL;
-        df_tensor *part = answer->tangent ? df_mul(ctx, v, answer->tangent)
-                                          : df_tensor_new(ctx, x->ndim, x->shape);
+        df_tensor *part = along ? df_mul(ctx, v, along)
+                                : df_tensor_new(ctx, x->ndim, x->shape);
         sum = sum != NULL ? df_add(ctx, sum, part) : part;
         answer->tangent = NULL;
     }
@@ -14039,10 +14040,12 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
         df_tensor *v = dfi_batch_probe(run, batch, probes, k);
         if (v == NULL || df_set_tangent(ctx, batch->x, v) != DF_OK) return NULL;
         df_tensor *f = df_run_net(run, batch->x, batch->t, batch->labels);
+        df_tensor *along = f != NULL ? f->tangent : NULL; /* f may be x, or without it */
         batch->x->tangent = NULL;
         if (f == NULL) return NULL;
-        df_tensor *slope = df_mul(ctx, in, df_mul(ctx, f, f->tangent));
-        slope = df_add(ctx, slope, df_mul(ctx, v, batch->target));
+        df_tensor *slope = df_mul(ctx, v, batch->target);
+        if (along != NULL)
+            slope = df_add(ctx, df_mul(ctx, in, df_mul(ctx, f, along)), slope);
         df_tensor *one = df_square(ctx, dfi_row_sums(ctx, m.dim, slope));
         sum = k > 0 ? df_add(ctx, sum, one) : one;
     }

@@ -588,6 +588,38 @@ TEST(energy) {
     df_ctx_free(ctx);
 }
 
+// E of f = x is c_in^2 |x|^2/2, of a constant 0: grad E = c_in^2 x, or none.
+static df_tensor *forward_odd(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    (void)t, (void)labels;
+    return df_net_get(run->net, 0) ? df_tensor_new(run->ctx, x->ndim, x->shape) : x;
+}
+TEST(energy_of_odd_nets) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    static rows b;
+    df_card card = df_card_defaults();
+    int dim = DIM, probes = 3;
+    card.process = df_process_edm(2);
+    card.prediction = DF_SCORE;
+    card.input_sigma_data = .5;
+    for (int kind = 0; kind < 2; kind++) {
+        df_net *net = df_net_create(ctx, "odd", 1, &dim, forward_odd, 0);
+        df_net_set(net, 0, kind);
+        expect(df_net_set_card(ctx, net, &card) == DF_OK);
+        fill(&b, &card, .3);
+        double want = 0, got = ask(ctx, net, df_objective_energy, NULL, &b, NULL);
+        for (int r = 0; r < N; r++)
+            for (int j = 0; j < DIM; j++) {
+                double x = (double)b.x[r * DIM + j];
+                want += (double)b.w[r] / (N * DIM) *
+                        pow((double)b.target[r * DIM + j] + (kind ? 0 : b.in * x), 2);
+            }
+        near(got, want, tight);
+        expect(ask(ctx, net, df_objective_energy, &probes, &b, NULL) > 0);
+        df_net_free(net);
+    }
+    df_ctx_free(ctx);
+}
+
 // E = (g c_in x)^2/2: the chain is x += -h k x + sqrt(2h) z with k = (g c_in)^2, done again
 // here; loss and gradient in g are those of its end.
 TEST(contrastive) {
@@ -678,6 +710,7 @@ int main(int argc, char **argv) {
     RUN(implicit);
     RUN(any_prediction);
     RUN(energy);
+    RUN(energy_of_odd_nets);
     RUN(contrastive);
     RUN(contrastive_trains);
     return test_end();
