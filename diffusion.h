@@ -17605,7 +17605,7 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
     df_result r = dfi_lab_check(ctx, "df_score_error", m, &d, x, n, out);
     df_scope mark;
     df_point at;
-    double *gap, sum = 0;
+    double *gap, sum = 0, most = 0;
     if (r != DF_OK) return r;
     if (!dfi_positive(p) || dfi_nonfinite(t))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error: p = %g at t = %g, want p > "
@@ -17614,8 +17614,9 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
     gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
     at = df_process_at(&a->process, t);
     r = gap ? dfi_score_gap(ctx, m, &d, DF_SCORE, &at, n, x, gap) : DF_ERR_MEMORY;
-    for (int i = 0; r == DF_OK && i < n; i++) sum += pow(gap[i], p / 2);
-    if (r == DF_OK) *out = pow(sum / n, 1 / p);
+    for (int i = 0; r == DF_OK && i < n; i++) most = fmax(most, gap[i]);
+    for (int i = 0; r == DF_OK && most > 0 && i < n; i++) sum += pow(gap[i] / most, p / 2);
+    if (r == DF_OK) *out = sqrt(most) * pow(sum / n, 1 / p);    /* no power overflows */
     dfi_scratch_release(ctx, mark);
     return r;
 }

@@ -575,7 +575,20 @@ TEST(shifts_and_the_limit) {
                 near(out, .3, tol(1e-12, 1e-5));
             }
         }
+    // all errors are one number, which every power and every size must give back
     flaw.kind = DF_FLAW_CONSTANT;
+    for (int k = -2; k < 3; k++) {
+        flaw.size = pow(10, 6 * k);
+        bad = df_flaw_model(&flaw);
+        for (int i = 0; i < N * D; i++) b[i] = (df_real)(flaw.size * (double)x[i]);
+        for (double p_ = .01; p_ < 2000; p_ *= 10) {
+            ok(df_score_error(ctx, &m, &bad, .4, b, N, p_, &out));
+            near_rel(out, flaw.size, tol(1e-9, 1e-4));
+        }
+    }
+    ok(df_score_error(ctx, &m, &m, .4, x, N, 500, &out));
+    near_abs(out, 0, 0);
+    flaw.size = .3;
     flaw.norm = norm_is, flaw.user = &scale, flaw.limit = .5; // |b_t| = 2 sigma: .5 on above
     for (double t = .1; t < 1; t += .2) {
         ok(df_score_error(ctx, &m, &bad, t, x, N, 2, &out));
