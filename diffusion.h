@@ -1121,7 +1121,7 @@ DF_API df_likelihood_desc df_likelihood_defaults(void);
 DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
                                    const df_likelihood_desc *desc, const df_real *x, int n,
                                    double *out);
-/* The other way: samples into x [n, dim], from fresh noise (the same as df_sample's) or
+/* The other way: samples into x [n, dim], from fresh noise (df_sample's, by walk.noise) or
    from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
 DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
                                       const df_likelihood_desc *desc, df_real *x, int n,
@@ -8247,13 +8247,31 @@ static df_result dfi_likelihood_walk(df_ctx *ctx, const df_model *m,
     return DF_OK;
 }
 
+/* z [n, dim] at the noise end, from the walk's noise as df_sample starts: draw 0. */
+static df_result dfi_likelihood_start(df_ctx *ctx, const df_sample_desc *w, df_point at,
+                                      int n, int dim, df_real *z) {
+    df_noise_query q = { w->seed, w->first_sample, 0, -1, n, dim, at, at };
+    df_result before = ctx->code, r = DF_OK;
+    for (size_t i = 0; !w->noise.fill && i < (size_t)n; i++)
+        df_random_normal(w->seed, w->first_sample + i, 0, (size_t)dim,
+                         z + i * (size_t)dim);
+    if (w->noise.fill) {
+        ctx->code = DF_OK;
+        r = w->noise.fill(w->noise.user, &q, z);
+        r = dfi_returned(ctx, before, r, "df_sample_likelihood: noise.fill", 0, 0);
+    }
+    if (r == DF_OK)
+        ctx->k->affine((size_t)n * (size_t)dim, (df_real)at.sigma, z, 0, z);
+    return r;
+}
+
 static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
                                 const df_likelihood_desc *desc, const df_real *x,
                                 df_real *samples, int n, double *out) {
     df_likelihood_desc d = desc ? *desc : df_likelihood_defaults();
     df_scope mark;
     df_result r;
-    size_t size, dim;
+    size_t size;
     df_point *grid;
     df_real *z, *y;
     double *log_p;
@@ -8261,8 +8279,7 @@ static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     r = dfi_likelihood_check(ctx, m, &d, x, n, out);
     if (r != DF_OK) return r;
-    dim = (size_t)m->dim;
-    size = dfi_mul((size_t)n, dim);
+    size = dfi_mul((size_t)n, (size_t)m->dim);
     mark = dfi_scratch_mark(ctx);
     grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     z = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *z));
@@ -8271,13 +8288,9 @@ static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
     r = grid && z && y && log_p ? DF_OK : DF_ERR_MEMORY;
     d.walk.inverse = d.walk.restarts = 0;
     if (r == DF_OK) r = df_grid(ctx, &m->process, &d.walk, grid, steps + 2, &count);
-    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE) {
-        for (size_t i = 0; i < (size_t)n; i++)
-            df_random_normal(d.walk.seed, d.walk.first_sample + i, 0, dim, z + i * dim);
-        ctx->k->affine(size, (df_real)grid[0].sigma, z, 0, z);
-    } else if (r == DF_OK) {
-        memcpy(z, x, size * sizeof *z);
-    }
+    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE)
+        r = dfi_likelihood_start(ctx, &d.walk, grid[0], n, m->dim, z);
+    else if (r == DF_OK) memcpy(z, x, size * sizeof *z);
     d.walk.inverse = samples == NULL;
     d.walk.start = DF_START_GIVEN;
     if (r == DF_OK && !samples) dfi_rescale(m, size, z, 0);

@@ -364,6 +364,14 @@ TEST(batches_do_not_show) {
     }
 }
 
+static int fill_noise(void *user, const df_noise_query *q, df_real *out) {
+    if (user != NULL) return 77;
+    for (int i = 0; i < q->n; i++)
+        df_random_normal(q->seed + 1, q->first_sample + (uint64_t)i, q->draw, (size_t)q->dim,
+                         out + i * q->dim);
+    return 0;
+}
+
 TEST(along_sampling) {
     // log p of samples as they are made: the mixture's own, and what is found afterwards; the
     // samples are df_sample's, for methods of fixed steps to rounding.
@@ -373,7 +381,7 @@ TEST(along_sampling) {
         df_model m = df_mixture_model(&view);
         df_likelihood_desc d = tight();
         df_point at = df_process_at(&view.process, df_process_t_min(&view.process));
-        df_real x[2 * N], y[2 * N];
+        df_real x[2 * N], y[2 * N], after_x[2 * N];
         double got[N], want[N], after[N];
         d.walk.seed = 11;
         expect(df_sample_likelihood(ctx, &m, &d, x, N, got) == DF_OK);
@@ -386,6 +394,16 @@ TEST(along_sampling) {
         check(df_sample_likelihood(ctx, &m, &d, x, N, got) == DF_OK, "%s", df_ctx_message(ctx));
         expect(df_sample(ctx, &m, &d.walk, y, N) == DF_OK);
         near_all(x, y, 2 * N, SHARP ? 1e-11 : 1e-3);
+        df_noise hook = { fill_noise, NULL };          // from a source of one's own
+        d.walk.noise = hook;
+        expect(df_sample_likelihood(ctx, &m, &d, after_x, N, after) == DF_OK);
+        expect(df_sample(ctx, &m, &d.walk, y, N) == DF_OK);
+        near_all(after_x, y, 2 * N, SHARP ? 1e-11 : 1e-3);
+        check(fabs((double)(x[0] - y[0])) > 1e-3, "the source is not asked");
+        d.walk.noise.user = &d;
+        expect(df_sample_likelihood(ctx, &m, &d, after_x, N, after) == 77);
+        expect(says(ctx, "noise.fill returned 77"));
+        d.walk.noise.fill = NULL;
         d.walk.start = DF_START_GIVEN;       // the same noise, given
         for (int i = 0; i < N; i++) {
             df_random_normal(11, (uint64_t)i, 0, 2, y + 2 * i);
