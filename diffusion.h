@@ -526,7 +526,8 @@ DF_API df_drift df_drift_sum(df_drift a, df_drift b);
    (df_time_at): a drift goes by 1/|rate|, noise by its root. */
 DF_API df_drift df_drift_per(df_drift drift, double rate);
 /* One step of Euler and Maruyama: x += (x_factor x + score s) h + noise sqrt(h) z, h >= 0;
-   x, s, z [size]. s or z may be NULL where its number is 0. */
+   x, s, z [size]. s or z may be NULL where its number is 0. NONFINITE: x as it was if the
+   drift is so, else as it came out. */
 DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *drift, double h, size_t size,
                                const df_real *s, const df_real *z, df_real *x);
 /* The place of another process with the same sigma/alpha, and factor = (alpha' + sigma')
@@ -4118,10 +4119,11 @@ DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
 
 DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
                                   df_drift *out) {
-    df_result result = df_drift_forward(ctx, p, t, out);
-    if (result != DF_OK) return result;
+    df_result result;
     if (dfi_nonfinite(eta) || eta < 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_reverse: eta %g, want >= 0", eta);
+    result = df_drift_forward(ctx, p, t, out);
+    if (result != DF_OK) return result;
     out->x_factor = -out->x_factor;
     out->score = (1 + eta * eta) / 2 * out->noise * out->noise;
     out->noise *= eta;
@@ -4153,8 +4155,11 @@ DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *d, double h, size_t 
     c[0] += d->x_factor * h;
     c[1] = d->score * h;
     c[2] = d->noise * sqrt(h);
+    if (dfi_nonfinite(c[0]) || dfi_nonfinite(c[1]) || dfi_nonfinite(c[2]))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "df_drift_step: the drift (%g, %g, %g) "
+                        "times h = %g is not finite", d->x_factor, d->score, d->noise, h);
     ctx->k->combine(size, 3, c, a, x);
-    return DF_OK;
+    return dfi_rows_finite(ctx, "df_drift_step", "x", 1, size, x);
 }
 
 DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,

@@ -106,7 +106,8 @@ TEST(table_3) {
     expect(df_drift_reverse(ctx, &flow, 1, 0, &f) == DF_ERR_SINGULAR);
     ok(df_drift_forward(ctx, &vp, 0, &f)); // sigma' is infinite there, f and g^2 are not
     drift_is(f, -.5, 0, 1);
-    expect(df_drift_reverse(ctx, &vp, .5, -1, &r) == DF_ERR_ARGUMENT);
+    r.noise = 7;
+    expect(df_drift_reverse(ctx, &vp, .5, -1, &r) == DF_ERR_ARGUMENT && r.noise == 7);
     expect(df_drift_forward(ctx, &vp, .5, NULL) == DF_ERR_ARGUMENT);
     expect(df_drift_reverse(ctx, &vp, .5, 1, NULL) == DF_ERR_ARGUMENT);
 }
@@ -435,6 +436,15 @@ TEST(drift_steps) {
     expect(df_drift_step(ctx, &d, .5, 1, s, NULL, x) == DF_ERR_ARGUMENT);
     expect(df_drift_step(ctx, &d, -.5, 1, s, z, x) == DF_ERR_ARGUMENT);
     expect(df_drift_step(NULL, &d, .5, 1, s, z, x) == DF_ERR_ARGUMENT);
+    for (int k = 0; k < 3; k++) {
+        df_drift off = {k == 0 ? (double)NAN : 1, k == 1 ? (double)INFINITY : 1,
+                        k == 2 ? (double)NAN : 1};
+        x[1] = 5;
+        expect(df_drift_step(ctx, &off, .5, 3, s, z, x) == DF_ERR_NONFINITE && (double)x[1] == 5);
+    }
+    s[1] = (df_real)NAN;
+    expect(df_drift_step(ctx, &d, .5, 3, s, z, x) == DF_ERR_NONFINITE);
+    expect(strstr(df_ctx_message(ctx), "element 1") != NULL);
 }
 
 // ---- the laboratory: flaws as told ----
