@@ -1972,7 +1972,7 @@ typedef struct df_vae_desc {
 } df_vae_desc;
 DF_API df_vae_desc df_vae_defaults(void);
 DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc);
-/* Numbers of z_1 .. z_L together. */
+/* Numbers of z_1 .. z_L together; 0 of other kinds of nets. */
 DF_API int df_vae_latents(const df_net *net);
 /* Mean, and log variance, of q(z_i|z_{i-1}) and of p(z_{i-1}|z_i); level i from 1, below
    z_{i-1} [B, its numbers], above z_i. */
@@ -15108,9 +15108,10 @@ DF_API df_vae_desc df_vae_defaults(void) {
 
 DF_API int df_vae_latents(const df_net *net) {
     int sum = 0;
-    for (int i = 0; i < net->config[DFI_RELATIVE_LAYERS] && i < DF_VAE_LEVELS; i++)
+    if (strcmp(net->kind, "vae") != 0) return 0;
+    for (int i = 0; i < net->config[DFI_RELATIVE_LAYERS]; i++)
         sum += net->config[DFI_VAE_LATENT + i];
-    return strcmp(net->kind, "vae") == 0 ? sum : 0;
+    return sum;
 }
 
 /* Up or down at a level, as the public functions ask for it. */
