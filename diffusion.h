@@ -14165,7 +14165,12 @@ static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count, int64_t 
     if (tr->desc.objective == NULL) return dfi_denoising_loss(tr, &run, &b);
     b.x0 = df_tensor_borrow(ctx, ndim, shape, tr->x0, NULL);
     run.seed = tr->desc.seed;
+    df_result before = ctx->code;
+    ctx->code = DF_OK;
     df_tensor *loss = tr->desc.objective(tr->desc.objective_self, &run, &b);
+    if (dfi_stuck(ctx) == DF_OK && loss == NULL && ctx->code != DF_OK)
+        return dfi_stick(ctx); /* what it asked failed, a model say */
+    if (ctx->code == DF_OK) ctx->code = before;
     if (loss != NULL && loss->size == 1) return loss;
     if (dfi_stuck(ctx) != DF_OK) return NULL;
     return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
