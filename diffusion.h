@@ -1456,7 +1456,8 @@ typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *
 /* div_x of a net's answer, tr(d answer/dx), [B]: exactly, by one tangent for each element
    of a sample, where probe is NULL; else v^T (d answer/dx) v with v = probe [B, shape...],
    whose mean is the divergence where E v v^T = 1 (Hutchinson 1990). y (or NULL) receives
-   the answer. On the tape, so that it may stand in a loss; x must have no tangent. */
+   the answer, NULL on failure. On the tape, so that it may stand in a loss; x must have no
+   tangent. */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
                                     const int *labels, df_tensor *probe, df_tensor **y);
 
@@ -11000,7 +11001,7 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                              const int *labels) {
     const df_net *net = run->net;
     df_ctx *ctx = run->ctx;
-    if (dfi_stuck(ctx) != DF_OK || x == NULL || t == NULL) return NULL;
+    if (dfi_blocked(ctx, "df_run_net", x, t)) return NULL;
     int fits = x->ndim == net->ndim + 1 && t->ndim == 1 && t->shape[0] == x->shape[0];
     for (int i = 0; fits && i < net->ndim; i++) fits = x->shape[i + 1] == net->shape[i];
     if (!fits)
@@ -11051,7 +11052,7 @@ DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_
     int shape[4];
     shape[0] = n;
     for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
-    if (dfi_stuck(ctx) != DF_OK || tokens == NULL) return NULL;
+    if (dfi_blocked(ctx, "df_run_tokens", tokens, tokens)) return NULL;
     if (net->vocab == 0)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_run_tokens: samples of net '%s' are not tokens",
@@ -11067,7 +11068,8 @@ DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *
     df_ctx *ctx = run->ctx;
     int dim = run->net->dim, flat[2] = {-1, 0};
     df_tensor *sum = NULL, *answer = NULL;
-    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    if (y != NULL) *y = NULL;
+    if (dfi_blocked(ctx, "df_run_divergence", x, t)) return NULL;
     if (x->tangent != NULL || x->size % (size_t)dim != 0)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_run_divergence: x has %.0f elements, samples %d; it "
@@ -14980,7 +14982,7 @@ static df_tensor *dfi_mean_loss(df_ctx *ctx, df_tensor *log_density) {
 /* Is it a run of such a net, about rows of so many numbers? Else the tensors stick. */
 static int dfi_relative_ok(const df_run *run, const char *who, const char *kind,
                            const df_tensor *x, int width) {
-    if (dfi_stuck(run->ctx) != DF_OK || x == NULL) return 0;
+    if (dfi_blocked(run->ctx, who, x, x)) return 0;
     if (strcmp(run->net->kind, kind) == 0 && x->ndim == 2 && x->shape[1] == width)
         return 1;
     dfi_fail_tensor(run->ctx, DF_ERR_SHAPE,
@@ -15126,6 +15128,7 @@ static df_tensor *dfi_vae_ask(const df_run *run, const char *who, int up, int le
     int levels = run->net->config[DFI_RELATIVE_LAYERS];
     df_tensor *own;
     dfi_pass w = dfi_pass_run(run);
+    if (lv != NULL) *lv = NULL;
     if (df_vae_latents(run->net) > 0 && (level < 1 || level > levels))
         return dfi_fail_tensor(run->ctx, DF_ERR_ARGUMENT, "%s: level %d, want 1 to %d",
                                who, level, levels);
@@ -15153,6 +15156,7 @@ DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
     int levels = run->net->config[DFI_RELATIVE_LAYERS], drawn = df_vae_latents(run->net);
     df_tensor *all = NULL, *under = x, *cost = NULL, *elbo = NULL, *lv, *plv;
     dfi_pass w = dfi_pass_run(run);
+    if (parts != NULL) *parts = NULL;
     if (!dfi_relative_ok(run, "df_vae_elbo", "vae", x, run->net->dim) ||
         !dfi_relative_ok(run, "df_vae_elbo", "vae", noise, drawn))
         return NULL;
@@ -15336,7 +15340,7 @@ DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *des
     const df_node_desc d = desc != NULL ? *desc : df_node_defaults();
     int shape[2] = {0, 1}, flat[2] = {-1, net->dim};
     dfi_node f = {run, labels, probe};
-    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    if (dfi_blocked(ctx, "df_node_log_density", x, x)) return NULL;
     if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 100000)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_node_log_density: steps = %d, want 1 to 100000, in a "

@@ -696,7 +696,15 @@ TEST(refused) {
     for (int i = 0; i < 16; i++) df_net_set(own, i, 2147483647);
     expect(df_vae_latents(own) == 0);
     df_net_free(own);
-    expect(df_vae_encode(&rv, 1, NULL, NULL) == NULL && df_ctx_error(ctx) == DF_OK);
+    df_tensor *lv = rows(2, 2, x), *answer = lv; // what is not made is NULL, and nothing silent
+    parts = lv;
+    STUCK(df_vae_encode(&rv, 1, NULL, &lv), "df_vae_encode: an input is NULL");
+    STUCK(df_vae_elbo(&rv, rows(2, 2, x), NULL, &parts), "df_vae_elbo: an input is NULL");
+    STUCK(df_run_divergence(&rm, rows(2, 2, x), NULL, NULL, NULL, &answer), "input is NULL");
+    expect(lv == NULL && parts == NULL && answer == NULL);
+    STUCK(df_coupling_inverse(&rf, NULL), "df_coupling_inverse: an input is NULL");
+    STUCK(df_node_log_density(&rm, NULL, NULL, NULL, NULL), "an input is NULL");
+    STUCK(df_run_net(&rm, NULL, NULL, NULL), "df_run_net: an input is NULL");
     expect(df_vae_sample(ctx, flow, 0, 0, 1, x) == DF_ERR_ARGUMENT && says(ctx, "kind 'vae'"));
     expect(df_vae_sample(ctx, vae, 0, 0, -1, x) == DF_ERR_ARGUMENT && says(ctx, "n = -1"));
     expect(df_vae_sample(ctx, vae, 0, 0, 1, NULL) == DF_ERR_ARGUMENT);
