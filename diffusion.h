@@ -11062,6 +11062,16 @@ DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_
     return df_run_net(run, x, t != NULL ? t : df_tensor_new(ctx, 1, &n), labels);
 }
 
+/* Has the answer a channel for each of x? Else the tensors stick. */
+static int dfi_run_square(const df_run *run, const char *who) {
+    const df_net *net = run->net;
+    if (net->outputs == net->shape[0] && net->vocab == 0) return 1;
+    dfi_fail_tensor(run->ctx, DF_ERR_SHAPE,
+                    "%s: net '%s' makes %d channels (vocabulary %d) of %d: wants as many",
+                    who, net->kind, net->outputs, net->vocab, net->shape[0]);
+    return 0;
+}
+
 /* Forward mode along e_1 .. e_dim, or along the probe: sum of v * (d answer/dx v). */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
                                     const int *labels, df_tensor *probe, df_tensor **y) {
@@ -11069,7 +11079,9 @@ DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *
     int dim = run->net->dim, flat[2] = {-1, 0};
     df_tensor *sum = NULL, *answer = NULL;
     if (y != NULL) *y = NULL;
-    if (dfi_blocked(ctx, "df_run_divergence", x, t)) return NULL;
+    if (dfi_blocked(ctx, "df_run_divergence", x, t) ||
+        !dfi_run_square(run, "df_run_divergence"))
+        return NULL;
     if (x->tangent != NULL || x->size % (size_t)dim != 0)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_run_divergence: x has %.0f elements, samples %d; it "
@@ -14047,7 +14059,8 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
     df_model m = df_net_model(run->net);
     df_tensor *in = dfi_column(ctx, batch->x), *sum = NULL;
     int probes = dfi_probes(ctx, "df_objective_energy", self, 0);
-    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    if (dfi_stuck(ctx) != DF_OK || !dfi_run_square(run, "df_objective_energy"))
+        return NULL;
     if (m.prediction != DF_SCORE)
         return dfi_fail_tensor(ctx, DF_ERR_UNSUPPORTED,
                                "df_objective_energy: the card says %s, want score",

@@ -620,6 +620,30 @@ TEST(energy_of_odd_nets) {
     df_ctx_free(ctx);
 }
 
+// Where a variance is learned the answer has twice the channels: no energy, no divergence.
+TEST(other_channels) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_dit_desc d = df_dit_defaults();
+    df_card card = df_card_defaults();
+    static df_real zero[8];
+    int shape[4] = {2, 1, 2, 2};
+    df_batch b;
+    d.in_channels = d.patch = d.depth = d.heads = d.classes = 1, d.size = 2, d.width = 4;
+    df_net *net = df_dit_create(ctx, &d);
+    card.prediction = DF_SCORE, card.learned = DF_LEARNED_RANGE;
+    check(net && df_net_set_card(ctx, net, &card) == DF_OK, "%s", df_ctx_message(ctx));
+    df_run run = df_run_defaults(ctx, net);
+    memset(&b, 0, sizeof b);
+    b.x = b.x0 = b.target = df_tensor_copy(ctx, 4, shape, zero);
+    b.t = b.weight = df_tensor_fill(ctx, 1, shape, .5);
+    expect(df_objective_energy(NULL, &run, &b) == NULL);
+    expect(said(ctx, "df_objective_energy: net 'dit' makes 2 channels"));
+    expect(df_objective_implicit(NULL, &run, &b) == NULL);
+    expect(said(ctx, "df_run_divergence: net 'dit' makes 2 channels"));
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
 // E = (g c_in x)^2/2: the chain is x += -h k x + sqrt(2h) z with k = (g c_in)^2, done again
 // here; loss and gradient in g are those of its end.
 TEST(contrastive) {
@@ -711,6 +735,7 @@ int main(int argc, char **argv) {
     RUN(any_prediction);
     RUN(energy);
     RUN(energy_of_odd_nets);
+    RUN(other_channels);
     RUN(contrastive);
     RUN(contrastive_trains);
     return test_end();
