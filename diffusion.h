@@ -8198,16 +8198,18 @@ static df_result dfi_likelihood_check(df_ctx *ctx, const df_model *m,
                                       const double *out) {
     df_sample_desc w = d->walk;
     const df_sampler_row *row = w.row;
+    int steps = dfi_steps_asked(&w);
     df_result r;
     if (d->cookie != DFI_COOKIE || w.cookie != DFI_COOKIE || !m || m->dim == INT_MAX ||
         !m->predict || !out || (unsigned)d->trace > (unsigned)DF_TRACE_GAUSSIAN ||
         d->probes < 1 || d->probes >= DFI_DRAW_LEVEL - DFI_DRAW_PROBE || w.clip > 0 ||
-        w.threshold > 0 || w.start == DF_START_DATA || dfi_steps_asked(&w) < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: trace %d, probes %d, "
-                        "start %d, clip %g, threshold %g: want a descriptor of "
-                        "df_likelihood_defaults, a model that predicts, out, a df_trace, "
-                        "probes >= 1, start NOISE or GIVEN, no clip, no threshold",
-                        (int)d->trace, d->probes, (int)w.start, w.clip, w.threshold);
+        w.threshold > 0 || w.start == DF_START_DATA || steps < 1 || steps > DFI_MOST_STEPS)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: %d steps, trace %d, "
+                        "probes %d, start %d, clip %g, threshold %g: want a descriptor of "
+                        "df_likelihood_defaults, a model that predicts, out, 1 to %d "
+                        "steps, a df_trace, probes >= 1, start NOISE or GIVEN, no clip, "
+                        "no threshold", steps, (int)d->trace, d->probes, (int)w.start,
+                        w.clip, w.threshold, DFI_MOST_STEPS);
     r = dfi_sample_check_model(ctx, m, x, n);
     if (r == DF_OK && !row && !(row = df_sampler_find(ctx, w.method))) r = DF_ERR_ARGUMENT;
     w.inverse = 1;
@@ -8492,13 +8494,15 @@ static df_result dfi_bound_check(df_ctx *ctx, const df_model *m, const df_bound_
     df_result r;
     if (d->cookie != DFI_COOKIE || d->walk.cookie != DFI_COOKIE || !out || d->draws < 1 ||
         steps < 1 || steps > DFI_MOST_STEPS || levels == 1 || levels < 0 ||
+        dfi_mul((size_t)steps + 1, (size_t)d->draws) >= DFI_DRAW_PROBE ||
         (levels > 0 && !(d->low < d->high)) || dfi_nonfinite(d->high - d->low) ||
         (unsigned)d->walk.variance > (unsigned)DF_VARIANCE_ANALYTIC ||
         (d->walk.variance == DF_VARIANCE_ANALYTIC && !d->walk.eps2))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: %d steps, draws %d, "
                         "levels %d from %g to %g, variance %d: want a descriptor of "
-                        "df_bound_defaults, out, at least one step and draw, levels 0 or "
-                        "from 2 on, rising, eps2 for ANALYTIC", steps, d->draws, levels,
+                        "df_bound_defaults, out, at least one step and draw, at most 2^29 "
+                        "in all, levels 0 or from 2 on, rising, eps2 for ANALYTIC",
+                        steps, d->draws, levels,
                         d->low, d->high, (int)d->walk.variance);
     r = dfi_sample_check_model(ctx, m, x, n);
     return r != DF_OK ? r : dfi_rows_finite(ctx, "df_variational_bound", "x", (size_t)n,

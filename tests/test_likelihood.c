@@ -827,6 +827,8 @@ TEST(wrong_arguments) {
     LIKELIHOOD(d.walk.method = "no such", DF_ERR_ARGUMENT, "nearest names");
     LIKELIHOOD(d.walk.churn = 1; d.walk.method = "heun", DF_ERR_ARGUMENT, "churn");
     LIKELIHOOD(d.walk.steps = 0, DF_ERR_ARGUMENT, "df_log_likelihood");
+    LIKELIHOOD(d.walk.steps = 1000001, DF_ERR_ARGUMENT, "1000001 steps");
+    LIKELIHOOD(d.walk.steps = 2147483647, DF_ERR_ARGUMENT, "1 to 1000000 steps");
     LIKELIHOOD(d.walk.t_max = 2, DF_ERR_ARGUMENT, "t_max");
     LIKELIHOOD(d.walk.end = DF_END_DATA, DF_ERR_ARGUMENT, "sigma = 0");
     LIKELIHOOD(d.log_prior = no_prior; d.user = &code, 5, "log_prior returned 5");
@@ -848,6 +850,7 @@ TEST(wrong_arguments) {
     expect(says(ctx, words)); } while (0)
     BOUND(b.cookie = 0, DF_ERR_ARGUMENT, "df_bound_defaults");
     BOUND(b.draws = 0, DF_ERR_ARGUMENT, "draws 0");
+    BOUND(b.draws = 2147483647, DF_ERR_ARGUMENT, "at most 2^29"); // draws would repeat
     BOUND(b.levels = 1, DF_ERR_ARGUMENT, "levels 1");
     BOUND(b.levels = 256; b.low = 1, DF_ERR_ARGUMENT, "from 1 to 1");
     BOUND(b.walk.steps = 0, DF_ERR_ARGUMENT, "0 steps");
