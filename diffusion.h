@@ -14111,10 +14111,11 @@ static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
     size_t n = (size_t)b->x->shape[0], dim = (size_t)m.dim;
     df_tensor *x = df_tensor_copy(ctx, b->x->ndim, b->x->shape, b->x->data);
     double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t));
-    df_real *score = dfi_reals(ctx, (n + 1) * dim), *z = score + n * dim;
+    df_real *score = dfi_reals(ctx, dfi_mul(n + 1, dim)), *z;
     df_query q;
     memset(&q, 0, sizeof q);
-    if (x == NULL || t == NULL || score == NULL) return NULL;
+    if (x == NULL || t == NULL || score == NULL) return dfi_stick(ctx);
+    z = score + n * dim;
     q.ask = DF_ASK_PREDICT, q.n = (int)n, q.x = x->data, q.t = t, q.labels = b->labels;
     q.condition = run->condition != NULL ? run->condition->data : NULL;
     q.condition_stride = (size_t)now.condition;
