@@ -2148,7 +2148,8 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
    p_t: data x [n, dim], in the data's units, noised. KL between the ends is at most that.
    Of the descriptor count the grid (midpoint rule in lambda; end T_MIN, alpha > 0), eta of
    the family (> 0; < 0: 1), seed, first_sample, labels, condition. One number whatever the
-   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. */
+   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. desc NULL: the defaults, but end
+   T_MIN. */
 DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
                             const df_sample_desc *desc, const df_real *x, int n,
                             double *out);
@@ -7671,6 +7672,19 @@ static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model 
                     "of df_sample_defaults", who, n, steps);
 }
 
+/* The grid that a descriptor asks for, in scratch, noise first, for what only measures
+   along it: no restarts, not inverse. NULL on failure. */
+static df_point *dfi_grid_plain(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
+                                int *count) {
+    df_sample_desc plain = *d;
+    int most = dfi_steps_asked(d) + 2;
+    df_point *grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)most, sizeof *grid));
+    plain.inverse = plain.restarts = 0;
+    if (grid == NULL || df_grid(ctx, &m->process, &plain, grid, most, count) != DF_OK)
+        return NULL;
+    return grid;
+}
+
 /* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
    mean of |eps|^2/dim, which is 1 for a model that knows nothing. */
 DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
@@ -7679,7 +7693,7 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
     int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
-    df_point *grid;
+    df_point *grid = NULL;
     df_real *y, *noise;
     size_t dim, size;
     if (r == DF_OK && (!x || !out))
@@ -7688,11 +7702,10 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     dim = (size_t)model->dim;
     size = dfi_mul((size_t)n, dim);
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
     noise = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
-    r = grid && y && noise ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
-                           : DF_ERR_MEMORY;
+    if (y && noise) grid = dfi_grid_plain(ctx, model, desc, &count);
+    if (grid == NULL) r = ctx->code;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
         const double c[2] = { grid[k].sigma, grid[k].alpha };
         const df_real *const a[2] = { noise, y };
@@ -7800,13 +7813,12 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     df_v3_statistics *e = NULL;
     df_sample_desc d;
     df_model plain;
-    df_point *grid;
+    df_point *grid = NULL;
     df_real *x, *x0, *spare;
     df_scope mark;
     if (r != DF_OK) return NULL;
     mark = dfi_scratch_mark(ctx);
     all = dfi_mul(dfi_mul((size_t)steps + 2, size), sizeof(df_real));
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
     spare = (df_real *)dfi_scratch(ctx, dfi_mul(2 * sizeof *spare, size));
@@ -7816,9 +7828,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     d.eta = d.corrector = d.predicts = -1, d.ratio = d.churn = 0;
     d.slope = DF_SLOPE_OWN, d.eta_in = DF_ETA_OWN, d.variance = DF_VARIANCE_OWN;
     d.start = DF_START_NOISE, d.on_step = NULL, d.edit = NULL, d.trajectory = x;
-    if (grid && x && x0 && spare)
-        r = df_grid(ctx, &model->process, &d, grid, steps + 2, &count);
-    else r = DF_ERR_MEMORY;
+    if (x && x0 && spare) grid = dfi_grid_plain(ctx, model, &d, &count);
+    if (grid == NULL) r = ctx->code;
     plain = *model;
     plain.mean = plain.scale = NULL;
     if (r == DF_OK) r = df_sample(ctx, &plain, &d, spare, n);
@@ -8283,19 +8294,18 @@ static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
     df_point *grid;
     df_real *z, *y;
     double *log_p;
-    int steps = dfi_steps_asked(&d.walk), count = 0;
+    int count;
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     r = dfi_likelihood_check(ctx, m, &d, x, n, out);
     if (r != DF_OK) return r;
     size = dfi_mul((size_t)n, (size_t)m->dim);
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     z = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *z));
     y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, (size_t)n), sizeof *y));
     log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
-    r = grid && z && y && log_p ? DF_OK : DF_ERR_MEMORY;
-    d.walk.inverse = d.walk.restarts = 0;
-    if (r == DF_OK) r = df_grid(ctx, &m->process, &d.walk, grid, steps + 2, &count);
+    grid = z && y && log_p ? dfi_grid_plain(ctx, m, &d.walk, &count) : NULL;
+    if (grid == NULL) r = ctx->code;
+    d.walk.restarts = 0;
     if (r == DF_OK && samples && d.walk.start == DF_START_NOISE)
         r = dfi_likelihood_start(ctx, &d.walk, grid[0], n, m->dim, z);
     else if (r == DF_OK) memcpy(z, x, size * sizeof *z);
@@ -8461,22 +8471,20 @@ static df_result dfi_bound_set(dfi_bound *b, const df_real *x) {
     size_t size = dfi_mul(b->n, b->dim), steps = (size_t)dfi_steps_asked(&b->d->walk);
     df_ctx *ctx = b->ctx;
     df_sample_desc w = b->d->walk;
-    int count = 0;
-    df_result r;
-    w.inverse = w.restarts = 0;
+    int count;
+    df_result r = DF_OK;
     if (b->d->continuous) w.end = DF_END_T_MIN;
-    b->grid = (df_point *)dfi_scratch(ctx, dfi_mul(steps + 2, sizeof *b->grid));
     b->each = (df_point *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->each));
     b->x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 4 * sizeof *b->x));
     b->term = (double *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->term));
-    if (!b->grid || !b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    if (!b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    if ((b->grid = dfi_grid_plain(ctx, b->m, &w, &count)) == NULL) return ctx->code;
     b->y = b->x + size;
     b->answer = b->x + 2 * size;
     b->behind = b->x + 3 * size;
     memcpy(b->x, x, size * sizeof *x);
     dfi_rescale(b->m, size, b->x, 0);
-    r = df_grid(ctx, &b->m->process, &w, b->grid, (int)steps + 2, &count);
-    b->points = r == DF_OK ? (size_t)count - (b->grid[count - 1].sigma <= 0) : 0;
+    b->points = (size_t)count - (b->grid[count - 1].sigma <= 0);
     if (b->points > steps && !b->d->continuous && w.variance == DF_VARIANCE_ANALYTIC)
         r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: variance ANALYTIC has "
                      "eps2 of %d steps, but the grid %d points of sigma > 0: end it at "
@@ -17688,20 +17696,22 @@ DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *
                             const df_sample_desc *desc, const df_real *x, int n,
                             double *out) {
     const df_model *const m[2] = { truth, model };
-    df_result r = dfi_lab_check(ctx, "df_path_kl", m, desc, x, n, out);
-    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0;
-    double eta = r == DF_OK && desc->eta >= 0 ? desc->eta : 1, *gap, sum = 0;
-    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)truth->dim) : 0;
+    df_sample_desc d = desc ? *desc : df_sample_defaults();
+    df_result r;
+    int count;
+    double eta = d.eta >= 0 ? d.eta : 1, *gap, sum = 0;
     df_scope mark;
-    df_point *grid;
+    df_point *grid = NULL;
     df_real *y;
+    if (desc == NULL) d.end = DF_END_T_MIN;
+    r = dfi_lab_check(ctx, "df_path_kl", m, &d, x, n, out);
     if (r != DF_OK) return r;
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, (size_t)truth->dim),
+                                            2 * sizeof *y));
     gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
-    r = grid && y && gap ? df_grid(ctx, &truth->process, desc, grid, steps + 2, &count)
-                         : DF_ERR_MEMORY;
+    if (y && gap) grid = dfi_grid_plain(ctx, truth, &d, &count);
+    if (grid == NULL) r = ctx->code;
     if (r == DF_OK && (!dfi_positive(eta) || dfi_nonfinite(grid[0].lambda) ||
                        dfi_nonfinite(grid[count - 1].lambda)))
         r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_path_kl: eta = %g, lambda %g to %g: want "
@@ -17710,7 +17720,7 @@ DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *
     for (int k = 0; r == DF_OK && k + 1 < count; k++) {
         double half = (grid[k + 1].lambda - grid[k].lambda) / 2, h = 2 * fabs(half);
         df_point at = df_process_at_lambda(&truth->process, grid[k].lambda + half);
-        r = dfi_path_node(ctx, m, desc, &at, (uint32_t)k, x, n, y, gap);
+        r = dfi_path_node(ctx, m, &d, &at, (uint32_t)k, x, n, y, gap);
         for (int i = 0; r == DF_OK && i < n; i++) sum += h * gap[i] / n;
     }
     if (r == DF_OK) *out = pow((1 + eta * eta) / 2 / eta, 2) * sum;
