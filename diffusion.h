@@ -15067,19 +15067,19 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
 
 /* What both kinds check: a sample of one axis, numbers in their range. */
 static df_result dfi_relative_check(df_ctx *ctx, df_net *net, int least, int most,
-                                    double low, const char *number) {
+                                    const char *number) {
     const int *c = net->config;
     if (net->ndim != 1 || net->dim < least || net->dim > 1 << 20 || net->classes != 0 ||
         net->condition != 0 || c[0] < 1 || c[0] > 1 << 16 || c[1] < 0 || c[1] > 64 ||
         c[2] < 1 || c[2] > most || dfi_nonfinite(net->number[0]) ||
-        net->number[0] < low || net->number[0] > 1e6)
+        net->number[0] < 0 || net->number[0] > 1e6)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "%s: dim %d, width %d, depth %d, levels or layers %d, %s %g: want "
                         "dim in [%d, 2^20], width in [1, 65536], depth in [0, 64], levels "
-                        "or layers in [1, %d], the last in [%g, 1e6]; no classes, no "
+                        "or layers in [1, %d], the last in [0, 1e6]; no classes, no "
                         "condition",
                         net->kind, net->dim, c[0], c[1], c[2], number, net->number[0],
-                        least, most, low);
+                        least, most);
     net->rows = dfi_net_rows(2 * fmax(net->dim, c[0]));
     return DF_OK;
 }
@@ -15120,7 +15120,7 @@ static df_tensor *dfi_vae_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return x;
 }
 static df_result dfi_vae_configure(df_ctx *ctx, df_net *net) {
-    df_result result = dfi_relative_check(ctx, net, 1, DF_VAE_LEVELS, 0, "deviation");
+    df_result result = dfi_relative_check(ctx, net, 1, DF_VAE_LEVELS, "deviation");
     for (int i = 0; result == DF_OK && i < net->config[DFI_RELATIVE_LAYERS]; i++)
         if (net->config[DFI_VAE_LATENT + i] < 1 ||
             net->config[DFI_VAE_LATENT + i] > 1 << 20)
@@ -15266,7 +15266,7 @@ static df_tensor *dfi_coupling_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return dfi_coupling_through(w, x, NULL);
 }
 static df_result dfi_coupling_configure(df_ctx *ctx, df_net *net) {
-    return dfi_relative_check(ctx, net, 2, 1024, 0, "scale");
+    return dfi_relative_check(ctx, net, 2, 1024, "scale");
 }
 
 DF_API df_coupling_desc df_coupling_defaults(void) {
