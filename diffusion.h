@@ -82,8 +82,8 @@
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
      train for likelihood         DF_WEIGHT_LIKELIHOOD, DF_DENSITY_LAMBDA
-     match scores; energies       df_objective_... as df_train_desc.objective;
-                                  df_energy_model
+     train by another loss        df_train_desc.objective: yours, or df_objective_...
+     an energy; contrastively     df_energy_model; df_objective_energy, _contrastive
      choose a sampler             below; df_sampler_rows lists all
      write a sampler              df_sampler_row with a stage function, desc.row
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
@@ -95,6 +95,9 @@
      differentiate                df_record_begin, df_backward; df_set_tangent
      log p of data, or samples    df_log_likelihood, df_sample_likelihood
      bits per dimension           df_dequantize, df_bits_per_dim, df_variational_bound
+     compare with an autoencoder  df_vae_create, df_vae_elbo, df_vae_sample
+     ... with a coupling flow     df_coupling_create, df_coupling_log_density
+     ... with a neural ODE        df_node_log_density, df_objective_node
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
      spoil a score on purpose     df_flaw_model; df_score_error, df_path_kl
@@ -174,8 +177,9 @@
      df_model             a value         self, mean, scale and a table until its last use
      df_net               you             the allocator's user pointer; it may outlive its
                                           context and be shared, const
-     df_trainer           you             net, data, labels, condition, context, until it
-                                          is freed
+     df_energy_model      a value         its net, until its last use
+     df_trainer           you             net, data, labels, condition, objective_self,
+                                          context, until it is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
      df_flaw              you             its model, points, direction: likewise
@@ -1781,7 +1785,9 @@ typedef struct df_batch {
     uint32_t draw;           /* ... whose draws from this one on are the loss's own */
 } df_batch;
 /* The loss as one number on the tape, the mean over the batch's rows; run has weights,
-   gradients and the rows' conditions. */
+   gradients and the rows' conditions. Work in run->ctx: df_trainer_create calls it for one
+   row and for two, in a context of its own. NULL on failure: what the context says then,
+   of a model that was asked too, is what the trainer says. */
 typedef df_tensor *(*df_objective_fn)(void *self, const df_run *run,
                                       const df_batch *batch);
 /* Noise for a loss: N(0, 1) [B, width], of the batch's own draw number `draw` (from 0). */
@@ -1844,7 +1850,8 @@ typedef struct df_train_desc {
                                 (images left to right); not where held out [0] */
     int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
                                 every parts-th row of a batch of parts x batch [0, 1] */
-    df_objective_fn objective;     /* the loss instead of the denoising one [NULL] */
+    df_objective_fn objective;     /* the loss instead of the denoising one and vlb
+                                      [NULL] */
     void *objective_self;    /* handed to it; must outlive the trainer [NULL] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
