@@ -7905,9 +7905,10 @@ static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_guidance: guided is %d, wanted 0 (all) to the model's %d, and "
                         "0 for VJP", g->guided, a->dim);
-    if (b && b->dim != a->dim)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: model has dim %d, uncond %d",
-                        a->dim, b->dim);
+    if (a->dim != q->dim || (b && b->dim != a->dim))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: asked about samples of %d, "
+                        "model has dim %d, uncond %d", q->dim, a->dim,
+                        b ? b->dim : a->dim);
     if (b && a->process.kind != b->process.kind)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_guidance: model is of process %s, uncond of %s",
