@@ -7692,6 +7692,21 @@ static df_point *dfi_grid_plain(df_ctx *ctx, const df_model *m, const df_sample_
     return grid;
 }
 
+/* Data x [n, dim], in its own units, noised to a point by draw number `draw`: y [n, dim],
+   with the noise behind it. */
+static void dfi_noise_to(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
+                         const df_point *at, uint32_t draw, int n, const df_real *x,
+                         df_real *y) {
+    size_t dim = (size_t)m->dim, size = (size_t)n * dim;
+    const double c[2] = { at->sigma, at->alpha };
+    const df_real *const a[2] = { y + size, y };
+    memcpy(y, x, size * sizeof *y);
+    dfi_rescale(m, size, y, 0);
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, draw, dim, y + size + i * dim);
+    ctx->k->combine(size, 2, c, a, y);
+}
+
 /* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
    mean of |eps|^2/dim, which is 1 for a model that knows nothing. */
 DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
@@ -7701,27 +7716,18 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
     df_point *grid = NULL;
-    df_real *y, *noise;
-    size_t dim, size;
+    df_real *y;
+    size_t size;
     if (r == DF_OK && (!x || !out))
         r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     if (r != DF_OK) return r;
-    dim = (size_t)model->dim;
-    size = dfi_mul((size_t)n, dim);
+    size = dfi_mul((size_t)n, (size_t)model->dim);
     mark = dfi_scratch_mark(ctx);
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
-    noise = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
-    if (y && noise) grid = dfi_grid_plain(ctx, model, desc, &count);
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    if (y != NULL) grid = dfi_grid_plain(ctx, model, desc, &count);
     if (grid == NULL) r = ctx->code;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
-        const double c[2] = { grid[k].sigma, grid[k].alpha };
-        const df_real *const a[2] = { noise, y };
-        memcpy(y, x, size * sizeof *y);
-        dfi_rescale(model, size, y, 0);
-        for (size_t i = 0; i < (size_t)n; i++)
-            df_random_normal(desc->seed, desc->first_sample + i, (uint32_t)k + 1, dim,
-                             noise + i * dim);
-        ctx->k->combine(size, 2, c, a, y);
+        dfi_noise_to(ctx, model, desc, &grid[k], (uint32_t)k + 1, n, x, y);
         out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
         if (grid[k].alpha <= 0) continue;
         r = dfi_ask_as(ctx, model, dfi_query_of(desc, n, y), DF_EPS, &grid[k], 0, NULL, y);
@@ -7752,6 +7758,11 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
     return e;
 }
 
+/* Normal numbers to random signs. */
+static void dfi_signs(size_t n, df_real *v) {
+    for (size_t i = 0; i < n; i++) v[i] = v[i] < 0 ? (df_real)-1 : (df_real)1;
+}
+
 /* l of one point: the mean over samples of v (sigma d eps/dx v), v of random signs; sigma
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
@@ -7760,12 +7771,10 @@ static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
     df_query ask = dfi_query_of(d, n, x);
     df_result r;
-    for (int i = 0; i < n; i++) {
-        df_real *row = v + (size_t)i * dim;
-        df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
-                         row);
-        for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
-    }
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, draw | 0x40000000u, dim,
+                         v + i * dim);
+    dfi_signs(size, v);
     ask.v = v;
     r = dfi_ask_jvp(ctx, m, ask, DF_X0, q, 0, jv);
     for (size_t j = 0; r == DF_OK && j < dim; j++) {
@@ -8130,8 +8139,7 @@ static void dfi_probe(const df_likelihood_desc *d, uint64_t sample, int k, size_
     }
     df_random_normal(d->walk.seed, d->walk.first_sample + sample,
                      (uint32_t)DFI_DRAW_PROBE + (uint32_t)k, dim, v);
-    for (size_t j = 0; d->trace == DF_TRACE_RADEMACHER && j < dim; j++)
-        v[j] = v[j] < 0 ? (df_real)-1 : (df_real)1;
+    if (d->trace == DF_TRACE_RADEMACHER) dfi_signs(dim, v);
 }
 
 /* out [n, dim + 1]: eps - x_0, and minus its divergence in r: d/dr is (alpha + sigma)
@@ -11092,11 +11100,25 @@ static int dfi_run_square(const df_run *run, const char *who) {
     return 0;
 }
 
+/* Sums over each row of x [n, ...]: [n]. */
+static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
+    int flat[2] = {-1, 0};
+    flat[1] = dim;
+    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
+}
+/* Rows of e_k, shaped as x. */
+static df_tensor *dfi_unit(df_ctx *ctx, int dim, int k, const df_tensor *x) {
+    df_tensor *v = df_tensor_new(ctx, x->ndim, x->shape);
+    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
+        v->data[at] = 1;
+    return v;
+}
+
 /* Forward mode along e_1 .. e_dim, or along the probe: sum of v * (d answer/dx v). */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
                                     const int *labels, df_tensor *probe, df_tensor **y) {
     df_ctx *ctx = run->ctx;
-    int dim = run->net->dim, flat[2] = {-1, 0};
+    int dim = run->net->dim;
     df_tensor *sum = NULL, *answer = NULL;
     if (y != NULL) *y = NULL;
     if (dfi_blocked(ctx, "df_run_divergence", x, t) ||
@@ -11108,9 +11130,7 @@ DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *
                                "must have no tangent of its own",
                                (double)x->size, dim);
     for (int i = 0; i < (probe != NULL ? 1 : dim); i++) {
-        df_tensor *v = probe != NULL ? probe : df_tensor_new(ctx, x->ndim, x->shape);
-        for (size_t at = (size_t)i; probe == NULL && v && at < v->size; at += (size_t)dim)
-            v->data[at] = 1;
+        df_tensor *v = probe != NULL ? probe : dfi_unit(ctx, dim, i, x);
         if (v == NULL || df_set_tangent(ctx, x, v) != DF_OK) return NULL;
         answer = df_run_net(run, x, t, labels);
         df_tensor *along = answer ? answer->tangent : NULL; /* the answer may be x */
@@ -11122,8 +11142,7 @@ DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *
         answer->tangent = NULL;
     }
     if (y != NULL) *y = answer;
-    flat[1] = dim;
-    return df_sum_axis(ctx, df_reshape(ctx, sum, 2, flat), 1, 0);
+    return dfi_row_sums(ctx, dim, sum);
 }
 
 /* ---- one walk: a network is written once -------------------------------------------- */
@@ -13959,25 +13978,13 @@ DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint
 
 /* ---- objectives: score matching without a target, energies -------------------------- */
 
-/* Sums over each row of x [n, ...]: [n]. */
-static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
-    int flat[2] = {-1, 0};
-    flat[1] = dim;
-    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
-}
-
 /* Direction k of `probes` drawn ones, or, if there are none, e_k; shaped as the batch. */
 static df_tensor *dfi_batch_probe(const df_run *run, const df_batch *b, int probes,
                                   int k) {
-    df_ctx *ctx = run->ctx;
     int dim = run->net->dim;
-    if (probes > 0)
-        return df_reshape(ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
-                          b->x->shape);
-    df_tensor *v = df_tensor_new(ctx, b->x->ndim, b->x->shape);
-    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
-        v->data[at] = 1;
-    return v;
+    if (probes < 1) return dfi_unit(run->ctx, dim, k, b->x);
+    return df_reshape(run->ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
+                      b->x->shape);
 }
 
 /* With s = cx x + cp y of the net's answer y to c_in x: div s = dim cx + cp c_in div y,
@@ -15054,17 +15061,15 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
                         "%s: n = %d, out %s, net '%s': wants one of kind '%s'", who, n,
                         out != NULL ? "given" : "NULL", net->kind, kind);
     df_run run = df_run_defaults(ctx, net);
-    size_t m = (size_t)net->scaling_size;
+    df_model scaled = df_net_model(net);
     for (int at = 0; at < n && result == DF_OK; at += net->rows) {
         df_real *to = out + (size_t)at * (size_t)net->dim;
         df_scope mark = dfi_scratch_mark(ctx);
         s.rows = n - at < net->rows ? n - at : net->rows;
         df_tensor *x = draw(&run, &s);
         s.first += (uint64_t)s.rows;
-        for (size_t i = 0; x != NULL && i < x->size; i++) {
-            const double *c = net->scaling + (m > 1 ? i % m : 0);
-            to[i] = m > 0 ? (df_real)(c[0] + c[m] * (double)x->data[i]) : x->data[i];
-        }
+        if (x != NULL) memcpy(to, x->data, x->size * sizeof *to);
+        if (x != NULL) dfi_rescale(&scaled, x->size, to, 1);
         result = dfi_stuck(ctx);
         ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
         dfi_scratch_release(ctx, mark);
@@ -15404,8 +15409,7 @@ DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batc
     df_tensor *probe = NULL, *x = batch->x0;
     if (d != NULL && d->probe && x != NULL) {
         probe = df_batch_normal(run, batch, 0, run->net->dim);
-        for (size_t i = 0; probe != NULL && i < probe->size; i++)
-            probe->data[i] = (df_real)(probe->data[i] < 0 ? -1 : 1);
+        if (probe != NULL) dfi_signs(probe->size, probe->data);
         probe = df_reshape(run->ctx, probe, x->ndim, x->shape);
     }
     return dfi_mean_loss(run->ctx, df_node_log_density(run, d, x, batch->labels, probe));
@@ -17683,23 +17687,6 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
     return r;
 }
 
-/* E |eps_a - eps_b|^2 at one point, x [n, dim] noised by draw k; y [n, dim]. */
-static df_result dfi_path_node(df_ctx *ctx, const df_model *const m[2],
-                               const df_sample_desc *d, const df_point *at, uint32_t k,
-                               const df_real *x, int n, df_real *y, double *gap) {
-    size_t dim = (size_t)m[0]->dim, size = (size_t)n * dim;
-    df_real *noise = y + size;
-    const double c[2] = { at->alpha, at->sigma };
-    const df_real *const a[2] = { y, noise };
-    memcpy(y, x, size * sizeof *y);
-    dfi_rescale(m[0], size, y, 0);
-    for (size_t i = 0; i < (size_t)n; i++)
-        df_random_normal(d->seed, d->first_sample + i, DFI_DRAW_PATH + k, dim,
-                         noise + i * dim);
-    ctx->k->combine(size, 2, c, a, y);
-    return dfi_score_gap(ctx, m, d, DF_EPS, at, n, y, gap);
-}
-
 DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
                             const df_sample_desc *desc, const df_real *x, int n,
                             double *out) {
@@ -17728,7 +17715,8 @@ DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *
     for (int k = 0; r == DF_OK && k + 1 < count; k++) {
         double half = (grid[k + 1].lambda - grid[k].lambda) / 2, h = 2 * fabs(half);
         df_point at = df_process_at_lambda(&truth->process, grid[k].lambda + half);
-        r = dfi_path_node(ctx, m, &d, &at, (uint32_t)k, x, n, y, gap);
+        dfi_noise_to(ctx, truth, &d, &at, DFI_DRAW_PATH + (uint32_t)k, n, x, y);
+        r = dfi_score_gap(ctx, m, &d, DF_EPS, &at, n, y, gap);
         for (int i = 0; r == DF_OK && i < n; i++) sum += h * gap[i] / n;
     }
     if (r == DF_OK) *out = pow((1 + eta * eta) / 2 / eta, 2) * sum;
