@@ -2144,10 +2144,12 @@ DF_API df_flaw df_flaw_defaults(void);
    and the prediction is not eps or score: x alone is the score there. ARGUMENT if the
    flaw's model has another dim or learned variance since. */
 DF_API df_model df_flaw_model(df_flaw *flaw);
-/* (E |s_a - s_b|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p > 0. Two
-   models of one dim, their processes with the same alpha and sigma at t (so below). */
-DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
-                                double t, const df_real *x, int n, double p, double *out);
+/* (E |s_model - s_truth|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p
+   > 0. Two models of one dim, their processes with the same alpha and sigma at t (so
+   below). Of the descriptor count first_sample, labels, condition; NULL: the defaults. */
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *truth, const df_model *model,
+                                const df_sample_desc *desc, double t, const df_real *x,
+                                int n, double p, double *out);
 
 /* KL divergence from the paths of `truth`'s reverse SDE to those of `model`'s, both begun
    in p_(t_max), by Girsanov's theorem (Song et al. 2021b; Chen et al. 2023):
@@ -17664,10 +17666,11 @@ static df_result dfi_lab_check(df_ctx *ctx, const char *who, const df_model *con
                     "x and out not NULL", who, m[0]->dim, m[1]->dim);
 }
 
-DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
-                                double t, const df_real *x, int n, double p, double *out) {
-    const df_model *const m[2] = { a, b };
-    df_sample_desc d = df_sample_defaults();
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *truth, const df_model *model,
+                                const df_sample_desc *desc, double t, const df_real *x,
+                                int n, double p, double *out) {
+    const df_model *const m[2] = { truth, model };
+    df_sample_desc d = desc ? *desc : df_sample_defaults();
     df_result r = dfi_lab_check(ctx, "df_score_error", m, &d, x, n, out);
     df_scope mark;
     df_point at;
@@ -17678,7 +17681,7 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
                         "0", p, t);
     mark = dfi_scratch_mark(ctx);
     gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
-    at = df_process_at(&a->process, t);
+    at = df_process_at(&truth->process, t);
     r = gap ? dfi_score_gap(ctx, m, &d, DF_SCORE, &at, n, x, gap) : DF_ERR_MEMORY;
     for (int i = 0; r == DF_OK && i < n; i++) most = fmax(most, gap[i]);
     for (int i = 0; r == DF_OK && most > 0 && i < n; i++) sum += pow(gap[i] / most, p / 2);
