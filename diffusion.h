@@ -1866,14 +1866,24 @@ typedef struct df_train_desc {
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
 
+/* What the objectives below take as their self; NULL: the defaults. */
+typedef struct df_objective_desc {
+    uint32_t cookie;
+    int probes;              /* random vectors a row; 0: exact. sliced wants one or more
+                                and takes 0 for 1; node at most 1 [0] */
+    int steps;               /* contrastive: of Langevin, node: of RK4; 1 .. 10000 [20] */
+    double step;             /* contrastive: h, in units of x^2, above 0 [.01] */
+    int from_noise;          /* contrastive [0] */
+} df_objective_desc;
+DF_API df_objective_desc df_objective_defaults(void);
 /* Objectives for df_train_desc.objective; the batch's weight counts in all but the last.
    A score net learns grad log p_t without a target (any prediction: its score is meant):
      J = E w (div s + |s|^2/2),   s the score at x_t (Hyvarinen 2005)
    is E w |s - grad log p_t|^2/2, dim/2 times the denoising loss, but for a constant (w
    is the weight as it counts on the score): -d/(2v) at best for N(0, v I) and w = 1.
-   implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
-   N(0, I), v^T (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance);
-   self an int, how many, or NULL: 1. Errors: SINGULAR where the score is infinite. */
+   implicit: the exact divergence, dim forward passes. sliced: probes v ~ N(0, I), v^T
+   (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance). Errors:
+   SINGULAR where the score is infinite. */
 DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
                                         const df_batch *batch);
 DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
@@ -1885,20 +1895,13 @@ DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
 DF_API df_model df_energy_model(const df_net *net);
 /* Denoising score matching of -grad E (Vincent 2011), E w |target + grad E|^2/dim, by
    forward mode, which is on the tape: v^T grad E = c_in f^T J v, v all unit vectors
-   (exact: self NULL) or probes N(0, I) (self an int, how many). */
+   (exact) or probes N(0, I). */
 DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
                                       const df_batch *batch);
 /* Contrastive divergence (Hinton 2002): E(x_t) - E(x_neg), whose gradient is that of -log
    p_t where x_neg ~ p_t: `steps` Langevin steps x += h score + sqrt(2h) z from x_t (CD-k),
    or from noise N(0, alpha^2 + sigma^2) (short-run: Nijkamp et al. 2019). It levels off at
-   0 and says little of progress. self: a df_contrastive, or NULL. */
-typedef struct df_contrastive {
-    uint32_t cookie;
-    int steps;               /* 1 .. 10000 [20] */
-    double step;             /* h, in units of x^2, above 0 [.01] */
-    int from_noise;          /* [0] */
-} df_contrastive;
-DF_API df_contrastive df_contrastive_defaults(void);
+   0 and says little of progress. */
 DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
                                            const df_batch *batch);
 
@@ -2032,18 +2035,12 @@ DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t see
    1) at t = 1, d log p/dt = -div v along it, both by RK4 in equal steps. What the solver
    computed is differentiated (discretise, then optimise). Trained, it is a velocity model
    as flow matching makes them: df_net_model, df_sample. */
-typedef struct df_node_desc {
-    uint32_t cookie;
-    int steps;               /* 1 .. 100000 [16] */
-    int probe;               /* of the objective: 1: the divergence by one Rademacher probe
-                                a sample, the same for all steps; 0: exact [0] */
-} df_node_desc;
-DF_API df_node_desc df_node_defaults(void);
-/* log p(x) = log N(x(1); 0, 1) + int_0^1 div v dt, [B], on the tape; probe as of
-   df_run_divergence, NULL: exact. desc NULL: the defaults. */
-DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
-                                      df_tensor *x, const int *labels, df_tensor *probe);
-/* A df_objective_fn: -log p(data); self is a df_node_desc, or NULL for the defaults. */
+/* log p(x) = log N(x(1); 0, 1) + int_0^1 div v dt, [B], on the tape; steps 1 .. 10000;
+   probe as of df_run_divergence, NULL: exact. */
+DF_API df_tensor *df_node_log_density(const df_run *run, int steps, df_tensor *x,
+                                      const int *labels, df_tensor *probe);
+/* A df_objective_fn: -log p(data); self is a df_objective_desc: steps, and a probe of
+   random signs (Rademacher's), the same at all steps of a sample. */
 DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch);
 
 /* ---- closed forms ------------------------------------------------------------------- */
@@ -14020,13 +14017,30 @@ static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes)
     return df_mean(ctx, df_mul(ctx, rest[2], df_add(ctx, div, half)));
 }
 
-/* `self` as a number of probes: `none` where it is NULL; -1 and stuck if it is below 1. */
-static int dfi_probes(df_ctx *ctx, const char *function, const void *self, int none) {
-    int probes = self != NULL ? *(const int *)self : none;
-    if (self == NULL || probes > 0) return probes;
-    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %d probes, want at least 1", function,
-                    probes);
-    return -1;
+DF_API df_objective_desc df_objective_defaults(void) {
+    df_objective_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.steps = 20;
+    d.step = .01;
+    return d;
+}
+
+/* An objective's self; without its cookie, and stuck, if it is none. */
+static df_objective_desc dfi_objective(df_ctx *ctx, const char *who, const void *self,
+                                       int most_probes) {
+    df_objective_desc d = df_objective_defaults();
+    if (self != NULL) d.cookie = *(const uint32_t *)self;
+    if (self != NULL && d.cookie == DFI_COOKIE) d = *(const df_objective_desc *)self;
+    if (d.cookie == DFI_COOKIE && d.probes >= 0 && d.probes <= most_probes &&
+        d.steps >= 1 && d.steps <= 10000 && dfi_positive(d.step))
+        return d;
+    d.cookie = 0;
+    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                    "%s: %d probes, %d steps of %g: want a descriptor of "
+                    "df_objective_defaults, probes 0 to %d, steps 1 to 10000, step above "
+                    "0", who, d.probes, d.steps, d.step, most_probes);
+    return d;
 }
 
 DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
@@ -14037,8 +14051,8 @@ DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
 
 DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
                                       const df_batch *batch) {
-    int probes = dfi_probes(run->ctx, "df_objective_sliced", self, 1);
-    return probes < 0 ? NULL : dfi_implicit(run, batch, probes);
+    df_objective_desc d = dfi_objective(run->ctx, "df_objective_sliced", self, INT_MAX);
+    return d.cookie ? dfi_implicit(run, batch, d.probes > 0 ? d.probes : 1) : NULL;
 }
 
 static int dfi_energy_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
@@ -14087,7 +14101,7 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
     df_ctx *ctx = run->ctx;
     df_model m = df_net_model(run->net);
     df_tensor *in = dfi_column(ctx, batch->x), *sum = NULL;
-    int probes = dfi_probes(ctx, "df_objective_energy", self, 0);
+    int probes = dfi_objective(ctx, "df_objective_energy", self, INT_MAX).probes;
     if (dfi_stuck(ctx) != DF_OK || !dfi_run_square(run, "df_objective_energy"))
         return NULL;
     if (m.prediction != DF_SCORE)
@@ -14115,18 +14129,9 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
     return df_scale(ctx, df_mean(ctx, df_mul(ctx, batch->weight, sum)), per);
 }
 
-DF_API df_contrastive df_contrastive_defaults(void) {
-    df_contrastive d;
-    memset(&d, 0, sizeof d);
-    d.cookie = DFI_COOKIE;
-    d.steps = 20;
-    d.step = .01;
-    return d;
-}
-
 /* x_neg as the net is given it. The chain asks a model of the run's weights, while the
    tape waits; its noise is the item's own. */
-static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
+static df_tensor *dfi_negatives(const df_objective_desc *d, const df_run *run,
                                 const df_batch *b) {
     df_ctx *ctx = run->ctx;
     df_net now = *run->net;
@@ -14172,14 +14177,8 @@ static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
 DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
                                            const df_batch *batch) {
     df_ctx *ctx = run->ctx;
-    df_contrastive d = self ? *(const df_contrastive *)self : df_contrastive_defaults();
-    if (dfi_stuck(ctx) != DF_OK || batch->x == NULL) return NULL;
-    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 10000 || !(d.step > 0) ||
-        dfi_nonfinite(d.step))
-        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                               "df_objective_contrastive: %d steps of %g: want a "
-                               "descriptor of df_contrastive_defaults, steps 1 to 10000, "
-                               "step above 0", d.steps, d.step);
+    df_objective_desc d = dfi_objective(ctx, "df_objective_contrastive", self, 0);
+    if (dfi_blocked(ctx, "df_objective_contrastive", batch->x, batch->x)) return NULL;
     df_tensor *low = df_run_net(run, batch->x, batch->t, batch->labels);
     df_tensor *high = dfi_negatives(&d, run, batch);
     high = df_run_net(run, high, batch->t, batch->labels);
@@ -15327,14 +15326,6 @@ DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t see
 
 /* ---- the neural ODE ---------------------------------------------------------------- */
 
-DF_API df_node_desc df_node_defaults(void) {
-    df_node_desc d;
-    memset(&d, 0, sizeof d);
-    d.cookie = DFI_COOKIE;
-    d.steps = 16;
-    return d;
-}
-
 /* d/dt of (x, integral of div v): s [B, dim + 1]. */
 typedef struct dfi_node {
     const df_run *run;
@@ -15374,18 +15365,16 @@ static df_tensor *dfi_node_step(const dfi_node *f, df_tensor *s, double t, doubl
     return dfi_node_move(ctx, s, h / 6, dfi_node_move(ctx, outer, 2, inner));
 }
 
-DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
-                                      df_tensor *x, const int *labels, df_tensor *probe) {
+DF_API df_tensor *df_node_log_density(const df_run *run, int steps, df_tensor *x,
+                                      const int *labels, df_tensor *probe) {
     df_ctx *ctx = run->ctx;
     const df_net *net = run->net;
-    const df_node_desc d = desc != NULL ? *desc : df_node_defaults();
     int shape[2] = {0, 1}, flat[2] = {-1, net->dim};
     dfi_node f = {run, labels, probe};
     if (dfi_blocked(ctx, "df_node_log_density", x, x)) return NULL;
-    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 100000)
+    if (steps < 1 || steps > 10000)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                               "df_node_log_density: steps = %d, want 1 to 100000, in a "
-                               "descriptor of df_node_defaults", d.steps);
+                               "df_node_log_density: steps = %d, want 1 to 10000", steps);
     if (net->card.process.kind != DF_PROCESS_FLOW || net->card.prediction != DF_VELOCITY ||
         net->outputs != net->shape[0] || net->vocab > 0 ||
         net->card.input_sigma_data > 0 || x->size % (size_t)net->dim != 0)
@@ -15400,21 +15389,21 @@ DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *des
     df_scope scope = df_scope_begin(ctx); /* ended after each step: only s stays */
     df_tensor *s = df_concat(ctx, df_reshape(ctx, x, 2, flat),
                              df_tensor_new(ctx, 2, shape), 1);
-    for (int i = 0; i < d.steps && s != NULL; i++)
-        s = df_scope_end(ctx, scope, dfi_node_step(&f, s, (double)i / d.steps,
-                                                   1.0 / d.steps));
+    for (int i = 0; i < steps && s != NULL; i++)
+        s = df_scope_end(ctx, scope, dfi_node_step(&f, s, (double)i / steps, 1.0 / steps));
     x = dfi_normal_log(ctx, df_slice(ctx, s, 1, 0, net->dim), NULL, NULL);
     return df_add(ctx, x, df_sum_axis(ctx, df_slice(ctx, s, 1, net->dim, 1), 1, 0));
 }
 DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch) {
-    const df_node_desc *d = (const df_node_desc *)self;
+    df_objective_desc d = dfi_objective(run->ctx, "df_objective_node", self, 1);
     df_tensor *probe = NULL, *x = batch->x0;
-    if (d != NULL && d->probe && x != NULL) {
+    if (d.probes > 0 && x != NULL) {
         probe = df_batch_normal(run, batch, 0, run->net->dim);
         if (probe != NULL) dfi_signs(probe->size, probe->data);
         probe = df_reshape(run->ctx, probe, x->ndim, x->shape);
     }
-    return dfi_mean_loss(run->ctx, df_node_log_density(run, d, x, batch->labels, probe));
+    return dfi_mean_loss(run->ctx,
+                         df_node_log_density(run, d.steps, x, batch->labels, probe));
 }
 
 /* ---- making them ------------------------------------------------------------------- */

@@ -474,7 +474,8 @@ TEST(any_prediction) {
             net = linear_net(ctx, &card, B, shift);
             J = ask(ctx, net, df_objective_implicit, NULL, &b, NULL);
             near(J * cp * cp, want, IS_DOUBLE ? 1e-11 : 2e-4);   // the weight is on its error
-            int probes = 3;
+            df_objective_desc by = df_objective_defaults();
+            int probes = by.probes = 3;
             df_real v[2];
             for (int r = 0; r < N; r++)
                 for (int p = 0; p < probes; p++) {
@@ -483,22 +484,28 @@ TEST(any_prediction) {
                         probed += b.in * B[j] * (double)v[j / 2] * (double)v[j % 2] / (N * probes);
                 }
             probed = J + (probed - b.in * (B[0] + B[3])) / cp;
-            near(ask(ctx, net, df_objective_sliced, &probes, &b, NULL), probed,
+            near(ask(ctx, net, df_objective_sliced, &by, &b, NULL), probed,
                  IS_DOUBLE ? 1e-11 : 2e-4);
             df_net_free(net);
         }
     // 12 x 4000 probes: v^T A v has mean tr A, deviation sqrt 2 |(A + A^T)/2|
     df_card card = df_card_defaults();
-    int probes = 4000;
+    df_objective_desc by = df_objective_defaults();
+    int probes = by.probes = 4000;
     double norm = sqrt(A[0] * A[0] + A[3] * A[3] + .5 * pow(A[1] + A[2], 2));
     card.prediction = DF_SCORE;
     fill(&b, &card, .4);
     df_net *net = linear_net(ctx, &card, A, none);
-    near_abs(ask(ctx, net, df_objective_sliced, &probes, &b, NULL),
+    near_abs(ask(ctx, net, df_objective_sliced, &by, &b, NULL),
              ask(ctx, net, df_objective_implicit, NULL, &b, NULL),
              6 * sqrt(2.0 / (N * probes)) * norm);
-    probes = 0;
-    expect(isnan(ask(ctx, net, df_objective_sliced, &probes, &b, NULL)) && said(ctx, "0 probes"));
+    by.probes = -1;
+    expect(isnan(ask(ctx, net, df_objective_sliced, &by, &b, NULL)) && said(ctx, "-1 probes"));
+    expect(isnan(ask(ctx, net, df_objective_sliced, &probes, &b, NULL))); // no descriptor
+    expect(said(ctx, "want a descriptor of df_objective_defaults"));
+    by.probes = 1;
+    near(ask(ctx, net, df_objective_sliced, NULL, &b, NULL),
+         ask(ctx, net, df_objective_sliced, &by, &b, NULL), 0);
     df_net_free(net);
     df_ctx_free(ctx);
 }
@@ -529,7 +536,8 @@ TEST(energy) {
         df_model m = df_energy_model(net), f = df_net_model(net);
         df_real x[N * DIM], score[N * DIM], up[N], down[N], answer[N * DIM], far[N * DIM];
         double t[N], h = IS_DOUBLE ? 1e-5 : 1e-2, want = 0, probed = 0;
-        int probes = 3;
+        df_objective_desc by = df_objective_defaults();
+        int probes = by.probes = 3;
         fill(&b, &card, .3);
         for (int r = 0; r < N; r++) t[r] = .3, b.w[r] = (df_real)(1 + r);
         for (int i = 0; i < N * DIM; i++) x[i] = b.x[i] / (df_real)b.in;
@@ -561,7 +569,7 @@ TEST(energy) {
                     e += (double)v[j] * ((double)score[r * DIM + j] - (double)b.target[r * DIM + j]);
                 probed += (double)b.w[r] * e * e / (N * DIM * probes);
             }
-        near_rel(ask(ctx, net, df_objective_energy, &probes, &b, NULL), probed,
+        near_rel(ask(ctx, net, df_objective_energy, &by, &b, NULL), probed,
                  IS_DOUBLE ? 1e-12 : 1e-4);
         size_t size = df_net_size(net);
         df_real *grads = (df_real *)malloc(size * sizeof *grads), *w = df_net_weights(net);
@@ -597,7 +605,9 @@ TEST(energy_of_odd_nets) {
     df_ctx *ctx = new_ctx(1, NULL);
     static rows b;
     df_card card = df_card_defaults();
-    int dim = DIM, probes = 3;
+    int dim = DIM;
+    df_objective_desc by = df_objective_defaults();
+    by.probes = 3;
     card.process = df_process_edm(2);
     card.prediction = DF_SCORE;
     card.input_sigma_data = .5;
@@ -614,7 +624,7 @@ TEST(energy_of_odd_nets) {
                         pow((double)b.target[r * DIM + j] + (kind ? 0 : b.in * x), 2);
             }
         near(got, want, tight);
-        expect(ask(ctx, net, df_objective_energy, &probes, &b, NULL) > 0);
+        expect(ask(ctx, net, df_objective_energy, &by, &b, NULL) > 0);
         df_net_free(net);
     }
     df_ctx_free(ctx);
@@ -651,7 +661,7 @@ TEST(contrastive) {
     static rows b;
     for (int kind = 0; kind < 4; kind++) {
         df_card card = df_card_defaults();
-        df_contrastive d = df_contrastive_defaults();
+        df_objective_desc d = df_objective_defaults();
         double g = 1.3, low = 0, high = 0;
         df_real grad[1];
         card.process = df_process_edm(2);
@@ -684,6 +694,8 @@ TEST(contrastive) {
         near((double)grad[0], 2 * (low - high) / g, 4 * tight);
         d.step = 0;
         expect(isnan(ask(ctx, net, df_objective_contrastive, &d, &b, NULL)) && said(ctx, "step above 0"));
+        d.step = .1, d.probes = 1;
+        expect(isnan(ask(ctx, net, df_objective_contrastive, &d, &b, NULL)) && said(ctx, "probes 0 to 0"));
         df_net_free(net);
     }
     df_ctx_free(ctx);
@@ -699,7 +711,7 @@ TEST(contrastive_trains) {
     df_random_normal(2, 0, 0, ROW * DIM, data);
     for (int from_noise = 0; from_noise < 2; from_noise++) {
         df_train_desc d = df_train_defaults();
-        df_contrastive cd = df_contrastive_defaults();
+        df_objective_desc cd = df_objective_defaults();
         double v = 0;
         for (int i = 0; i < ROW * DIM; i++) v += pow((double)data[i], 2) / (ROW * DIM);
         v = .95 * .95 * v + .05 * .05;
