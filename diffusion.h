@@ -82,8 +82,8 @@
      convert predictions          df_plane_convert, df_plane_map
      guide by class               label_dropout in training, df_guidance_model
      train for likelihood         DF_WEIGHT_LIKELIHOOD, DF_DENSITY_LAMBDA
-     match scores; energies       df_objective_... as df_train_desc.objective;
-                                  df_energy_model
+     train by another loss        df_train_desc.objective: yours, or df_objective_...
+     an energy; contrastively     df_energy_model; df_objective_energy, _contrastive
      choose a sampler             below; df_sampler_rows lists all
      write a sampler              df_sampler_row with a stage function, desc.row
      keep part of an image        df_sample_desc.edit (inpainting); start DATA (img2img)
@@ -95,6 +95,9 @@
      differentiate                df_record_begin, df_backward; df_set_tangent
      log p of data, or samples    df_log_likelihood, df_sample_likelihood
      bits per dimension           df_dequantize, df_bits_per_dim, df_variational_bound
+     compare with an autoencoder  df_vae_create, df_vae_elbo, df_vae_sample
+     ... with a coupling flow     df_coupling_create, df_coupling_log_density
+     ... with a neural ODE        df_node_log_density, df_objective_node
      compare samples              df_sliced_wasserstein, df_energy_distance, df_mmd
      test against the truth       df_mixture_create, df_mixture_model
      spoil a score on purpose     df_flaw_model; df_score_error, df_path_kl
@@ -174,8 +177,9 @@
      df_model             a value         self, mean, scale and a table until its last use
      df_net               you             the allocator's user pointer; it may outlive its
                                           context and be shared, const
-     df_trainer           you             net, data, labels, condition, context, until it
-                                          is freed
+     df_energy_model      a value         its net, until its last use
+     df_trainer           you             net, data, labels, condition, objective_self,
+                                          context, until it is freed
      df_sampler           you             x, labels, condition, hooks, context; rest copied
      df_guidance          you             its models, until the guided model's last use
      df_flaw              you             its model, points, direction: likewise
@@ -526,7 +530,8 @@ DF_API df_drift df_drift_sum(df_drift a, df_drift b);
    (df_time_at): a drift goes by 1/|rate|, noise by its root. */
 DF_API df_drift df_drift_per(df_drift drift, double rate);
 /* One step of Euler and Maruyama: x += (x_factor x + score s) h + noise sqrt(h) z, h >= 0;
-   x, s, z [size]. s or z may be NULL where its number is 0. */
+   x, s, z [size]. s or z may be NULL where its number is 0. NONFINITE: x as it was if the
+   drift is so, else as it came out. */
 DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *drift, double h, size_t size,
                                const df_real *s, const df_real *z, df_real *x);
 /* The place of another process with the same sigma/alpha, and factor = (alpha' + sigma')
@@ -1121,9 +1126,8 @@ DF_API df_likelihood_desc df_likelihood_defaults(void);
 DF_API df_result df_log_likelihood(df_ctx *ctx, const df_model *model,
                                    const df_likelihood_desc *desc, const df_real *x, int n,
                                    double *out);
-/* The other way: samples into x [n, dim], from fresh noise (df_sample's own, by Philox,
-   whatever walk.noise says) or from x as given (walk.start GIVEN, the model's units), with
-   their log p(x) into out. */
+/* The other way: samples into x [n, dim], from fresh noise (df_sample's, by walk.noise) or
+   from x as given (walk.start GIVEN, the model's units), with their log p(x) into out. */
 DF_API df_result df_sample_likelihood(df_ctx *ctx, const df_model *model,
                                       const df_likelihood_desc *desc, df_real *x, int n,
                                       double *out);
@@ -1459,7 +1463,8 @@ typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *
 /* div_x of a net's answer, tr(d answer/dx), [B]: exactly, by one tangent for each element
    of a sample, where probe is NULL; else v^T (d answer/dx) v with v = probe [B, shape...],
    whose mean is the divergence where E v v^T = 1 (Hutchinson 1990). y (or NULL) receives
-   the answer. On the tape, so that it may stand in a loss; x must have no tangent. */
+   the answer, NULL on failure. On the tape, so that it may stand in a loss; x must have no
+   tangent. */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
                                     const int *labels, df_tensor *probe, df_tensor **y);
 
@@ -1783,7 +1788,9 @@ typedef struct df_batch {
     uint32_t draw;           /* ... whose draws from this one on are the loss's own */
 } df_batch;
 /* The loss as one number on the tape, the mean over the batch's rows; run has weights,
-   gradients and the rows' conditions. */
+   gradients and the rows' conditions. Work in run->ctx: df_trainer_create calls it for one
+   row and for two, in a context of its own. NULL on failure: what the context says then,
+   of a model that was asked too, is what the trainer says. */
 typedef df_tensor *(*df_objective_fn)(void *self, const df_run *run,
                                       const df_batch *batch);
 /* Noise for a loss: N(0, 1) [B, width], of the batch's own draw number `draw` (from 0). */
@@ -1846,7 +1853,8 @@ typedef struct df_train_desc {
                                 (images left to right); not where held out [0] */
     int part, parts;         /* of `parts` machines this is number `part`, from 0: it takes
                                 every parts-th row of a batch of parts x batch [0, 1] */
-    df_objective_fn objective;     /* the loss instead of the denoising one [NULL] */
+    df_objective_fn objective;     /* the loss instead of the denoising one and vlb
+                                      [NULL] */
     void *objective_self;    /* handed to it; must outlive the trainer [NULL] */
     uint64_t seed;           /* order of data, times, noise [0] */
     int64_t report;          /* steps between calls of on_step [50] */
@@ -1861,14 +1869,24 @@ typedef struct df_train_desc {
 } df_train_desc;
 DF_API df_train_desc df_train_defaults(void);
 
+/* What the objectives below take as their self; NULL: the defaults. */
+typedef struct df_objective_desc {
+    uint32_t cookie;
+    int probes;              /* random vectors a row; 0: exact. sliced wants one or more
+                                and takes 0 for 1; node at most 1 [0] */
+    int steps;               /* contrastive: of Langevin, node: of RK4; 1 .. 10000 [20] */
+    double step;             /* contrastive: h, in units of x^2, above 0 [.01] */
+    int from_noise;          /* contrastive [0] */
+} df_objective_desc;
+DF_API df_objective_desc df_objective_defaults(void);
 /* Objectives for df_train_desc.objective; the batch's weight counts in all but the last.
    A score net learns grad log p_t without a target (any prediction: its score is meant):
      J = E w (div s + |s|^2/2),   s the score at x_t (Hyvarinen 2005)
    is E w |s - grad log p_t|^2/2, dim/2 times the denoising loss, but for a constant (w
    is the weight as it counts on the score): -d/(2v) at best for N(0, v I) and w = 1.
-   implicit: the exact divergence, dim forward passes; self NULL. sliced: probes v ~
-   N(0, I), v^T (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance);
-   self an int, how many, or NULL: 1. Errors: SINGULAR where the score is infinite. */
+   implicit: the exact divergence, dim forward passes. sliced: probes v ~ N(0, I), v^T
+   (ds/dx) v (Song et al. 2019, arXiv:1905.07088, eq. 8: reduced variance). Errors:
+   SINGULAR where the score is infinite. */
 DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
                                         const df_batch *batch);
 DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
@@ -1880,20 +1898,13 @@ DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
 DF_API df_model df_energy_model(const df_net *net);
 /* Denoising score matching of -grad E (Vincent 2011), E w |target + grad E|^2/dim, by
    forward mode, which is on the tape: v^T grad E = c_in f^T J v, v all unit vectors
-   (exact: self NULL) or probes N(0, I) (self an int, how many). */
+   (exact) or probes N(0, I). */
 DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
                                       const df_batch *batch);
 /* Contrastive divergence (Hinton 2002): E(x_t) - E(x_neg), whose gradient is that of -log
    p_t where x_neg ~ p_t: `steps` Langevin steps x += h score + sqrt(2h) z from x_t (CD-k),
    or from noise N(0, alpha^2 + sigma^2) (short-run: Nijkamp et al. 2019). It levels off at
-   0 and says little of progress. self: a df_contrastive, or NULL. */
-typedef struct df_contrastive {
-    uint32_t cookie;
-    int steps;               /* 1 .. 10000 [20] */
-    double step;             /* h, in units of x^2, above 0 [.01] */
-    int from_noise;          /* [0] */
-} df_contrastive;
-DF_API df_contrastive df_contrastive_defaults(void);
+   0 and says little of progress. */
 DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
                                            const df_batch *batch);
 
@@ -1975,7 +1986,7 @@ typedef struct df_vae_desc {
 } df_vae_desc;
 DF_API df_vae_desc df_vae_defaults(void);
 DF_API df_net *df_vae_create(df_ctx *ctx, const df_vae_desc *desc);
-/* Numbers of z_1 .. z_L together. */
+/* Numbers of z_1 .. z_L together; 0 of other kinds of nets. */
 DF_API int df_vae_latents(const df_net *net);
 /* Mean, and log variance, of q(z_i|z_{i-1}) and of p(z_{i-1}|z_i); level i from 1, below
    z_{i-1} [B, its numbers], above z_i. */
@@ -2027,18 +2038,12 @@ DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t see
    1) at t = 1, d log p/dt = -div v along it, both by RK4 in equal steps. What the solver
    computed is differentiated (discretise, then optimise). Trained, it is a velocity model
    as flow matching makes them: df_net_model, df_sample. */
-typedef struct df_node_desc {
-    uint32_t cookie;
-    int steps;               /* 1 .. 100000 [16] */
-    int probe;               /* of the objective: 1: the divergence by one Rademacher probe
-                                a sample, the same for all steps; 0: exact [0] */
-} df_node_desc;
-DF_API df_node_desc df_node_defaults(void);
-/* log p(x) = log N(x(1); 0, 1) + int_0^1 div v dt, [B], on the tape; probe as of
-   df_run_divergence, NULL: exact. desc NULL: the defaults. */
-DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
-                                      df_tensor *x, const int *labels, df_tensor *probe);
-/* A df_objective_fn: -log p(data); self is a df_node_desc, or NULL for the defaults. */
+/* log p(x) = log N(x(1); 0, 1) + int_0^1 div v dt, [B], on the tape; steps 1 .. 10000;
+   probe as of df_run_divergence, NULL: exact. */
+DF_API df_tensor *df_node_log_density(const df_run *run, int steps, df_tensor *x,
+                                      const int *labels, df_tensor *probe);
+/* A df_objective_fn: -log p(data); self is a df_objective_desc: steps, and a probe of
+   random signs (Rademacher's), the same at all steps of a sample. */
 DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch);
 
 /* ---- closed forms ------------------------------------------------------------------- */
@@ -2132,15 +2137,19 @@ typedef struct df_flaw {
     int (*norm)(void *user, df_ctx *ctx, const df_point *at, double *out);
     void *user;
     double limit;            /* [0] */
+    df_learned learned;      /* its model's, put here by df_flaw_model */
 } df_flaw;
 DF_API df_flaw df_flaw_defaults(void);
 /* The flawed model: same process and prediction, answers PREDICT. SINGULAR where alpha = 0
-   and the prediction is not eps or score: x alone is the score there. */
+   and the prediction is not eps or score: x alone is the score there. ARGUMENT if the
+   flaw's model has another dim or learned variance since. */
 DF_API df_model df_flaw_model(df_flaw *flaw);
-/* (E |s_a - s_b|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p > 0. Two
-   models of one dim, their processes with the same alpha and sigma at t (so below). */
-DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
-                                double t, const df_real *x, int n, double p, double *out);
+/* (E |s_model - s_truth|^p)^(1/p) over x [n, dim], samples of p_t in the model's units; p
+   > 0. Two models of one dim, their processes with the same alpha and sigma at t (so
+   below). Of the descriptor count first_sample, labels, condition; NULL: the defaults. */
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *truth, const df_model *model,
+                                const df_sample_desc *desc, double t, const df_real *x,
+                                int n, double p, double *out);
 
 /* KL divergence from the paths of `truth`'s reverse SDE to those of `model`'s, both begun
    in p_(t_max), by Girsanov's theorem (Song et al. 2021b; Chen et al. 2023):
@@ -2148,7 +2157,8 @@ DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *
    p_t: data x [n, dim], in the data's units, noised. KL between the ends is at most that.
    Of the descriptor count the grid (midpoint rule in lambda; end T_MIN, alpha > 0), eta of
    the family (> 0; < 0: 1), seed, first_sample, labels, condition. One number whatever the
-   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. */
+   process, as 1/2 g^2 |s|^2 dt = |eps|^2 |d lambda|. desc NULL: the defaults, but end
+   T_MIN. */
 DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
                             const df_sample_desc *desc, const df_real *x, int n,
                             double *out);
@@ -4120,10 +4130,11 @@ DF_API df_result df_drift_forward(df_ctx *ctx, const df_process *p, double t,
 
 DF_API df_result df_drift_reverse(df_ctx *ctx, const df_process *p, double t, double eta,
                                   df_drift *out) {
-    df_result result = df_drift_forward(ctx, p, t, out);
-    if (result != DF_OK) return result;
+    df_result result;
     if (dfi_nonfinite(eta) || eta < 0)
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_drift_reverse: eta %g, want >= 0", eta);
+    result = df_drift_forward(ctx, p, t, out);
+    if (result != DF_OK) return result;
     out->x_factor = -out->x_factor;
     out->score = (1 + eta * eta) / 2 * out->noise * out->noise;
     out->noise *= eta;
@@ -4155,8 +4166,11 @@ DF_API df_result df_drift_step(df_ctx *ctx, const df_drift *d, double h, size_t 
     c[0] += d->x_factor * h;
     c[1] = d->score * h;
     c[2] = d->noise * sqrt(h);
+    if (dfi_nonfinite(c[0]) || dfi_nonfinite(c[1]) || dfi_nonfinite(c[2]))
+        return dfi_fail(ctx, DF_ERR_NONFINITE, "df_drift_step: the drift (%g, %g, %g) "
+                        "times h = %g is not finite", d->x_factor, d->score, d->noise, h);
     ctx->k->combine(size, 3, c, a, x);
-    return DF_OK;
+    return dfi_rows_finite(ctx, "df_drift_step", "x", 1, size, x);
 }
 
 DF_API df_result df_process_carry(df_ctx *ctx, const df_process *to, const df_point *from,
@@ -7667,6 +7681,34 @@ static df_result dfi_measure_check(df_ctx *ctx, const char *who, const df_model 
                     "of df_sample_defaults", who, n, steps);
 }
 
+/* The grid that a descriptor asks for, in scratch, noise first, for what only measures
+   along it: no restarts, not inverse. NULL on failure. */
+static df_point *dfi_grid_plain(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
+                                int *count) {
+    df_sample_desc plain = *d;
+    int most = dfi_steps_asked(d) + 2;
+    df_point *grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)most, sizeof *grid));
+    plain.inverse = plain.restarts = 0;
+    if (grid == NULL || df_grid(ctx, &m->process, &plain, grid, most, count) != DF_OK)
+        return NULL;
+    return grid;
+}
+
+/* Data x [n, dim], in its own units, noised to a point by draw number `draw`: y [n, dim],
+   with the noise behind it. */
+static void dfi_noise_to(df_ctx *ctx, const df_model *m, const df_sample_desc *d,
+                         const df_point *at, uint32_t draw, int n, const df_real *x,
+                         df_real *y) {
+    size_t dim = (size_t)m->dim, size = (size_t)n * dim;
+    const double c[2] = { at->sigma, at->alpha };
+    const df_real *const a[2] = { y + size, y };
+    memcpy(y, x, size * sizeof *y);
+    dfi_rescale(m, size, y, 0);
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, draw, dim, y + size + i * dim);
+    ctx->k->combine(size, 2, c, a, y);
+}
+
 /* Bao et al. 2022, their Gamma_n: at each point x_t = alpha x_0 + sigma z of the data, the
    mean of |eps|^2/dim, which is 1 for a model that knows nothing. */
 DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
@@ -7675,29 +7717,19 @@ DF_API df_result df_sample_eps2(df_ctx *ctx, const df_model *model,
     df_result r = dfi_measure_check(ctx, "df_sample_eps2", model, desc, n);
     int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count;
     df_scope mark;
-    df_point *grid;
-    df_real *y, *noise;
-    size_t dim, size;
+    df_point *grid = NULL;
+    df_real *y;
+    size_t size;
     if (r == DF_OK && (!x || !out))
         r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_sample_eps2: x or out is NULL");
     if (r != DF_OK) return r;
-    dim = (size_t)model->dim;
-    size = dfi_mul((size_t)n, dim);
+    size = dfi_mul((size_t)n, (size_t)model->dim);
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
-    noise = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *y));
-    r = grid && y && noise ? df_grid(ctx, &model->process, desc, grid, steps + 2, &count)
-                           : DF_ERR_MEMORY;
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    if (y != NULL) grid = dfi_grid_plain(ctx, model, desc, &count);
+    if (grid == NULL) r = ctx->code;
     for (int k = 0; r == DF_OK && k + 1 < count && k < steps; k++) {
-        const double c[2] = { grid[k].sigma, grid[k].alpha };
-        const df_real *const a[2] = { noise, y };
-        memcpy(y, x, size * sizeof *y);
-        dfi_rescale(model, size, y, 0);
-        for (size_t i = 0; i < (size_t)n; i++)
-            df_random_normal(desc->seed, desc->first_sample + i, (uint32_t)k + 1, dim,
-                             noise + i * dim);
-        ctx->k->combine(size, 2, c, a, y);
+        dfi_noise_to(ctx, model, desc, &grid[k], (uint32_t)k + 1, n, x, y);
         out[k] = 1;                             /* at pure noise eps is x: |eps|^2 = dim */
         if (grid[k].alpha <= 0) continue;
         r = dfi_ask_as(ctx, model, dfi_query_of(desc, n, y), DF_EPS, &grid[k], 0, NULL, y);
@@ -7728,6 +7760,11 @@ static df_v3_statistics *dfi_v3_new(df_ctx *ctx, int count, int dim) {
     return e;
 }
 
+/* Normal numbers to random signs. */
+static void dfi_signs(size_t n, df_real *v) {
+    for (size_t i = 0; i < n; i++) v[i] = v[i] < 0 ? (df_real)-1 : (df_real)1;
+}
+
 /* l of one point: the mean over samples of v (sigma d eps/dx v), v of random signs; sigma
    eps = x - alpha x_0, so it is 1 - alpha v (J v), J = d x_0/dx. x0, v, jv: [n, dim]. */
 static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q, int n,
@@ -7736,12 +7773,10 @@ static df_result dfi_v3_linear(df_ctx *ctx, const df_model *m, const df_point *q
     size_t dim = (size_t)m->dim, size = (size_t)n * dim;
     df_query ask = dfi_query_of(d, n, x);
     df_result r;
-    for (int i = 0; i < n; i++) {
-        df_real *row = v + (size_t)i * dim;
-        df_random_normal(d->seed, d->first_sample + (uint64_t)i, draw | 0x40000000u, dim,
-                         row);
-        for (size_t j = 0; j < dim; j++) row[j] = row[j] < 0 ? (df_real)-1 : (df_real)1;
-    }
+    for (size_t i = 0; i < (size_t)n; i++)
+        df_random_normal(d->seed, d->first_sample + i, draw | 0x40000000u, dim,
+                         v + i * dim);
+    dfi_signs(size, v);
     ask.v = v;
     r = dfi_ask_jvp(ctx, m, ask, DF_X0, q, 0, jv);
     for (size_t j = 0; r == DF_OK && j < dim; j++) {
@@ -7796,13 +7831,12 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     df_v3_statistics *e = NULL;
     df_sample_desc d;
     df_model plain;
-    df_point *grid;
+    df_point *grid = NULL;
     df_real *x, *x0, *spare;
     df_scope mark;
     if (r != DF_OK) return NULL;
     mark = dfi_scratch_mark(ctx);
     all = dfi_mul(dfi_mul((size_t)steps + 2, size), sizeof(df_real));
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     x = (df_real *)dfi_scratch(ctx, all);
     x0 = (df_real *)dfi_scratch(ctx, all);
     spare = (df_real *)dfi_scratch(ctx, dfi_mul(2 * sizeof *spare, size));
@@ -7812,9 +7846,8 @@ DF_API df_v3_statistics *df_v3_estimate(df_ctx *ctx, const df_model *model,
     d.eta = d.corrector = d.predicts = -1, d.ratio = d.churn = 0;
     d.slope = DF_SLOPE_OWN, d.eta_in = DF_ETA_OWN, d.variance = DF_VARIANCE_OWN;
     d.start = DF_START_NOISE, d.on_step = NULL, d.edit = NULL, d.trajectory = x;
-    if (grid && x && x0 && spare)
-        r = df_grid(ctx, &model->process, &d, grid, steps + 2, &count);
-    else r = DF_ERR_MEMORY;
+    if (x && x0 && spare) grid = dfi_grid_plain(ctx, model, &d, &count);
+    if (grid == NULL) r = ctx->code;
     plain = *model;
     plain.mean = plain.scale = NULL;
     if (r == DF_OK) r = df_sample(ctx, &plain, &d, spare, n);
@@ -7883,9 +7916,10 @@ static df_result dfi_guidance_check(df_ctx *ctx, const df_guidance *g, const df_
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_guidance: guided is %d, wanted 0 (all) to the model's %d, and "
                         "0 for VJP", g->guided, a->dim);
-    if (b && b->dim != a->dim)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: model has dim %d, uncond %d",
-                        a->dim, b->dim);
+    if (a->dim != q->dim || (b && b->dim != a->dim))
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_guidance: asked about samples of %d, "
+                        "model has dim %d, uncond %d", q->dim, a->dim,
+                        b ? b->dim : a->dim);
     if (b && a->process.kind != b->process.kind)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "df_guidance: model is of process %s, uncond of %s",
@@ -8109,8 +8143,7 @@ static void dfi_probe(const df_likelihood_desc *d, uint64_t sample, int k, size_
     }
     df_random_normal(d->walk.seed, d->walk.first_sample + sample,
                      (uint32_t)DFI_DRAW_PROBE + (uint32_t)k, dim, v);
-    for (size_t j = 0; d->trace == DF_TRACE_RADEMACHER && j < dim; j++)
-        v[j] = v[j] < 0 ? (df_real)-1 : (df_real)1;
+    if (d->trace == DF_TRACE_RADEMACHER) dfi_signs(dim, v);
 }
 
 /* out [n, dim + 1]: eps - x_0, and minus its divergence in r: d/dr is (alpha + sigma)
@@ -8196,16 +8229,18 @@ static df_result dfi_likelihood_check(df_ctx *ctx, const df_model *m,
                                       const double *out) {
     df_sample_desc w = d->walk;
     const df_sampler_row *row = w.row;
+    int steps = dfi_steps_asked(&w);
     df_result r;
     if (d->cookie != DFI_COOKIE || w.cookie != DFI_COOKIE || !m || m->dim == INT_MAX ||
         !m->predict || !out || (unsigned)d->trace > (unsigned)DF_TRACE_GAUSSIAN ||
         d->probes < 1 || d->probes >= DFI_DRAW_LEVEL - DFI_DRAW_PROBE || w.clip > 0 ||
-        w.threshold > 0 || w.start == DF_START_DATA || dfi_steps_asked(&w) < 1)
-        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: trace %d, probes %d, "
-                        "start %d, clip %g, threshold %g: want a descriptor of "
-                        "df_likelihood_defaults, a model that predicts, out, a df_trace, "
-                        "probes >= 1, start NOISE or GIVEN, no clip, no threshold",
-                        (int)d->trace, d->probes, (int)w.start, w.clip, w.threshold);
+        w.threshold > 0 || w.start == DF_START_DATA || steps < 1 || steps > DFI_MOST_STEPS)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_log_likelihood: %d steps, trace %d, "
+                        "probes %d, start %d, clip %g, threshold %g: want a descriptor of "
+                        "df_likelihood_defaults, a model that predicts, out, 1 to %d "
+                        "steps, a df_trace, probes >= 1, start NOISE or GIVEN, no clip, "
+                        "no threshold", steps, (int)d->trace, d->probes, (int)w.start,
+                        w.clip, w.threshold, DFI_MOST_STEPS);
     r = dfi_sample_check_model(ctx, m, x, n);
     if (r == DF_OK && !row && !(row = df_sampler_find(ctx, w.method))) r = DF_ERR_ARGUMENT;
     w.inverse = 1;
@@ -8251,37 +8286,49 @@ static df_result dfi_likelihood_walk(df_ctx *ctx, const df_model *m,
     return DF_OK;
 }
 
+/* z [n, dim] at the noise end, from the walk's noise as df_sample starts: draw 0. */
+static df_result dfi_likelihood_start(df_ctx *ctx, const df_sample_desc *w, df_point at,
+                                      int n, int dim, df_real *z) {
+    df_noise_query q = { w->seed, w->first_sample, 0, -1, n, dim, at, at };
+    df_result before = ctx->code, r = DF_OK;
+    for (size_t i = 0; !w->noise.fill && i < (size_t)n; i++)
+        df_random_normal(w->seed, w->first_sample + i, 0, (size_t)dim,
+                         z + i * (size_t)dim);
+    if (w->noise.fill) {
+        ctx->code = DF_OK;
+        r = w->noise.fill(w->noise.user, &q, z);
+        r = dfi_returned(ctx, before, r, "df_sample_likelihood: noise.fill", 0, 0);
+    }
+    if (r == DF_OK)
+        ctx->k->affine((size_t)n * (size_t)dim, (df_real)at.sigma, z, 0, z);
+    return r;
+}
+
 static df_result dfi_likelihood(df_ctx *ctx, const df_model *m,
                                 const df_likelihood_desc *desc, const df_real *x,
                                 df_real *samples, int n, double *out) {
     df_likelihood_desc d = desc ? *desc : df_likelihood_defaults();
     df_scope mark;
     df_result r;
-    size_t size, dim;
+    size_t size;
     df_point *grid;
     df_real *z, *y;
     double *log_p;
-    int steps = dfi_steps_asked(&d.walk), count = 0;
+    int count;
     if (ctx == NULL) return DF_ERR_ARGUMENT;
     r = dfi_likelihood_check(ctx, m, &d, x, n, out);
     if (r != DF_OK) return r;
-    dim = (size_t)m->dim;
-    size = dfi_mul((size_t)n, dim);
+    size = dfi_mul((size_t)n, (size_t)m->dim);
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
     z = (df_real *)dfi_scratch(ctx, dfi_mul(size, sizeof *z));
     y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_plus(size, (size_t)n), sizeof *y));
     log_p = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *log_p));
-    r = grid && z && y && log_p ? DF_OK : DF_ERR_MEMORY;
-    d.walk.inverse = d.walk.restarts = 0;
-    if (r == DF_OK) r = df_grid(ctx, &m->process, &d.walk, grid, steps + 2, &count);
-    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE) {
-        for (size_t i = 0; i < (size_t)n; i++)
-            df_random_normal(d.walk.seed, d.walk.first_sample + i, 0, dim, z + i * dim);
-        ctx->k->affine(size, (df_real)grid[0].sigma, z, 0, z);
-    } else if (r == DF_OK) {
-        memcpy(z, x, size * sizeof *z);
-    }
+    grid = z && y && log_p ? dfi_grid_plain(ctx, m, &d.walk, &count) : NULL;
+    if (grid == NULL) r = ctx->code;
+    d.walk.restarts = 0;
+    if (r == DF_OK && samples && d.walk.start == DF_START_NOISE)
+        r = dfi_likelihood_start(ctx, &d.walk, grid[0], n, m->dim, z);
+    else if (r == DF_OK) memcpy(z, x, size * sizeof *z);
     d.walk.inverse = samples == NULL;
     d.walk.start = DF_START_GIVEN;
     if (r == DF_OK && !samples) dfi_rescale(m, size, z, 0);
@@ -8446,22 +8493,24 @@ static df_result dfi_bound_set(dfi_bound *b, const df_real *x) {
     size_t size = dfi_mul(b->n, b->dim), steps = (size_t)dfi_steps_asked(&b->d->walk);
     df_ctx *ctx = b->ctx;
     df_sample_desc w = b->d->walk;
-    int count = 0;
-    df_result r;
-    w.inverse = w.restarts = 0;
+    int count;
+    df_result r = DF_OK;
     if (b->d->continuous) w.end = DF_END_T_MIN;
-    b->grid = (df_point *)dfi_scratch(ctx, dfi_mul(steps + 2, sizeof *b->grid));
     b->each = (df_point *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->each));
     b->x = (df_real *)dfi_scratch(ctx, dfi_mul(size, 4 * sizeof *b->x));
     b->term = (double *)dfi_scratch(ctx, dfi_mul(b->n, sizeof *b->term));
-    if (!b->grid || !b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    if (!b->each || !b->x || !b->term) return DF_ERR_MEMORY;
+    if ((b->grid = dfi_grid_plain(ctx, b->m, &w, &count)) == NULL) return ctx->code;
     b->y = b->x + size;
     b->answer = b->x + 2 * size;
     b->behind = b->x + 3 * size;
     memcpy(b->x, x, size * sizeof *x);
     dfi_rescale(b->m, size, b->x, 0);
-    r = df_grid(ctx, &b->m->process, &w, b->grid, (int)steps + 2, &count);
-    b->points = r == DF_OK ? (size_t)count - (b->grid[count - 1].sigma <= 0) : 0;
+    b->points = (size_t)count - (b->grid[count - 1].sigma <= 0);
+    if (b->points > steps && !b->d->continuous && w.variance == DF_VARIANCE_ANALYTIC)
+        r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: variance ANALYTIC has "
+                     "eps2 of %d steps, but the grid %d points of sigma > 0: end it at "
+                     "the data", (int)steps, (int)b->points);
     if (r == DF_OK && b->d->continuous && b->grid[0].alpha <= 0)
         r = dfi_fail(ctx, DF_ERR_SINGULAR, "df_variational_bound: lambda is infinite at t "
                      "= %g of %s; lower walk.t_max", b->grid[0].t,
@@ -8475,13 +8524,15 @@ static df_result dfi_bound_check(df_ctx *ctx, const df_model *m, const df_bound_
     df_result r;
     if (d->cookie != DFI_COOKIE || d->walk.cookie != DFI_COOKIE || !out || d->draws < 1 ||
         steps < 1 || steps > DFI_MOST_STEPS || levels == 1 || levels < 0 ||
+        dfi_mul((size_t)steps + 1, (size_t)d->draws) >= DFI_DRAW_PROBE ||
         (levels > 0 && !(d->low < d->high)) || dfi_nonfinite(d->high - d->low) ||
         (unsigned)d->walk.variance > (unsigned)DF_VARIANCE_ANALYTIC ||
         (d->walk.variance == DF_VARIANCE_ANALYTIC && !d->walk.eps2))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_variational_bound: %d steps, draws %d, "
                         "levels %d from %g to %g, variance %d: want a descriptor of "
-                        "df_bound_defaults, out, at least one step and draw, levels 0 or "
-                        "from 2 on, rising, eps2 for ANALYTIC", steps, d->draws, levels,
+                        "df_bound_defaults, out, at least one step and draw, at most 2^29 "
+                        "in all, levels 0 or from 2 on, rising, eps2 for ANALYTIC",
+                        steps, d->draws, levels,
                         d->low, d->high, (int)d->walk.variance);
     r = dfi_sample_check_model(ctx, m, x, n);
     return r != DF_OK ? r : dfi_rows_finite(ctx, "df_variational_bound", "x", (size_t)n,
@@ -10984,7 +11035,7 @@ DF_API df_tensor *df_run_net(const df_run *run, df_tensor *x, df_tensor *t,
                              const int *labels) {
     const df_net *net = run->net;
     df_ctx *ctx = run->ctx;
-    if (dfi_stuck(ctx) != DF_OK || x == NULL || t == NULL) return NULL;
+    if (dfi_blocked(ctx, "df_run_net", x, t)) return NULL;
     int fits = x->ndim == net->ndim + 1 && t->ndim == 1 && t->shape[0] == x->shape[0];
     for (int i = 0; fits && i < net->ndim; i++) fits = x->shape[i + 1] == net->shape[i];
     if (!fits)
@@ -11035,7 +11086,7 @@ DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_
     int shape[4];
     shape[0] = n;
     for (int i = 0; i < net->ndim; i++) shape[i + 1] = net->shape[i];
-    if (dfi_stuck(ctx) != DF_OK || tokens == NULL) return NULL;
+    if (dfi_blocked(ctx, "df_run_tokens", tokens, tokens)) return NULL;
     if (net->vocab == 0)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_run_tokens: samples of net '%s' are not tokens",
@@ -11045,34 +11096,59 @@ DF_API df_tensor *df_run_tokens(const df_run *run, const int *tokens, int n, df_
     return df_run_net(run, x, t != NULL ? t : df_tensor_new(ctx, 1, &n), labels);
 }
 
+/* Has the answer a channel for each of x? Else the tensors stick. */
+static int dfi_run_square(const df_run *run, const char *who) {
+    const df_net *net = run->net;
+    if (net->outputs == net->shape[0] && net->vocab == 0) return 1;
+    dfi_fail_tensor(run->ctx, DF_ERR_SHAPE,
+                    "%s: net '%s' makes %d channels (vocabulary %d) of %d: wants as many",
+                    who, net->kind, net->outputs, net->vocab, net->shape[0]);
+    return 0;
+}
+
+/* Sums over each row of x [n, ...]: [n]. */
+static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
+    int flat[2] = {-1, 0};
+    flat[1] = dim;
+    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
+}
+/* Rows of e_k, shaped as x. */
+static df_tensor *dfi_unit(df_ctx *ctx, int dim, int k, const df_tensor *x) {
+    df_tensor *v = df_tensor_new(ctx, x->ndim, x->shape);
+    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
+        v->data[at] = 1;
+    return v;
+}
+
 /* Forward mode along e_1 .. e_dim, or along the probe: sum of v * (d answer/dx v). */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
                                     const int *labels, df_tensor *probe, df_tensor **y) {
     df_ctx *ctx = run->ctx;
-    int dim = run->net->dim, flat[2] = {-1, 0};
+    int dim = run->net->dim;
     df_tensor *sum = NULL, *answer = NULL;
-    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
+    if (y != NULL) *y = NULL;
+    if (dfi_blocked(ctx, "df_run_divergence", x, t) ||
+        !dfi_run_square(run, "df_run_divergence"))
+        return NULL;
     if (x->tangent != NULL || x->size % (size_t)dim != 0)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
                                "df_run_divergence: x has %.0f elements, samples %d; it "
                                "must have no tangent of its own",
                                (double)x->size, dim);
     for (int i = 0; i < (probe != NULL ? 1 : dim); i++) {
-        df_tensor *v = probe != NULL ? probe : df_tensor_new(ctx, x->ndim, x->shape);
-        for (size_t at = (size_t)i; probe == NULL && v && at < v->size; at += (size_t)dim)
-            v->data[at] = 1;
+        df_tensor *v = probe != NULL ? probe : dfi_unit(ctx, dim, i, x);
         if (v == NULL || df_set_tangent(ctx, x, v) != DF_OK) return NULL;
         answer = df_run_net(run, x, t, labels);
+        df_tensor *along = answer ? answer->tangent : NULL; /* the answer may be x */
         x->tangent = NULL;
         if (answer == NULL) return NULL;
-        df_tensor *part = answer->tangent ? df_mul(ctx, v, answer->tangent)
-                                          : df_tensor_new(ctx, x->ndim, x->shape);
+        df_tensor *part = along ? df_mul(ctx, v, along)
+                                : df_tensor_new(ctx, x->ndim, x->shape);
         sum = sum != NULL ? df_add(ctx, sum, part) : part;
         answer->tangent = NULL;
     }
     if (y != NULL) *y = answer;
-    flat[1] = dim;
-    return df_sum_axis(ctx, df_reshape(ctx, sum, 2, flat), 1, 0);
+    return dfi_row_sums(ctx, dim, sum);
 }
 
 /* ---- one walk: a network is written once -------------------------------------------- */
@@ -13908,25 +13984,13 @@ DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint
 
 /* ---- objectives: score matching without a target, energies -------------------------- */
 
-/* Sums over each row of x [n, ...]: [n]. */
-static df_tensor *dfi_row_sums(df_ctx *ctx, int dim, df_tensor *x) {
-    int flat[2] = {-1, 0};
-    flat[1] = dim;
-    return df_sum_axis(ctx, df_reshape(ctx, x, 2, flat), 1, 0);
-}
-
 /* Direction k of `probes` drawn ones, or, if there are none, e_k; shaped as the batch. */
 static df_tensor *dfi_batch_probe(const df_run *run, const df_batch *b, int probes,
                                   int k) {
-    df_ctx *ctx = run->ctx;
     int dim = run->net->dim;
-    if (probes > 0)
-        return df_reshape(ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
-                          b->x->shape);
-    df_tensor *v = df_tensor_new(ctx, b->x->ndim, b->x->shape);
-    for (size_t at = (size_t)k; v != NULL && at < v->size; at += (size_t)dim)
-        v->data[at] = 1;
-    return v;
+    if (probes < 1) return dfi_unit(run->ctx, dim, k, b->x);
+    return df_reshape(run->ctx, df_batch_normal(run, b, (uint32_t)k, dim), b->x->ndim,
+                      b->x->shape);
 }
 
 /* With s = cx x + cp y of the net's answer y to c_in x: div s = dim cx + cp c_in div y,
@@ -13960,13 +14024,30 @@ static df_tensor *dfi_implicit(const df_run *run, const df_batch *b, int probes)
     return df_mean(ctx, df_mul(ctx, rest[2], df_add(ctx, div, half)));
 }
 
-/* `self` as a number of probes: `none` where it is NULL; -1 and stuck if it is below 1. */
-static int dfi_probes(df_ctx *ctx, const char *function, const void *self, int none) {
-    int probes = self != NULL ? *(const int *)self : none;
-    if (self == NULL || probes > 0) return probes;
-    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT, "%s: %d probes, want at least 1", function,
-                    probes);
-    return -1;
+DF_API df_objective_desc df_objective_defaults(void) {
+    df_objective_desc d;
+    memset(&d, 0, sizeof d);
+    d.cookie = DFI_COOKIE;
+    d.steps = 20;
+    d.step = .01;
+    return d;
+}
+
+/* An objective's self; without its cookie, and stuck, if it is none. */
+static df_objective_desc dfi_objective(df_ctx *ctx, const char *who, const void *self,
+                                       int most_probes) {
+    df_objective_desc d = df_objective_defaults();
+    if (self != NULL) d.cookie = *(const uint32_t *)self;
+    if (self != NULL && d.cookie == DFI_COOKIE) d = *(const df_objective_desc *)self;
+    if (d.cookie == DFI_COOKIE && d.probes >= 0 && d.probes <= most_probes &&
+        d.steps >= 1 && d.steps <= 10000 && dfi_positive(d.step))
+        return d;
+    d.cookie = 0;
+    dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
+                    "%s: %d probes, %d steps of %g: want a descriptor of "
+                    "df_objective_defaults, probes 0 to %d, steps 1 to 10000, step above "
+                    "0", who, d.probes, d.steps, d.step, most_probes);
+    return d;
 }
 
 DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
@@ -13977,8 +14058,8 @@ DF_API df_tensor *df_objective_implicit(void *self, const df_run *run,
 
 DF_API df_tensor *df_objective_sliced(void *self, const df_run *run,
                                       const df_batch *batch) {
-    int probes = dfi_probes(run->ctx, "df_objective_sliced", self, 1);
-    return probes < 0 ? NULL : dfi_implicit(run, batch, probes);
+    df_objective_desc d = dfi_objective(run->ctx, "df_objective_sliced", self, INT_MAX);
+    return d.cookie ? dfi_implicit(run, batch, d.probes > 0 ? d.probes : 1) : NULL;
 }
 
 static int dfi_energy_answer(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
@@ -14027,8 +14108,9 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
     df_ctx *ctx = run->ctx;
     df_model m = df_net_model(run->net);
     df_tensor *in = dfi_column(ctx, batch->x), *sum = NULL;
-    int probes = dfi_probes(ctx, "df_objective_energy", self, 0);
-    if (dfi_stuck(ctx) != DF_OK) return NULL;
+    int probes = dfi_objective(ctx, "df_objective_energy", self, INT_MAX).probes;
+    if (dfi_stuck(ctx) != DF_OK || !dfi_run_square(run, "df_objective_energy"))
+        return NULL;
     if (m.prediction != DF_SCORE)
         return dfi_fail_tensor(ctx, DF_ERR_UNSUPPORTED,
                                "df_objective_energy: the card says %s, want score",
@@ -14041,10 +14123,12 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
         df_tensor *v = dfi_batch_probe(run, batch, probes, k);
         if (v == NULL || df_set_tangent(ctx, batch->x, v) != DF_OK) return NULL;
         df_tensor *f = df_run_net(run, batch->x, batch->t, batch->labels);
+        df_tensor *along = f != NULL ? f->tangent : NULL; /* f may be x, or without it */
         batch->x->tangent = NULL;
         if (f == NULL) return NULL;
-        df_tensor *slope = df_mul(ctx, in, df_mul(ctx, f, f->tangent));
-        slope = df_add(ctx, slope, df_mul(ctx, v, batch->target));
+        df_tensor *slope = df_mul(ctx, v, batch->target);
+        if (along != NULL)
+            slope = df_add(ctx, df_mul(ctx, in, df_mul(ctx, f, along)), slope);
         df_tensor *one = df_square(ctx, dfi_row_sums(ctx, m.dim, slope));
         sum = k > 0 ? df_add(ctx, sum, one) : one;
     }
@@ -14052,18 +14136,9 @@ DF_API df_tensor *df_objective_energy(void *self, const df_run *run,
     return df_scale(ctx, df_mean(ctx, df_mul(ctx, batch->weight, sum)), per);
 }
 
-DF_API df_contrastive df_contrastive_defaults(void) {
-    df_contrastive d;
-    memset(&d, 0, sizeof d);
-    d.cookie = DFI_COOKIE;
-    d.steps = 20;
-    d.step = .01;
-    return d;
-}
-
 /* x_neg as the net is given it. The chain asks a model of the run's weights, while the
    tape waits; its noise is the item's own. */
-static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
+static df_tensor *dfi_negatives(const df_objective_desc *d, const df_run *run,
                                 const df_batch *b) {
     df_ctx *ctx = run->ctx;
     df_net now = *run->net;
@@ -14073,10 +14148,11 @@ static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
     size_t n = (size_t)b->x->shape[0], dim = (size_t)m.dim;
     df_tensor *x = df_tensor_copy(ctx, b->x->ndim, b->x->shape, b->x->data);
     double *t = (double *)dfi_scratch(ctx, dfi_mul(n, sizeof *t));
-    df_real *score = dfi_reals(ctx, (n + 1) * dim), *z = score + n * dim;
+    df_real *score = dfi_reals(ctx, dfi_mul(n + 1, dim)), *z;
     df_query q;
     memset(&q, 0, sizeof q);
-    if (x == NULL || t == NULL || score == NULL) return NULL;
+    if (x == NULL || t == NULL || score == NULL) return dfi_stick(ctx);
+    z = score + n * dim;
     q.ask = DF_ASK_PREDICT, q.n = (int)n, q.x = x->data, q.t = t, q.labels = b->labels;
     q.condition = run->condition != NULL ? run->condition->data : NULL;
     q.condition_stride = (size_t)now.condition;
@@ -14108,14 +14184,8 @@ static df_tensor *dfi_negatives(const df_contrastive *d, const df_run *run,
 DF_API df_tensor *df_objective_contrastive(void *self, const df_run *run,
                                            const df_batch *batch) {
     df_ctx *ctx = run->ctx;
-    df_contrastive d = self ? *(const df_contrastive *)self : df_contrastive_defaults();
-    if (dfi_stuck(ctx) != DF_OK || batch->x == NULL) return NULL;
-    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 10000 || !(d.step > 0) ||
-        dfi_nonfinite(d.step))
-        return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                               "df_objective_contrastive: %d steps of %g: want a "
-                               "descriptor of df_contrastive_defaults, steps 1 to 10000, "
-                               "step above 0", d.steps, d.step);
+    df_objective_desc d = dfi_objective(ctx, "df_objective_contrastive", self, 0);
+    if (dfi_blocked(ctx, "df_objective_contrastive", batch->x, batch->x)) return NULL;
     df_tensor *low = df_run_net(run, batch->x, batch->t, batch->labels);
     df_tensor *high = dfi_negatives(&d, run, batch);
     high = df_run_net(run, high, batch->t, batch->labels);
@@ -14146,7 +14216,12 @@ static df_tensor *dfi_batch_loss(df_trainer *tr, df_run run, int count, int64_t 
     if (tr->desc.objective == NULL) return dfi_denoising_loss(tr, &run, &b);
     b.x0 = df_tensor_borrow(ctx, ndim, shape, tr->x0, NULL);
     run.seed = tr->desc.seed;
+    df_result before = ctx->code;
+    ctx->code = DF_OK;
     df_tensor *loss = tr->desc.objective(tr->desc.objective_self, &run, &b);
+    if (dfi_stuck(ctx) == DF_OK && loss == NULL && ctx->code != DF_OK)
+        return dfi_stick(ctx); /* what it asked failed, a model say */
+    if (ctx->code == DF_OK) ctx->code = before;
     if (loss != NULL && loss->size == 1) return loss;
     if (dfi_stuck(ctx) != DF_OK) return NULL;
     return dfi_fail_tensor(ctx, DF_ERR_SHAPE,
@@ -14956,7 +15031,7 @@ static df_tensor *dfi_mean_loss(df_ctx *ctx, df_tensor *log_density) {
 /* Is it a run of such a net, about rows of so many numbers? Else the tensors stick. */
 static int dfi_relative_ok(const df_run *run, const char *who, const char *kind,
                            const df_tensor *x, int width) {
-    if (dfi_stuck(run->ctx) != DF_OK || x == NULL) return 0;
+    if (dfi_blocked(run->ctx, who, x, x)) return 0;
     if (strcmp(run->net->kind, kind) == 0 && x->ndim == 2 && x->shape[1] == width)
         return 1;
     dfi_fail_tensor(run->ctx, DF_ERR_SHAPE,
@@ -14994,17 +15069,15 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
                         "%s: n = %d, out %s, net '%s': wants one of kind '%s'", who, n,
                         out != NULL ? "given" : "NULL", net->kind, kind);
     df_run run = df_run_defaults(ctx, net);
-    size_t m = (size_t)net->scaling_size;
+    df_model scaled = df_net_model(net);
     for (int at = 0; at < n && result == DF_OK; at += net->rows) {
         df_real *to = out + (size_t)at * (size_t)net->dim;
         df_scope mark = dfi_scratch_mark(ctx);
         s.rows = n - at < net->rows ? n - at : net->rows;
         df_tensor *x = draw(&run, &s);
         s.first += (uint64_t)s.rows;
-        for (size_t i = 0; x != NULL && i < x->size; i++) {
-            const double *c = net->scaling + (m > 1 ? i % m : 0);
-            to[i] = m > 0 ? (df_real)(c[0] + c[m] * (double)x->data[i]) : x->data[i];
-        }
+        if (x != NULL) memcpy(to, x->data, x->size * sizeof *to);
+        if (x != NULL) dfi_rescale(&scaled, x->size, to, 1);
         result = dfi_stuck(ctx);
         ctx->stuck = DF_OK; /* it stuck here: not the user's tensors */
         dfi_scratch_release(ctx, mark);
@@ -15015,19 +15088,19 @@ static df_result dfi_relative_sample(df_ctx *ctx, const df_net *net, const char 
 
 /* What both kinds check: a sample of one axis, numbers in their range. */
 static df_result dfi_relative_check(df_ctx *ctx, df_net *net, int least, int most,
-                                    double low, const char *number) {
+                                    const char *number) {
     const int *c = net->config;
     if (net->ndim != 1 || net->dim < least || net->dim > 1 << 20 || net->classes != 0 ||
         net->condition != 0 || c[0] < 1 || c[0] > 1 << 16 || c[1] < 0 || c[1] > 64 ||
         c[2] < 1 || c[2] > most || dfi_nonfinite(net->number[0]) ||
-        net->number[0] < low || net->number[0] > 1e6)
+        net->number[0] < 0 || net->number[0] > 1e6)
         return dfi_fail(ctx, DF_ERR_ARGUMENT,
                         "%s: dim %d, width %d, depth %d, levels or layers %d, %s %g: want "
                         "dim in [%d, 2^20], width in [1, 65536], depth in [0, 64], levels "
-                        "or layers in [1, %d], the last in [%g, 1e6]; no classes, no "
+                        "or layers in [1, %d], the last in [0, 1e6]; no classes, no "
                         "condition",
                         net->kind, net->dim, c[0], c[1], c[2], number, net->number[0],
-                        least, most, low);
+                        least, most);
     net->rows = dfi_net_rows(2 * fmax(net->dim, c[0]));
     return DF_OK;
 }
@@ -15068,7 +15141,7 @@ static df_tensor *dfi_vae_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return x;
 }
 static df_result dfi_vae_configure(df_ctx *ctx, df_net *net) {
-    df_result result = dfi_relative_check(ctx, net, 1, DF_VAE_LEVELS, 0, "deviation");
+    df_result result = dfi_relative_check(ctx, net, 1, DF_VAE_LEVELS, "deviation");
     for (int i = 0; result == DF_OK && i < net->config[DFI_RELATIVE_LAYERS]; i++)
         if (net->config[DFI_VAE_LATENT + i] < 1 ||
             net->config[DFI_VAE_LATENT + i] > 1 << 20)
@@ -15089,9 +15162,10 @@ DF_API df_vae_desc df_vae_defaults(void) {
 
 DF_API int df_vae_latents(const df_net *net) {
     int sum = 0;
-    for (int i = 0; i < net->config[DFI_RELATIVE_LAYERS] && i < DF_VAE_LEVELS; i++)
+    if (strcmp(net->kind, "vae") != 0) return 0;
+    for (int i = 0; i < net->config[DFI_RELATIVE_LAYERS]; i++)
         sum += net->config[DFI_VAE_LATENT + i];
-    return strcmp(net->kind, "vae") == 0 ? sum : 0;
+    return sum;
 }
 
 /* Up or down at a level, as the public functions ask for it. */
@@ -15101,6 +15175,7 @@ static df_tensor *dfi_vae_ask(const df_run *run, const char *who, int up, int le
     int levels = run->net->config[DFI_RELATIVE_LAYERS];
     df_tensor *own;
     dfi_pass w = dfi_pass_run(run);
+    if (lv != NULL) *lv = NULL;
     if (df_vae_latents(run->net) > 0 && (level < 1 || level > levels))
         return dfi_fail_tensor(run->ctx, DF_ERR_ARGUMENT, "%s: level %d, want 1 to %d",
                                who, level, levels);
@@ -15128,6 +15203,7 @@ DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
     int levels = run->net->config[DFI_RELATIVE_LAYERS], drawn = df_vae_latents(run->net);
     df_tensor *all = NULL, *under = x, *cost = NULL, *elbo = NULL, *lv, *plv;
     dfi_pass w = dfi_pass_run(run);
+    if (parts != NULL) *parts = NULL;
     if (!dfi_relative_ok(run, "df_vae_elbo", "vae", x, run->net->dim) ||
         !dfi_relative_ok(run, "df_vae_elbo", "vae", noise, drawn))
         return NULL;
@@ -15211,7 +15287,7 @@ static df_tensor *dfi_coupling_walk(dfi_pass *w, df_tensor *x, df_tensor *t,
     return dfi_coupling_through(w, x, NULL);
 }
 static df_result dfi_coupling_configure(df_ctx *ctx, df_net *net) {
-    return dfi_relative_check(ctx, net, 2, 1024, 0, "scale");
+    return dfi_relative_check(ctx, net, 2, 1024, "scale");
 }
 
 DF_API df_coupling_desc df_coupling_defaults(void) {
@@ -15257,14 +15333,6 @@ DF_API df_result df_coupling_sample(df_ctx *ctx, const df_net *net, uint64_t see
 
 /* ---- the neural ODE ---------------------------------------------------------------- */
 
-DF_API df_node_desc df_node_defaults(void) {
-    df_node_desc d;
-    memset(&d, 0, sizeof d);
-    d.cookie = DFI_COOKIE;
-    d.steps = 16;
-    return d;
-}
-
 /* d/dt of (x, integral of div v): s [B, dim + 1]. */
 typedef struct dfi_node {
     const df_run *run;
@@ -15304,18 +15372,16 @@ static df_tensor *dfi_node_step(const dfi_node *f, df_tensor *s, double t, doubl
     return dfi_node_move(ctx, s, h / 6, dfi_node_move(ctx, outer, 2, inner));
 }
 
-DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *desc,
-                                      df_tensor *x, const int *labels, df_tensor *probe) {
+DF_API df_tensor *df_node_log_density(const df_run *run, int steps, df_tensor *x,
+                                      const int *labels, df_tensor *probe) {
     df_ctx *ctx = run->ctx;
     const df_net *net = run->net;
-    const df_node_desc d = desc != NULL ? *desc : df_node_defaults();
     int shape[2] = {0, 1}, flat[2] = {-1, net->dim};
     dfi_node f = {run, labels, probe};
-    if (dfi_stuck(ctx) != DF_OK || x == NULL) return NULL;
-    if (d.cookie != DFI_COOKIE || d.steps < 1 || d.steps > 100000)
+    if (dfi_blocked(ctx, "df_node_log_density", x, x)) return NULL;
+    if (steps < 1 || steps > 10000)
         return dfi_fail_tensor(ctx, DF_ERR_ARGUMENT,
-                               "df_node_log_density: steps = %d, want 1 to 100000, in a "
-                               "descriptor of df_node_defaults", d.steps);
+                               "df_node_log_density: steps = %d, want 1 to 10000", steps);
     if (net->card.process.kind != DF_PROCESS_FLOW || net->card.prediction != DF_VELOCITY ||
         net->outputs != net->shape[0] || net->vocab > 0 ||
         net->card.input_sigma_data > 0 || x->size % (size_t)net->dim != 0)
@@ -15330,22 +15396,21 @@ DF_API df_tensor *df_node_log_density(const df_run *run, const df_node_desc *des
     df_scope scope = df_scope_begin(ctx); /* ended after each step: only s stays */
     df_tensor *s = df_concat(ctx, df_reshape(ctx, x, 2, flat),
                              df_tensor_new(ctx, 2, shape), 1);
-    for (int i = 0; i < d.steps && s != NULL; i++)
-        s = df_scope_end(ctx, scope, dfi_node_step(&f, s, (double)i / d.steps,
-                                                   1.0 / d.steps));
+    for (int i = 0; i < steps && s != NULL; i++)
+        s = df_scope_end(ctx, scope, dfi_node_step(&f, s, (double)i / steps, 1.0 / steps));
     x = dfi_normal_log(ctx, df_slice(ctx, s, 1, 0, net->dim), NULL, NULL);
     return df_add(ctx, x, df_sum_axis(ctx, df_slice(ctx, s, 1, net->dim, 1), 1, 0));
 }
 DF_API df_tensor *df_objective_node(void *self, const df_run *run, const df_batch *batch) {
-    const df_node_desc *d = (const df_node_desc *)self;
+    df_objective_desc d = dfi_objective(run->ctx, "df_objective_node", self, 1);
     df_tensor *probe = NULL, *x = batch->x0;
-    if (d != NULL && d->probe && x != NULL) {
+    if (d.probes > 0 && x != NULL) {
         probe = df_batch_normal(run, batch, 0, run->net->dim);
-        for (size_t i = 0; probe != NULL && i < probe->size; i++)
-            probe->data[i] = (df_real)(probe->data[i] < 0 ? -1 : 1);
+        if (probe != NULL) dfi_signs(probe->size, probe->data);
         probe = df_reshape(run->ctx, probe, x->ndim, x->shape);
     }
-    return dfi_mean_loss(run->ctx, df_node_log_density(run, d, x, batch->labels, probe));
+    return dfi_mean_loss(run->ctx,
+                         df_node_log_density(run, d.steps, x, batch->labels, probe));
 }
 
 /* ---- making them ------------------------------------------------------------------- */
@@ -17474,14 +17539,18 @@ static double dfi_flaw_row(const void *arg, size_t row, double *x) {
     return sum;
 }
 
-static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f) {
+static df_result dfi_flaw_check(df_ctx *ctx, const df_flaw *f, int dim) {
     const df_model *m = f->model;
     double length = 1;
-    if (f->cookie != DFI_COOKIE || !m || !m->predict ||
+    if (f->cookie != DFI_COOKIE || !m || m->cookie != DFI_COOKIE || !m->predict ||
         (unsigned)f->kind >= (unsigned)DF_FLAW_COUNT || (f->points && f->count < 1))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: kind %d, count %d: want a "
                         "df_flaw, one point or more, a model that has predict: begin with "
                         "df_flaw_defaults", (int)f->kind, f->count);
+    if (m->dim != dim || m->learned != f->learned)
+        return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_flaw: the model has dim %d, learned %d, "
+                        "but df_flaw_model was given %d, %d: call it again", m->dim,
+                        (int)m->learned, dim, (int)f->learned);
     for (int i = 0; f->direction && i < m->dim; i++)
         length = (i ? length : 0) + fabs((double)f->direction[i]);
     if (dfi_nonfinite(f->pull) || f->pull < 0 || dfi_nonfinite(f->outer - f->inner) ||
@@ -17522,7 +17591,7 @@ static df_result dfi_flaw_rows(df_ctx *ctx, dfi_flaw_job *job, int rows) {
 
 static int dfi_flaw_predict(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
     const df_flaw *f = (const df_flaw *)self;
-    df_result r = dfi_flaw_check(ctx, f);
+    df_result r = dfi_flaw_check(ctx, f, q->dim);
     dfi_flaw_job job = { f, q, (size_t)q->dim, 0, 0, 1, 0, 1, 1, out };
     if (r == DF_OK) r = dfi_ask(ctx, f->model, q, out);
     if (r == DF_OK) job.width = dfi_answer_width(f->model, q->ask);
@@ -17548,6 +17617,7 @@ DF_API df_model df_flaw_model(df_flaw *flaw) {
     int made = flaw && flaw->cookie == DFI_COOKIE && flaw->model;
     df_model m = made ? *flaw->model : df_model_defaults();
     if (flaw == NULL) return m;        /* of dim 0: refused, with a sentence, where used */
+    flaw->learned = m.learned;
     m.predict = dfi_flaw_predict;
     m.self = flaw;
     m.answers = DF_ASK_PREDICT;
@@ -17592,63 +17662,50 @@ static df_result dfi_lab_check(df_ctx *ctx, const char *who, const df_model *con
                     "x and out not NULL", who, m[0]->dim, m[1]->dim);
 }
 
-DF_API df_result df_score_error(df_ctx *ctx, const df_model *a, const df_model *b,
-                                double t, const df_real *x, int n, double p, double *out) {
-    const df_model *const m[2] = { a, b };
-    df_sample_desc d = df_sample_defaults();
+DF_API df_result df_score_error(df_ctx *ctx, const df_model *truth, const df_model *model,
+                                const df_sample_desc *desc, double t, const df_real *x,
+                                int n, double p, double *out) {
+    const df_model *const m[2] = { truth, model };
+    df_sample_desc d = desc ? *desc : df_sample_defaults();
     df_result r = dfi_lab_check(ctx, "df_score_error", m, &d, x, n, out);
     df_scope mark;
     df_point at;
-    double *gap, sum = 0;
+    double *gap, sum = 0, most = 0;
     if (r != DF_OK) return r;
     if (!dfi_positive(p) || dfi_nonfinite(t))
         return dfi_fail(ctx, DF_ERR_ARGUMENT, "df_score_error: p = %g at t = %g, want p > "
                         "0", p, t);
     mark = dfi_scratch_mark(ctx);
     gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
-    at = df_process_at(&a->process, t);
+    at = df_process_at(&truth->process, t);
     r = gap ? dfi_score_gap(ctx, m, &d, DF_SCORE, &at, n, x, gap) : DF_ERR_MEMORY;
-    for (int i = 0; r == DF_OK && i < n; i++) sum += pow(gap[i], p / 2);
-    if (r == DF_OK) *out = pow(sum / n, 1 / p);
+    for (int i = 0; r == DF_OK && i < n; i++) most = fmax(most, gap[i]);
+    for (int i = 0; r == DF_OK && most > 0 && i < n; i++) sum += pow(gap[i] / most, p / 2);
+    if (r == DF_OK) *out = sqrt(most) * pow(sum / n, 1 / p);    /* no power overflows */
     dfi_scratch_release(ctx, mark);
     return r;
-}
-
-/* E |eps_a - eps_b|^2 at one point, x [n, dim] noised by draw k; y [n, dim]. */
-static df_result dfi_path_node(df_ctx *ctx, const df_model *const m[2],
-                               const df_sample_desc *d, const df_point *at, uint32_t k,
-                               const df_real *x, int n, df_real *y, double *gap) {
-    size_t dim = (size_t)m[0]->dim, size = (size_t)n * dim;
-    df_real *noise = y + size;
-    const double c[2] = { at->alpha, at->sigma };
-    const df_real *const a[2] = { y, noise };
-    memcpy(y, x, size * sizeof *y);
-    dfi_rescale(m[0], size, y, 0);
-    for (size_t i = 0; i < (size_t)n; i++)
-        df_random_normal(d->seed, d->first_sample + i, DFI_DRAW_PATH + k, dim,
-                         noise + i * dim);
-    ctx->k->combine(size, 2, c, a, y);
-    return dfi_score_gap(ctx, m, d, DF_EPS, at, n, y, gap);
 }
 
 DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *model,
                             const df_sample_desc *desc, const df_real *x, int n,
                             double *out) {
     const df_model *const m[2] = { truth, model };
-    df_result r = dfi_lab_check(ctx, "df_path_kl", m, desc, x, n, out);
-    int steps = r == DF_OK ? dfi_steps_asked(desc) : 0, count = 0;
-    double eta = r == DF_OK && desc->eta >= 0 ? desc->eta : 1, *gap, sum = 0;
-    size_t size = r == DF_OK ? dfi_mul((size_t)n, (size_t)truth->dim) : 0;
+    df_sample_desc d = desc ? *desc : df_sample_defaults();
+    df_result r;
+    int count;
+    double eta = d.eta >= 0 ? d.eta : 1, *gap, sum = 0;
     df_scope mark;
-    df_point *grid;
+    df_point *grid = NULL;
     df_real *y;
+    if (desc == NULL) d.end = DF_END_T_MIN;
+    r = dfi_lab_check(ctx, "df_path_kl", m, &d, x, n, out);
     if (r != DF_OK) return r;
     mark = dfi_scratch_mark(ctx);
-    grid = (df_point *)dfi_scratch(ctx, dfi_mul((size_t)steps + 2, sizeof *grid));
-    y = (df_real *)dfi_scratch(ctx, dfi_mul(size, 2 * sizeof *y));
+    y = (df_real *)dfi_scratch(ctx, dfi_mul(dfi_mul((size_t)n, (size_t)truth->dim),
+                                            2 * sizeof *y));
     gap = (double *)dfi_scratch(ctx, dfi_mul((size_t)n, sizeof *gap));
-    r = grid && y && gap ? df_grid(ctx, &truth->process, desc, grid, steps + 2, &count)
-                         : DF_ERR_MEMORY;
+    if (y && gap) grid = dfi_grid_plain(ctx, truth, &d, &count);
+    if (grid == NULL) r = ctx->code;
     if (r == DF_OK && (!dfi_positive(eta) || dfi_nonfinite(grid[0].lambda) ||
                        dfi_nonfinite(grid[count - 1].lambda)))
         r = dfi_fail(ctx, DF_ERR_ARGUMENT, "df_path_kl: eta = %g, lambda %g to %g: want "
@@ -17657,7 +17714,8 @@ DF_API df_result df_path_kl(df_ctx *ctx, const df_model *truth, const df_model *
     for (int k = 0; r == DF_OK && k + 1 < count; k++) {
         double half = (grid[k + 1].lambda - grid[k].lambda) / 2, h = 2 * fabs(half);
         df_point at = df_process_at_lambda(&truth->process, grid[k].lambda + half);
-        r = dfi_path_node(ctx, m, desc, &at, (uint32_t)k, x, n, y, gap);
+        dfi_noise_to(ctx, truth, &d, &at, DFI_DRAW_PATH + (uint32_t)k, n, x, y);
+        r = dfi_score_gap(ctx, m, &d, DF_EPS, &at, n, y, gap);
         for (int i = 0; r == DF_OK && i < n; i++) sum += h * gap[i] / n;
     }
     if (r == DF_OK) *out = pow((1 + eta * eta) / 2 / eta, 2) * sum;

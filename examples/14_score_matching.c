@@ -38,7 +38,7 @@ static df_net *train(const options *o, int way, double *milliseconds) {
         df_objective_sliced, df_objective_energy, df_objective_contrastive };
     df_mlp_desc m = df_mlp_defaults();
     df_train_desc t = df_train_defaults();
-    df_contrastive chain = df_contrastive_defaults();
+    df_objective_desc chain = df_objective_defaults();
     progress_bar bar = progress_begin(names[way]);
     m.width = 96, m.depth = 2, m.embed = 32, m.time_scale = 8, m.seed = o->seed;
     t.card.process = path, t.card.prediction = way < 3 ? DF_EPS : DF_SCORE;

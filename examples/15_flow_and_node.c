@@ -21,7 +21,7 @@ static const double steps_of[WAYS] = { 1, 0.3, 2 };          // times --steps
 static const double allowed[WAYS] = { 0.3, 0.3, 0.1 }, entropy = 2.839, half = 4.2;
 static df_ctx *ctx;
 static df_mixture *data;
-static df_node_desc node;
+static df_objective_desc node;
 static progress_bar bar;
 static const df_point here = { 0, 1, 0, INFINITY };
 static df_real image[1 + WAYS][SIDE * SIDE];                 // densities, the truth first
@@ -52,13 +52,12 @@ static df_net *train(int way, const df_real *x, const options *o, double *second
 // log p of x [n, 2]: by the flow, or by RK4 in so many steps.
 static int log_density(const df_net *net, const df_real *x, int n, int steps, double *out) {
     df_run run = df_run_defaults(ctx, net);
-    df_node_desc d = df_node_defaults();
-    d.steps = steps;
     for (int i = 0, shape[2] = { 0, 2 }; i < n; i += shape[0]) {
         df_scope scope = df_scope_begin(ctx);
         shape[0] = n - i < 2000 ? n - i : 2000;
         df_tensor *y = df_tensor_copy(ctx, 2, shape, x + 2 * i);
-        y = steps ? df_node_log_density(&run, &d, y, NULL, NULL) : df_coupling_log_density(&run, y);
+        y = steps ? df_node_log_density(&run, steps, y, NULL, NULL)
+                  : df_coupling_log_density(&run, y);
         for (int k = 0; y && k < shape[0]; k++) out[i + k] = (double)y->data[k];
         df_scope_end(ctx, scope, NULL);
         if (y == NULL) return 1;
@@ -107,7 +106,7 @@ int main(int argc, char **argv) {
     if (options_read(&o, argc, argv) != 0) return o.help ? 0 : 2;
     c.threads = o.threads, ctx = df_ctx_create(&c);
     data = df_mixture_ring(ctx, 8, 2 * sqrt(2), sqrt(0.125));
-    node = df_node_defaults(), node.steps = 5;
+    node = df_objective_defaults(), node.steps = 5;
     df_real *x = (df_real *)malloc((size_t)(TRAINED + o.n) * 2 * sizeof *x);
     double *truth = (double *)malloc((size_t)o.n * 2 * sizeof *truth);
     const df_real *held = x + 2 * TRAINED;

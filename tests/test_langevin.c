@@ -106,7 +106,8 @@ TEST(table_3) {
     expect(df_drift_reverse(ctx, &flow, 1, 0, &f) == DF_ERR_SINGULAR);
     ok(df_drift_forward(ctx, &vp, 0, &f)); // sigma' is infinite there, f and g^2 are not
     drift_is(f, -.5, 0, 1);
-    expect(df_drift_reverse(ctx, &vp, .5, -1, &r) == DF_ERR_ARGUMENT);
+    r.noise = 7;
+    expect(df_drift_reverse(ctx, &vp, .5, -1, &r) == DF_ERR_ARGUMENT && r.noise == 7);
     expect(df_drift_forward(ctx, &vp, .5, NULL) == DF_ERR_ARGUMENT);
     expect(df_drift_reverse(ctx, &vp, .5, 1, NULL) == DF_ERR_ARGUMENT);
 }
@@ -435,6 +436,15 @@ TEST(drift_steps) {
     expect(df_drift_step(ctx, &d, .5, 1, s, NULL, x) == DF_ERR_ARGUMENT);
     expect(df_drift_step(ctx, &d, -.5, 1, s, z, x) == DF_ERR_ARGUMENT);
     expect(df_drift_step(NULL, &d, .5, 1, s, z, x) == DF_ERR_ARGUMENT);
+    for (int k = 0; k < 3; k++) {
+        df_drift off = {k == 0 ? (double)NAN : 1, k == 1 ? (double)INFINITY : 1,
+                        k == 2 ? (double)NAN : 1};
+        x[1] = 5;
+        expect(df_drift_step(ctx, &off, .5, 3, s, z, x) == DF_ERR_NONFINITE && (double)x[1] == 5);
+    }
+    s[1] = (df_real)NAN;
+    expect(df_drift_step(ctx, &d, .5, 3, s, z, x) == DF_ERR_NONFINITE);
+    expect(strstr(df_ctx_message(ctx), "element 1") != NULL);
 }
 
 // ---- the laboratory: flaws as told ----
@@ -571,20 +581,33 @@ TEST(shifts_and_the_limit) {
             if (kind == DF_FLAW_ISOTROPIC) // of D coordinates of variance .09/D, 6 errors
                 near_abs(mean, 0, ANY * .3 / sqrt((double)N));
             for (int p_ = 1; p_ <= 3; p_++) {
-                ok(df_score_error(ctx, &m, &bad, .4, x, N, p_, &out));
+                ok(df_score_error(ctx, &m, &bad, NULL, .4, x, N, p_, &out));
                 near(out, .3, tol(1e-12, 1e-5));
             }
         }
+    // all errors are one number, which every power and every size must give back
     flaw.kind = DF_FLAW_CONSTANT;
+    for (int k = -2; k < 3; k++) {
+        flaw.size = pow(10, 6 * k);
+        bad = df_flaw_model(&flaw);
+        for (int i = 0; i < N * D; i++) b[i] = (df_real)(flaw.size * (double)x[i]);
+        for (double p_ = .01; p_ < 2000; p_ *= 10) {
+            ok(df_score_error(ctx, &m, &bad, NULL, .4, b, N, p_, &out));
+            near_rel(out, flaw.size, tol(1e-9, 1e-4));
+        }
+    }
+    ok(df_score_error(ctx, &m, &m, NULL, .4, x, N, 500, &out));
+    near_abs(out, 0, 0);
+    flaw.size = .3;
     flaw.norm = norm_is, flaw.user = &scale, flaw.limit = .5; // |b_t| = 2 sigma: .5 on above
     for (double t = .1; t < 1; t += .2) {
-        ok(df_score_error(ctx, &m, &bad, t, x, N, 2, &out));
+        ok(df_score_error(ctx, &m, &bad, NULL, t, x, N, 2, &out));
         near(out, .3 * fmin(1, .5 / (2 * t)), tol(1e-12, 1e-5));
     }
     scale = (double)NAN;
-    expect(df_score_error(ctx, &m, &bad, .5, x, N, 2, &out) == DF_ERR_NONFINITE);
+    expect(df_score_error(ctx, &m, &bad, NULL, .5, x, N, 2, &out) == DF_ERR_NONFINITE);
     flaw.norm = norm_fails;
-    expect(df_score_error(ctx, &m, &bad, .5, x, N, 2, &out) == 77);
+    expect(df_score_error(ctx, &m, &bad, NULL, .5, x, N, 2, &out) == 77);
 }
 
 // The same bits alone, in any batch, at any rows' times, on any number of threads.
@@ -655,27 +678,87 @@ TEST(flaws_refused) {
                == (k < 8 ? DF_ERR_ARGUMENT : DF_OK));
     }
     expect(df_flaw_model(NULL).dim == 0);
+    // another model since: its rows would not fit
+    for (int k = 0; k < 3; k++) {
+        df_model swapped = m;
+        if (k == 0) swapped.dim = 4;
+        if (k == 1) swapped.learned = DF_LEARNED_RANGE;
+        if (k == 2) swapped.cookie = 0;
+        flaw = good;
+        bad = df_flaw_model(&flaw);
+        flaw.model = &swapped;
+        expect(df_model_ask(ctx, &bad, DF_ASK_PREDICT, t, 2, x, NULL, NULL, out)
+               == DF_ERR_ARGUMENT);
+    }
+    flaw = good;
+    bad = df_flaw_model(&flaw);
     // at alpha = 0 there is nothing that a velocity could say of the score
     expect(df_model_ask(ctx, &bad, DF_ASK_PREDICT, one, 2, x, NULL, NULL, out)
            == DF_ERR_SINGULAR);
     expect(df_model_ask(ctx, &bad, DF_ASK_JVP, t, 2, x, x, NULL, out) == DF_ERR_UNSUPPORTED);
-    expect(df_score_error(ctx, &m, &bad, .5, x, 2, 0, &e) == DF_ERR_ARGUMENT);
-    expect(df_score_error(ctx, &m, NULL, .5, x, 2, 2, &e) == DF_ERR_ARGUMENT);
-    expect(df_score_error(ctx, &m, &bad, .5, NULL, 2, 2, &e) == DF_ERR_ARGUMENT);
+    expect(df_score_error(ctx, &m, &bad, NULL, .5, x, 2, 0, &e) == DF_ERR_ARGUMENT);
+    expect(df_score_error(ctx, &m, NULL, NULL, .5, x, 2, 2, &e) == DF_ERR_ARGUMENT);
+    expect(df_score_error(ctx, &m, &bad, NULL, .5, NULL, 2, 2, &e) == DF_ERR_ARGUMENT);
     {
-        gauss other;
+        gauss other, other_too;
         df_model vp = gauss_model(&other, 0, 1, df_process_vp(.1, 20), DF_EPS, 2);
         df_sample_desc d = df_sample_defaults();
-        expect(df_score_error(ctx, &m, &vp, .5, x, 2, 2, &e) == DF_ERR_ARGUMENT);
+        expect(df_score_error(ctx, &m, &vp, NULL, .5, x, 2, 2, &e) == DF_ERR_ARGUMENT);
         expect(df_path_kl(ctx, &vp, &vp, &d, x, 2, &e) == DF_ERR_ARGUMENT); // ends at data
         d.end = DF_END_T_MIN;
         ok(df_path_kl(ctx, &vp, &vp, &d, x, 2, &e));
         near_abs(e, 0, 0);
         expect(df_path_kl(ctx, &m, &m, &d, x, 2, &e) == DF_ERR_ARGUMENT); // alpha = 0
+        // what a sampler adds to its grid is not measured along
+        df_model off = gauss_model(&other_too, .5, 1, df_process_vp(.1, 20), DF_EPS, 2);
+        double plain, eps2[50], eps2_plain[50];
+        ok(df_path_kl(ctx, &vp, &off, NULL, x, 2, &plain));
+        check(plain > .01, "%g", plain);
+        ok(df_path_kl(ctx, &vp, &off, &d, x, 2, &e));
+        near_abs(e, plain, 0);
+        ok(df_sample_eps2(ctx, &vp, &d, x, 2, eps2_plain));
+        d.restarts = 2, d.inverse = 1;
+        ok(df_path_kl(ctx, &vp, &off, &d, x, 2, &e));
+        near_abs(e, plain, 0);
+        ok(df_sample_eps2(ctx, &vp, &d, x, 2, eps2));
+        same_bits(eps2, eps2_plain, sizeof eps2);
         d.eta = 0;
         expect(df_path_kl(ctx, &vp, &vp, &d, x, 2, &e) == DF_ERR_ARGUMENT);
-        expect(df_path_kl(ctx, &vp, &vp, NULL, x, 2, &e) == DF_ERR_ARGUMENT);
     }
+}
+
+// A model that knows labels and conditions is measured with those of its samples: its error is
+// the label times the condition, in every dimension.
+static int told_nothing(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    (void)self, (void)c;
+    memset(out, 0, (size_t)(q->n * q->dim) * sizeof *out);
+    return 0;
+}
+static int told(void *self, df_ctx *c, const df_query *q, df_real *out) {
+    (void)self, (void)c;
+    for (int i = 0; i < q->n * q->dim; i++) {
+        size_t row = (size_t)(i / q->dim);
+        out[i] = 0;
+        if (q->labels != NULL && q->condition != NULL)
+            out[i] = (df_real)q->labels[row] * q->condition[row * q->condition_stride];
+    }
+    return 0;
+}
+TEST(errors_with_labels) {
+    enum { D = 3, N = 4 };
+    static const int labels[N] = {1, 2, 3, 4};
+    static const df_real half[N] = {.5, .5, .5, 1}, x[N * D] = {0};
+    df_sample_desc d = df_sample_defaults();
+    df_model m = df_model_defaults(), zero;
+    double out;
+    m.predict = told, m.dim = D, m.prediction = DF_SCORE, m.process = df_process_edm(2);
+    zero = m;
+    zero.predict = told_nothing;
+    d.labels = labels, d.condition = half, d.condition_stride = 1;
+    ok(df_score_error(ctx, &zero, &m, &d, .5, x, N, 2, &out));
+    near(out, sqrt(D * (.25 + 1 + 2.25 + 16) / N), tol(1e-12, 1e-6));
+    ok(df_score_error(ctx, &zero, &m, NULL, .5, x, N, 2, &out));
+    near_abs(out, 0, 0);
 }
 
 // ---- Girsanov's bound ----
@@ -928,7 +1011,7 @@ TEST(ball_is_measured) {
     bad = df_flaw_model(&flaw);
     df_random_normal(8, 0, 0, 2 * N, x);
     for (int i = 0; i < 2 * N; i++) x[i] = (df_real)((double)x[i] + 7 * at.alpha);
-    ok(df_score_error(ctx, &m, &bad, .6, x, N, 2, &got));
+    ok(df_score_error(ctx, &m, &bad, NULL, .6, x, N, 2, &got));
     near_rel(got, want, ANY * 1.5 / sqrt((double)N)); // |b|^2 varies by less than 3 of its mean
 }
 
@@ -1178,6 +1261,7 @@ int main(int argc, char **argv) {
     RUN(shifts_and_the_limit);
     RUN(flaws_split);
     RUN(flaws_refused);
+    RUN(errors_with_labels);
     RUN(path_kl_of_two_means);
     RUN(path_kl_of_two_variances);
     RUN(what_a_shift_does);

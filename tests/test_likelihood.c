@@ -364,6 +364,14 @@ TEST(batches_do_not_show) {
     }
 }
 
+static int fill_noise(void *user, const df_noise_query *q, df_real *out) {
+    if (user != NULL) return 77;
+    for (int i = 0; i < q->n; i++)
+        df_random_normal(q->seed + 1, q->first_sample + (uint64_t)i, q->draw, (size_t)q->dim,
+                         out + i * q->dim);
+    return 0;
+}
+
 TEST(along_sampling) {
     // log p of samples as they are made: the mixture's own, and what is found afterwards; the
     // samples are df_sample's, for methods of fixed steps to rounding.
@@ -373,7 +381,7 @@ TEST(along_sampling) {
         df_model m = df_mixture_model(&view);
         df_likelihood_desc d = tight();
         df_point at = df_process_at(&view.process, df_process_t_min(&view.process));
-        df_real x[2 * N], y[2 * N];
+        df_real x[2 * N], y[2 * N], after_x[2 * N];
         double got[N], want[N], after[N];
         d.walk.seed = 11;
         expect(df_sample_likelihood(ctx, &m, &d, x, N, got) == DF_OK);
@@ -386,6 +394,16 @@ TEST(along_sampling) {
         check(df_sample_likelihood(ctx, &m, &d, x, N, got) == DF_OK, "%s", df_ctx_message(ctx));
         expect(df_sample(ctx, &m, &d.walk, y, N) == DF_OK);
         near_all(x, y, 2 * N, SHARP ? 1e-11 : 1e-3);
+        df_noise hook = { fill_noise, NULL };          // from a source of one's own
+        d.walk.noise = hook;
+        expect(df_sample_likelihood(ctx, &m, &d, after_x, N, after) == DF_OK);
+        expect(df_sample(ctx, &m, &d.walk, y, N) == DF_OK);
+        near_all(after_x, y, 2 * N, SHARP ? 1e-11 : 1e-3);
+        check(fabs((double)(x[0] - y[0])) > 1e-3, "the source is not asked");
+        d.walk.noise.user = &d;
+        expect(df_sample_likelihood(ctx, &m, &d, after_x, N, after) == 77);
+        expect(says(ctx, "noise.fill returned 77"));
+        d.walk.noise.fill = NULL;
         d.walk.start = DF_START_GIVEN;       // the same noise, given
         for (int i = 0; i < N; i++) {
             df_random_normal(11, (uint64_t)i, 0, 2, y + 2 * i);
@@ -830,7 +848,7 @@ TEST(wrong_arguments) {
     df_mixture_view view = { gmm, df_process_vp(.1, 20), DF_EPS };
     df_model m = df_mixture_model(&view), none = df_model_defaults();
     df_real x[6] = { 0 }, bad[6] = { 0 };
-    double out[3], same = 7;
+    double out[3], same = 7, eps2[2] = { .5, .5 };
     int code = 5;
     df_likelihood_desc d;
     df_bound_desc b;
@@ -850,6 +868,8 @@ TEST(wrong_arguments) {
     LIKELIHOOD(d.walk.method = "no such", DF_ERR_ARGUMENT, "nearest names");
     LIKELIHOOD(d.walk.churn = 1; d.walk.method = "heun", DF_ERR_ARGUMENT, "churn");
     LIKELIHOOD(d.walk.steps = 0, DF_ERR_ARGUMENT, "df_log_likelihood");
+    LIKELIHOOD(d.walk.steps = 1000001, DF_ERR_ARGUMENT, "1000001 steps");
+    LIKELIHOOD(d.walk.steps = 2147483647, DF_ERR_ARGUMENT, "1 to 1000000 steps");
     LIKELIHOOD(d.walk.t_max = 2, DF_ERR_ARGUMENT, "t_max");
     LIKELIHOOD(d.walk.end = DF_END_DATA, DF_ERR_ARGUMENT, "sigma = 0");
     LIKELIHOOD(d.log_prior = no_prior; d.user = &code, 5, "log_prior returned 5");
@@ -871,11 +891,15 @@ TEST(wrong_arguments) {
     expect(says(ctx, words)); } while (0)
     BOUND(b.cookie = 0, DF_ERR_ARGUMENT, "df_bound_defaults");
     BOUND(b.draws = 0, DF_ERR_ARGUMENT, "draws 0");
+    BOUND(b.draws = 2147483647, DF_ERR_ARGUMENT, "at most 2^29"); // draws would repeat
     BOUND(b.levels = 1, DF_ERR_ARGUMENT, "levels 1");
     BOUND(b.levels = 256; b.low = 1, DF_ERR_ARGUMENT, "from 1 to 1");
     BOUND(b.walk.steps = 0, DF_ERR_ARGUMENT, "0 steps");
     BOUND(b.walk.variance = DF_VARIANCE_ANALYTIC, DF_ERR_ARGUMENT, "eps2");
     BOUND(b.walk.grid = "no such", DF_ERR_ARGUMENT, "no grid");
+    // eps2 ends one point before a grid that does not end at the data
+    BOUND(b.walk.variance = DF_VARIANCE_ANALYTIC; b.walk.eps2 = eps2; b.walk.steps = 2;
+          b.walk.end = DF_END_T_MIN, DF_ERR_ARGUMENT, "eps2 of 2 steps, but the grid 3");
     view.process = m.process = df_process_flow(), view.prediction = m.prediction = DF_X0;
     BOUND(b.continuous = 1, DF_ERR_SINGULAR, "lambda is infinite");
     expect(df_variational_bound(ctx, &m, NULL, bad, 3, out) == DF_ERR_NONFINITE);

@@ -328,6 +328,11 @@ static df_tensor *divergence_loss(const df_run *run, df_real *x, const df_real *
     df_tensor *r = df_tensor_copy(ctx, 1, shape, x);
     return df_sum(ctx, df_mul(ctx, df_detach(ctx, r), df_square(ctx, div)));
 }
+static df_tensor *forward_itself(const df_run *run, df_tensor *x, df_tensor *t,
+                               const int *labels) {
+    (void)run, (void)t, (void)labels;
+    return x;
+}
 TEST(divergence) {
     df_ctx *ctx = new_ctx(1, NULL);
     df_mlp_desc d = small_desc();
@@ -360,6 +365,21 @@ TEST(divergence) {
         same_bits(y->data, y0, sizeof y0);
         expect(y->tangent == NULL && at->tangent == NULL && div->ndim == 1);
     }
+    int two = 2;                               // an answer that is x itself
+    df_net *same = df_net_create(ctx, "same", 1, &two, forward_itself, 0);
+    df_run itself = df_run_defaults(ctx, same);
+    for (int k = 0; k < 2; k++) {
+        df_tensor *y = NULL, *at = df_tensor_copy(ctx, 2, shape, x);
+        df_tensor *div = df_run_divergence(&itself, at, df_tensor_copy(ctx, 1, shape, tt), NULL,
+                                           k ? df_tensor_copy(ctx, 2, shape, v) : NULL, &y);
+        if (!check(div != NULL && y == at, "%s", df_ctx_message(ctx))) continue;
+        for (int i = 0; i < N; i++)
+            near((double)div->data[i],
+                 k ? (double)(v[2 * i] * v[2 * i] + v[2 * i + 1] * v[2 * i + 1]) : 2,
+                 IS_DOUBLE ? 1e-13 : 1e-5);
+        expect(at->tangent == NULL);
+    }
+    df_net_free(same);
     df_tensor *moving = df_tensor_copy(ctx, 2, shape, x);
     df_set_tangent(ctx, moving, df_tensor_copy(ctx, 2, shape, v));
     expect(df_run_divergence(&run, moving, df_tensor_copy(ctx, 1, shape, tt), labels, NULL,

@@ -478,7 +478,8 @@ TEST(any_prediction) {
             net = linear_net(ctx, &card, B, shift);
             J = ask(ctx, net, df_objective_implicit, NULL, &b, NULL);
             near(J * cp * cp, want, IS_DOUBLE ? 1e-11 : 2e-4);   // the weight is on its error
-            int probes = 3;
+            df_objective_desc by = df_objective_defaults();
+            int probes = by.probes = 3;
             df_real v[2];
             for (int r = 0; r < N; r++)
                 for (int p = 0; p < probes; p++) {
@@ -487,22 +488,28 @@ TEST(any_prediction) {
                         probed += b.in * B[j] * (double)v[j / 2] * (double)v[j % 2] / (N * probes);
                 }
             probed = J + (probed - b.in * (B[0] + B[3])) / cp;
-            near(ask(ctx, net, df_objective_sliced, &probes, &b, NULL), probed,
+            near(ask(ctx, net, df_objective_sliced, &by, &b, NULL), probed,
                  IS_DOUBLE ? 1e-11 : 2e-4);
             df_net_free(net);
         }
     // 12 x 4000 probes: v^T A v has mean tr A, deviation sqrt 2 |(A + A^T)/2|
     df_card card = df_card_defaults();
-    int probes = 4000;
+    df_objective_desc by = df_objective_defaults();
+    int probes = by.probes = 4000;
     double norm = sqrt(A[0] * A[0] + A[3] * A[3] + .5 * pow(A[1] + A[2], 2));
     card.prediction = DF_SCORE;
     fill(&b, &card, .4);
     df_net *net = linear_net(ctx, &card, A, none);
-    near_abs(ask(ctx, net, df_objective_sliced, &probes, &b, NULL),
+    near_abs(ask(ctx, net, df_objective_sliced, &by, &b, NULL),
              ask(ctx, net, df_objective_implicit, NULL, &b, NULL),
              6 * sqrt(2.0 / (N * probes)) * norm);
-    probes = 0;
-    expect(isnan(ask(ctx, net, df_objective_sliced, &probes, &b, NULL)) && said(ctx, "0 probes"));
+    by.probes = -1;
+    expect(isnan(ask(ctx, net, df_objective_sliced, &by, &b, NULL)) && said(ctx, "-1 probes"));
+    expect(isnan(ask(ctx, net, df_objective_sliced, &probes, &b, NULL))); // no descriptor
+    expect(said(ctx, "want a descriptor of df_objective_defaults"));
+    by.probes = 1;
+    near(ask(ctx, net, df_objective_sliced, NULL, &b, NULL),
+         ask(ctx, net, df_objective_sliced, &by, &b, NULL), 0);
     df_net_free(net);
     df_ctx_free(ctx);
 }
@@ -533,7 +540,8 @@ TEST(energy) {
         df_model m = df_energy_model(net), f = df_net_model(net);
         df_real x[N * DIM], score[N * DIM], up[N], down[N], answer[N * DIM], far[N * DIM];
         double t[N], h = IS_DOUBLE ? 1e-5 : 1e-2, want = 0, probed = 0;
-        int probes = 3;
+        df_objective_desc by = df_objective_defaults();
+        int probes = by.probes = 3;
         fill(&b, &card, .3);
         for (int r = 0; r < N; r++) t[r] = .3, b.w[r] = (df_real)(1 + r);
         for (int i = 0; i < N * DIM; i++) x[i] = b.x[i] / (df_real)b.in;
@@ -565,7 +573,7 @@ TEST(energy) {
                     e += (double)v[j] * ((double)score[r * DIM + j] - (double)b.target[r * DIM + j]);
                 probed += (double)b.w[r] * e * e / (N * DIM * probes);
             }
-        near_rel(ask(ctx, net, df_objective_energy, &probes, &b, NULL), probed,
+        near_rel(ask(ctx, net, df_objective_energy, &by, &b, NULL), probed,
                  IS_DOUBLE ? 1e-12 : 1e-4);
         size_t size = df_net_size(net);
         df_real *grads = (df_real *)malloc(size * sizeof *grads), *w = df_net_weights(net);
@@ -592,6 +600,64 @@ TEST(energy) {
     df_ctx_free(ctx);
 }
 
+// E of f = x is c_in^2 |x|^2/2, of a constant 0: grad E = c_in^2 x, or none.
+static df_tensor *forward_odd(const df_run *run, df_tensor *x, df_tensor *t, const int *labels) {
+    (void)t, (void)labels;
+    return df_net_get(run->net, 0) ? df_tensor_new(run->ctx, x->ndim, x->shape) : x;
+}
+TEST(energy_of_odd_nets) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    static rows b;
+    df_card card = df_card_defaults();
+    int dim = DIM;
+    df_objective_desc by = df_objective_defaults();
+    by.probes = 3;
+    card.process = df_process_edm(2);
+    card.prediction = DF_SCORE;
+    card.input_sigma_data = .5;
+    for (int kind = 0; kind < 2; kind++) {
+        df_net *net = df_net_create(ctx, "odd", 1, &dim, forward_odd, 0);
+        df_net_set(net, 0, kind);
+        expect(df_net_set_card(ctx, net, &card) == DF_OK);
+        fill(&b, &card, .3);
+        double want = 0, got = ask(ctx, net, df_objective_energy, NULL, &b, NULL);
+        for (int r = 0; r < N; r++)
+            for (int j = 0; j < DIM; j++) {
+                double x = (double)b.x[r * DIM + j];
+                want += (double)b.w[r] / (N * DIM) *
+                        pow((double)b.target[r * DIM + j] + (kind ? 0 : b.in * x), 2);
+            }
+        near(got, want, tight);
+        expect(ask(ctx, net, df_objective_energy, &by, &b, NULL) > 0);
+        df_net_free(net);
+    }
+    df_ctx_free(ctx);
+}
+
+// Where a variance is learned the answer has twice the channels: no energy, no divergence.
+TEST(other_channels) {
+    df_ctx *ctx = new_ctx(1, NULL);
+    df_dit_desc d = df_dit_defaults();
+    df_card card = df_card_defaults();
+    static df_real zero[8];
+    int shape[4] = {2, 1, 2, 2};
+    df_batch b;
+    d.in_channels = d.patch = d.depth = d.heads = d.classes = 1, d.size = 2, d.width = 4;
+    df_net *net = df_dit_create(ctx, &d);
+    card.prediction = DF_SCORE, card.learned = DF_LEARNED_RANGE;
+    check(net && df_net_set_card(ctx, net, &card) == DF_OK, "%s", df_ctx_message(ctx));
+    df_run run = df_run_defaults(ctx, net);
+    memset(&b, 0, sizeof b);
+    b.x = b.x0 = b.target = df_tensor_copy(ctx, 4, shape, zero);
+    b.t = b.weight = df_tensor_fill(ctx, 1, shape, .5);
+    expect(df_objective_energy(NULL, &run, &b) == NULL);
+    expect(said(ctx, "df_objective_energy: net 'dit' makes 2 channels"));
+    expect(df_objective_implicit(NULL, &run, &b) == NULL);
+    expect(said(ctx, "df_run_divergence: net 'dit' makes 2 channels"));
+    df_net_free(net);
+    df_ctx_free(ctx);
+}
+
 // E = (g c_in x)^2/2: the chain is x += -h k x + sqrt(2h) z with k = (g c_in)^2, done again
 // here; loss and gradient in g are those of its end.
 TEST(contrastive) {
@@ -599,7 +665,7 @@ TEST(contrastive) {
     static rows b;
     for (int kind = 0; kind < 4; kind++) {
         df_card card = df_card_defaults();
-        df_contrastive d = df_contrastive_defaults();
+        df_objective_desc d = df_objective_defaults();
         double g = 1.3, low = 0, high = 0;
         df_real grad[1];
         card.process = df_process_edm(2);
@@ -632,6 +698,8 @@ TEST(contrastive) {
         near((double)grad[0], 2 * (low - high) / g, 4 * tight);
         d.step = 0;
         expect(isnan(ask(ctx, net, df_objective_contrastive, &d, &b, NULL)) && said(ctx, "step above 0"));
+        d.step = .1, d.probes = 1;
+        expect(isnan(ask(ctx, net, df_objective_contrastive, &d, &b, NULL)) && said(ctx, "probes 0 to 0"));
         df_net_free(net);
     }
     df_ctx_free(ctx);
@@ -647,7 +715,7 @@ TEST(contrastive_trains) {
     df_random_normal(2, 0, 0, ROW * DIM, data);
     for (int from_noise = 0; from_noise < 2; from_noise++) {
         df_train_desc d = df_train_defaults();
-        df_contrastive cd = df_contrastive_defaults();
+        df_objective_desc cd = df_objective_defaults();
         double v = 0;
         for (int i = 0; i < ROW * DIM; i++) v += pow((double)data[i], 2) / (ROW * DIM);
         v = .95 * .95 * v + .05 * .05;
@@ -682,6 +750,8 @@ int main(int argc, char **argv) {
     RUN(implicit);
     RUN(any_prediction);
     RUN(energy);
+    RUN(energy_of_odd_nets);
+    RUN(other_channels);
     RUN(contrastive);
     RUN(contrastive_trains);
     return test_end();

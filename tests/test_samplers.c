@@ -1596,9 +1596,10 @@ TEST(guidance_off_stacked_and_split) {
 TEST(guidance_errors) {
     df_process process = df_process_vp(.1, 20);
     static const int labels[1] = {1};
-    static const char *const say[6] = {"labels",   "dim 1, uncond 2", "process",
-                                       "predicts", "native times",    "scale is nan"};
-    for (int k = 0; k < 6; k++) {
+    static const char *const say[7] = {"labels",   "dim 1, uncond 2", "process",
+                                       "predicts", "native times",    "scale is nan",
+                                       "samples of 1, model has dim 2"};
+    for (int k = 0; k < 7; k++) {
         df_real x[1];
         pair p;
         df_model model = pair_model(&p, process, 1, 2), other = model, guided;
@@ -1613,6 +1614,7 @@ TEST(guidance_errors) {
         if (k == 3) other.prediction = DF_V;
         if (k == 4) other.time = df_time_affine(1000, 0);
         guided = df_guidance_model(&g);
+        if (k == 6) model.dim = other.dim = 2; // since
         expect(df_sample(ctx, &guided, &d, x, 1) == DF_ERR_ARGUMENT);
         check(strstr(df_ctx_message(ctx), say[k]) != NULL, "%d: %s", k,
               df_ctx_message(ctx));

@@ -667,6 +667,20 @@ static df_tensor *two_numbers(void *self, const df_run *run, const df_batch *b) 
     (void)self;
     return df_run_net(run, b->x, b->t, b->labels);
 }
+static int model_of_77(void *self, df_ctx *ctx, const df_query *q, df_real *out) {
+    (void)ctx;
+    memset(out, 0, (size_t)(q->n * q->dim) * sizeof *out);
+    return *(const int *)self ? 77 : 0;
+}
+static df_tensor *asks_a_model(void *self, const df_run *run, const df_batch *b) {
+    df_model m = df_model_defaults();
+    df_real out[2];
+    double t = .5;
+    m.predict = model_of_77, m.self = self, m.dim = 2;
+    if (df_model_ask(run->ctx, &m, DF_ASK_PREDICT, &t, 1, b->x->data, NULL, NULL, out) != DF_OK)
+        return NULL;
+    return df_mse(run->ctx, df_run_net(run, b->x, b->t, b->labels), b->target);
+}
 TEST(objective_of_your_own) {
     asked a[2];
     setup *plain = ready(2);
@@ -713,6 +727,20 @@ TEST(objective_of_your_own) {
     s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
     expect(s->tr == NULL && strstr(df_ctx_message(s->ctx), "objective made 2 numbers") != NULL);
     end(s);
+    for (int late = 0; late < 2; late++) {     // one that asks a model, which fails with 77
+        int fails = !late;
+        s = begin(1);
+        s->d.objective = asks_a_model;
+        s->d.objective_self = &fails;
+        s->tr = df_trainer_create(s->ctx, s->net, s->data, ROWS, s->labels, &s->d);
+        expect((s->tr != NULL) == late);
+        fails = 1;
+        if (late) expect(df_trainer_run(s->tr, 1) == 77);
+        expect(df_ctx_error(s->ctx) == 77);
+        check(strstr(df_ctx_message(s->ctx), "predict returned 77") != NULL, "%s",
+              df_ctx_message(s->ctx));
+        end(s);
+    }
     end(plain);
 }
 
