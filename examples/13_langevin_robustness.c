@@ -8,13 +8,13 @@
 //   It takes     one minute of one core.
 //   Out come     langevin_robustness.png and the paper's numbers beside theory's. Exits 1 if fewer
 //                than .99 of chains are trapped, fewer than .995 reach the mode by the true score,
-//                diffusion's mean is off by 1 % (d = 2, where eps = .2 is not small: 2.3 eps), its
-//                variance or share in the ball by more than chance, or theorem 7's chains or the
-//                net's do otherwise than told. Section 4 is smaller here than in the paper: 10
-//                points of 30 dimensions, whose copies are a quarter of the net's data. Begun at
-//                them chains stay; begun at fresh data they lie as near the truth as true samples
-//                do, but for 1 to 8 % that fall into wells. Whether N(0, I) is as good a start
-//                changes with the seed: printed, not claimed.
+//                diffusion's mean is off by 1 % (d = 2, where eps = .2 is not small: 2.3 eps, as
+//                theory has it), its variance or share in the ball by more than chance, or theorem
+//                7's chains or the net's do otherwise than told. Section 4 is smaller here than
+//                the paper's: 10 points of 30 dimensions, copied to a quarter of the net's data.
+//                Begun at them chains stay; begun at fresh data they lie as near the truth as true
+//                samples, though 1 to 8 % fall into wells. Whether N(0, I) is as good a start as
+//                that depends on the seed: printed, not claimed.
 //
 //   build/13_langevin_robustness [--steps N] [--sample-steps N] [--n N] [--seed N]
 //       [--picture FILE] [--list]
@@ -34,8 +34,8 @@ static void claim(int holds) { wrong += !holds, printf(holds ? "\n" : "   WRONG\
 static void theorem_1(const options *o) {
     static const int dims[LAB_DIMS] = { 2, 5, 10, 20, 50 };
     printf("theorem 1: N(7, I), score -2 x in |x| < 4 sqrt d; %d chains from N(0, I), time 30\n"
-           "                         Langevin: by the  diffusion:  var,  in |x| < TV < of   and of\n"
-           "   d  its mass  eps      trapped exact s   mean/7    exact 5 sqrt d the score  the start\n",
+           "                      Langevin: by the diffusion:  var,  in |x| < TV < of   and of\n"
+           "   d its mass  eps     trapped exact s mean/7    exact 5 sqrt d the score  the start\n",
            CHAINS);
     for (int k = 0; k < LAB_DIMS; k++) {
         int d = dims[k];
@@ -55,7 +55,7 @@ static void theorem_1(const options *o) {
         wrong += lab_ddpm(&l, &s, eps, &end) || df_sample(l.ctx, &l.flawed, &s, x, o->n) != DF_OK;
         int inside = lab_moments(x, o->n, d, 5 * root, &mean, &var);
         double bound = fmin(1, sqrt((end.kl_score + end.kl_start) / 2));
-        printf("  %2d  %8.1e  %8.1e  %7.4f %7.4f   %.4f %.3f %.3f %7d   %8.1e   %8.1e", d, mass, eps,
+        printf("  %2d %8.1e %8.1e %7.4f %7.4f %.4f %.3f %.3f %7d   %8.1e   %8.1e", d, mass, eps,
                1 - out[0], out[1], mean / 7, var, end.var, inside, sqrt(end.kl_score / 2), bound);
         claim(out[0] <= .01 && out[0] >= 0 && out[1] >= .995 &&     // 5 standard errors
               fabs(mean - end.mean) < fmax(.07, end.shift / root) &&
@@ -118,8 +118,8 @@ static void learned(const options *o) {
     df_real *own = x + CHAINS * WIDE, *fresh = own + CHAINS * WIDE;
     lab_normal(o->seed, 11, 5 * CHAINS * WIDE, 1, 2 + sigma * sigma, own);
     df_sliced_wasserstein(l.ctx, own, CHAINS, fresh, 4 * CHAINS, WIDE, 200, 1, &floor);
-    printf("section 4: N(1, 2 I), d = 30, a net at sigma = .3; 400 chains, 1000 steps; true\n"
-           "samples lie %.3f from the truth, and what a point holds %.3f from it\n", floor, hold);
+    printf("section 4: N(1, 2 I), d = 30, a net at sigma = .3; 400 chains, 1000 steps; as many\n"
+           "true samples lie %.3f from the truth; what a point holds, %.3f from it\n", floor, hold);
     for (int k = 0; k < 3; k++) {
         lab_normal(o->seed, (uint64_t)(12 + k), CHAINS * WIDE, k < 2, k < 2 ? 2 : 1, from);
         for (int i = 0; k == 0 && i < CHAINS * WIDE; i++) from[i] = points[i % (FEW * WIDE)];
