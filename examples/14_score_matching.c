@@ -6,9 +6,9 @@
 //                landscape itself, by denoising or by contrastive divergence.
 //   It takes     about a minute on two cores.
 //   Out come     score_matching.png, and for each way the error of its score (of p_t, part
-//                of the score's size), milliseconds a step, the samples' distance to data
-//                beside its floor, for energies how far log density is off. Exits 1 above 25 %
-//                (sliced 32, energies 10 and 45), .25, .35 and .45 nats (root mean square).
+//                of the score's size), ms a step, samples' distance to data beside its floor,
+//                nats by which energies are off (root mean square). Exits 1 if a score is off by
+//                more than 25 % (sliced 32, energies 10, 45), samples .25, energies .35, .45.
 //
 //   build/14_score_matching [--steps N] [--sample-steps N] [--n N] [--seed N] [--threads N]
 //       [--picture FILE]
