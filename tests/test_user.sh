@@ -168,7 +168,7 @@ for lesson in 09_langevin_lens 11_ode_sde 12_vae_is_t1 16_likelihood 17_marginal
 done
 rm -rf ./*
 for lesson in 10_one_network 13_langevin_robustness 14_score_matching 15_flow_and_node 18_price_list; do
-    check "$lesson: an option that is none" refused --sed "$root/$B/$lesson" --sed 3
+    check "$lesson: an option that is none" refused --bogus "$root/$B/$lesson" --bogus
     check "$lesson: a value that is none" refused --seed "$root/$B/$lesson" --seed x
 done
 check "samplers: unknown" refused eulr "$samplers" --method eulr --picture "$work/out/p.png"
