@@ -13,7 +13,7 @@ BEGIN {
     # chapter and budget, in the order of the header; "front" is all before the first
     split("front 2400 foundations 900 process 800 prediction 300 samplers 2000 guidance 500 " \
           "likelihood 500 tensors 1800 networks 1500 training 900 flow_maps 800 discrete 700 " \
-          "files 700 closed_forms 400 kernels 1500", word, " ")
+          "files 700 closed_forms 400 kernels 1500 relatives 500 laboratory 300", word, " ")
     for (i = 1; word[2 * i - 1] != ""; i++) { name[i] = word[2 * i - 1]; budget[i] = word[2 * i] }
     count = i - 1
 }
