@@ -240,8 +240,8 @@ TEST(ddpm_is_euler_maruyama_to_second_order) {
     //   Euler's   x + E (x/2 + s), variance E = h + beta' dt^2/2 + ...
     // so (DDPM - Euler)/h^2 -> x/8 - beta'/(2 beta^2) (x/2 + s) for the mean, and
     // -1/2 - abar/sigma^2 - beta'/(2 beta^2) for the variance; the rest falls as h.
-    df_mixture *gm = three_bumps();
     if (!DOUBLE_BUILD) return; // differences of h^2
+    df_mixture *gm = three_bumps();
     for (int c = 0; c < 2; c++)
         for (int k = 0; k < 3; k++) {
             double b0 = c ? .1 : 6, b1 = c ? 20 : 6, t = .4 + .2 * k, x = .8 - .5 * k;
