@@ -1462,7 +1462,7 @@ typedef df_tensor *(*df_forward_fn)(const df_run *run, df_tensor *x, df_tensor *
 
 /* div_x of a net's answer, tr(d answer/dx), [B]: exactly, by one tangent for each element
    of a sample, where probe is NULL; else v^T (d answer/dx) v with v = probe [B, shape...],
-   whose mean is the divergence where E v v^T = 1 (Hutchinson 1990). y (or NULL) receives
+   whose mean is the divergence where E v v^T = 1 (Hutchinson 1989). y (or NULL) receives
    the answer, NULL on failure. On the tape, so that it may stand in a loss; x must have no
    tangent. */
 DF_API df_tensor *df_run_divergence(const df_run *run, df_tensor *x, df_tensor *t,
@@ -1800,8 +1800,8 @@ DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint
 typedef struct df_train_info {
     int64_t step, steps;
     double loss;             /* mean over the last `report` steps */
-    double validation;       /* last held-out loss of the averaged weights; < 0 before the
-                                first */
+    double validation;       /* last held-out loss of the averaged weights; -1 before the
+                                first (a loss of your own may be below 0 too) */
     double gradient_norm;    /* before clipping */
     double learning_rate;
     double seconds_left;     /* estimate; < 0 without a clock */
@@ -13969,17 +13969,22 @@ static df_tensor *dfi_denoising_loss(const df_trainer *tr, const df_run *run,
     return df_add(ctx, loss, df_scale(ctx, dfi_vlb(tr, b, y, v), tr->desc.vlb));
 }
 
-DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
-                                  int width) {
+/* N(0, 1) [rows, width], row r of sample first + r stride. */
+static df_tensor *dfi_normal_rows(df_ctx *ctx, uint64_t seed, uint64_t first,
+                                  uint64_t stride, uint32_t draw, int rows, int width) {
     int shape[2];
-    if (dfi_stuck(run->ctx) != DF_OK || batch->x0 == NULL) return NULL;
-    shape[0] = batch->x0->shape[0], shape[1] = width;
-    df_tensor *z = df_tensor_new(run->ctx, 2, shape);
-    for (int r = 0; z != NULL && r < shape[0]; r++)
-        df_random_normal(run->seed, batch->first + (uint64_t)r * batch->stride,
-                         batch->draw + draw, (size_t)width,
+    shape[0] = rows, shape[1] = width;
+    df_tensor *z = df_tensor_new(ctx, 2, shape);
+    for (int r = 0; z != NULL && r < rows; r++)
+        df_random_normal(seed, first + (uint64_t)r * stride, draw, (size_t)width,
                          z->data + (size_t)r * (size_t)width);
     return z;
+}
+DF_API df_tensor *df_batch_normal(const df_run *run, const df_batch *batch, uint32_t draw,
+                                  int width) {
+    if (dfi_stuck(run->ctx) != DF_OK || batch->x0 == NULL) return NULL;
+    return dfi_normal_rows(run->ctx, run->seed, batch->first, batch->stride,
+                           batch->draw + draw, batch->x0->shape[0], width);
 }
 
 /* ---- objectives: score matching without a target, energies -------------------------- */
@@ -14986,8 +14991,6 @@ DF_API df_result df_trainer_load(df_trainer *tr, df_source source) {
 
 enum { DFI_RELATIVE_WIDTH, DFI_RELATIVE_DEPTH, DFI_RELATIVE_LAYERS, DFI_VAE_LATENT };
 
-static const double dfi_log_two_pi = 1.8378770664093454836;
-
 /* depth times SiLU(W h + b), then W h + b; its parameters are "name.i.k". */
 static df_tensor *dfi_perceptron(dfi_pass *w, const char *name, int i, df_tensor *h,
                                  int in, int out, df_init last) {
@@ -15016,7 +15019,7 @@ static df_tensor *dfi_normal_log(df_ctx *ctx, df_tensor *x, df_tensor *mean,
     if (lv != NULL)
         e = df_add(ctx, df_mul(ctx, e, df_exp(ctx, df_scale(ctx, lv, -1))), lv);
     return df_affine(ctx, df_sum_axis(ctx, e, 1, 0), -0.5,
-                     -0.5 * dfi_log_two_pi * x->shape[1]);
+                     -0.5 * log(2 * DFI_PI) * x->shape[1]);
 }
 /* mean + e^(lv/2) noise */
 static df_tensor *dfi_normal_draw(df_ctx *ctx, df_tensor *mean, df_tensor *lv,
@@ -15048,13 +15051,8 @@ typedef struct dfi_relative {
 typedef df_tensor *(*dfi_relative_draw)(const df_run *run, const dfi_relative *s);
 static df_tensor *dfi_relative_normal(df_ctx *ctx, const dfi_relative *s, int draw,
                                       int width) {
-    df_run run;
-    df_batch b;
-    memset(&run, 0, sizeof run), memset(&b, 0, sizeof b);
-    run.ctx = ctx, run.seed = s->seed;
-    b.x0 = df_tensor_new(ctx, 1, &s->rows);
-    b.first = s->first, b.stride = 1, b.draw = DFI_DRAW_RELATIVE;
-    return df_batch_normal(&run, &b, (uint32_t)draw, width);
+    return dfi_normal_rows(ctx, s->seed, s->first, 1, DFI_DRAW_RELATIVE + (uint32_t)draw,
+                           s->rows, width);
 }
 
 /* Samples by `draw`, in parts of net->rows, with the data's scaling undone. */
@@ -15221,7 +15219,7 @@ DF_API df_tensor *df_vae_elbo(const df_run *run, df_tensor *x, df_tensor *noise,
         if (i == levels)
             cost = df_add(ctx, df_add(ctx, cost, df_exp(ctx, lv)), df_square(ctx, mean));
         cost = df_affine(ctx, df_sum_axis(ctx, cost, 1, 0), 0.5,
-                         -0.5 * m * (i == levels ? 1 : 1 + dfi_log_two_pi));
+                         -0.5 * m * (i == levels ? 1 : 1 + log(2 * DFI_PI)));
         under = z;
     }
     if (parts != NULL) *parts = df_concat(ctx, all, df_reshape(ctx, cost, 2, column), 1);
