@@ -44,8 +44,8 @@ programs := $(foreach t,$(call pick,$(tests)),$(B)/$(t)_f $(B)/$(t)_d)
 scripts  := $(call pick,$(wildcard tests/test_*.sh) tests/matrix.sh)
 run       = B=$(B) sh tests/run.sh $(JOBS) "$(ARGS)"
 
-.PHONY: all library tests examples demo lessons test test-golden test-long bench check asan ubsan \
-        tsan memcheck sanitized fuzz install uninstall clean help FORCE
+.PHONY: all library tests examples demo lessons test test-golden test-long bench check asan \
+        ubsan tsan memcheck sanitized fuzz install uninstall clean help FORCE
 .DELETE_ON_ERROR:
 
 all: library tests examples     ## the library, its tests and the examples
@@ -59,7 +59,8 @@ demo: $(B)/01_points            ## the main job: train on points, sample, measur
 # From the third on, but for those that want a checkpoint, MPI or a quarter of an hour.
 lessons: $(examples)            ## the examples that check a claim, one after the other
 	@for e in $(filter-out %/01_points %/02_images %/05_checkpoint %/06_mpi %/08_digits,$(examples)); do \
-	  $$e >$$e.log 2>&1 && echo "  $$e: its claims hold" || { tail -20 $$e.log; echo "$$e failed"; exit 1; }; \
+	  $$e >$$e.log 2>&1 || { tail -20 $$e.log; echo "$$e failed"; exit 1; }; \
+	  echo "  $$e: its claims hold"; \
 	done
 
 test: $(programs) $(examples)   ## all tests; the last line is "N passed, N failed"
